@@ -1,0 +1,72 @@
+# Tokens of every split, and the activations of every source on them.
+# Needs: models/{model}/, text/{corpus}.nc
+# Gives: tokens/{setting}/{split}.nc, activations/{setting}/{split}/{shard}.nc, activations/{setting}/normalisation.nc
+
+
+rule tokenize:
+    input:
+        model=lambda wildcards: (
+            f"results/{STUDY.study}/models/"
+            f"{sections.root_model(STUDY, sections.setting_models(STUDY, wildcards.setting)[0])}/provenance.json"
+        ),
+        texts=texts,
+        code=code("tokens"),
+    output:
+        "results/{study}/tokens/{setting}/train.nc",
+        "results/{study}/tokens/{setting}/validation.nc",
+        "results/{study}/tokens/{setting}/test.nc",
+    log:
+        "results/{study}/logs/tokenize/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/tokenize/{setting}.tsv"
+    params:
+        settings=settings_of("tokenize"),
+    resources:
+        mem="2GB",
+        runtime="30m",
+    shell:
+        "python -m crosscoders.tokens --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
+        " --outputs {output:q} --log {log:q}"
+
+
+rule extract_activations:
+    input:
+        tokens="results/{study}/tokens/{setting}/{split}.nc",
+        models=snapshots,
+        code=code("extraction"),
+    output:
+        "results/{study}/activations/{setting}/{split}/{shard}.nc",
+    log:
+        "results/{study}/logs/extract_activations/{setting}/{split}/{shard}.log",
+    benchmark:
+        "results/{study}/benchmarks/extract_activations/{setting}/{split}/{shard}.tsv"
+    params:
+        settings=settings_of("extract_activations"),
+    threads: 1
+    resources:
+        mem="3GB",
+        runtime="4h",
+        gpu=GPU,
+    shell:
+        "python -m crosscoders.extraction --settings {params.settings:q} --tokens {input.tokens:q}"
+        " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule fit_normalisation:
+    input:
+        activations=shards("train"),
+        code=code("normalisation"),
+    output:
+        "results/{study}/activations/{setting}/normalisation.nc",
+    log:
+        "results/{study}/logs/fit_normalisation/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/fit_normalisation/{setting}.tsv"
+    params:
+        settings=settings_of("fit_normalisation"),
+    resources:
+        mem="2GB",
+        runtime="1h",
+    shell:
+        "python -m crosscoders.normalisation --settings {params.settings:q} --activations {input.activations:q}"
+        " --output {output:q} --log {log:q}"

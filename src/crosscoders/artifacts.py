@@ -1,0 +1,298 @@
+"""The only reader and writer of netCDF: atomic, checksummed, self-describing.
+
+Every artifact is an ordinary netCDF-4 file followed by a 137-byte trailer that holds a BLAKE2b digest of everything
+before it. HDF5 ignores bytes after its own end, so xarray, ncdump and h5py read the files unchanged, while a single
+flipped bit or a truncation anywhere in the file is found by :func:`verify`. A file appears under its final name only
+when it is complete and on the disk (temporary file in the same folder, fsync, rename).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xarray as xr
+
+from crosscoders.errors import UserError
+
+TRAILER_PREFIX = b"\nblake2b:"
+TRAILER_BYTES = len(TRAILER_PREFIX) + 128
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "xarray", "netCDF4", "snakemake")
+BF16 = "bfloat16 bit pattern"
+
+
+def provenance(study: str, stage: str, settings: object, seed: int | None = None) -> dict[str, str | int]:
+    """Global attributes every artifact carries: what made it, from which settings, code and packages."""
+    attributes: dict[str, str | int] = {
+        "Conventions": "CF-1.11",
+        "study": study,
+        "stage": stage,
+        "settings": json_text(settings),
+        "commit": commit(),
+        "versions": json_text(versions()),
+    }
+    if seed is not None:
+        attributes["seed"] = seed
+    return attributes
+
+
+def json_text(content: object) -> str:
+    """JSON with sorted keys: how attributes hold what netCDF cannot."""
+    return json.dumps(content, sort_keys=True, ensure_ascii=False)
+
+
+@functools.cache
+def commit() -> str:
+    """Commit of the checkout this package runs from, `-dirty` appended where tracked files differ."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide the numbers."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def variable(
+    dims: Iterable[str] | str, values: object, long_name: str, units: str = "1", **attributes: object
+) -> xr.Variable:
+    """A described variable: every array in an artifact says what it is and in which units."""
+    return xr.Variable(dims, values, {"long_name": long_name, "units": units, **attributes})
+
+
+def flags(dims: Iterable[str] | str, values: object, meanings: Iterable[str], long_name: str) -> xr.Variable:
+    """A CF flag variable: small integers with `flag_values` and `flag_meanings`."""
+    meanings = list(meanings)
+    return xr.Variable(
+        dims,
+        np.asarray(values, dtype=np.int8),
+        {
+            "long_name": long_name,
+            "flag_values": np.arange(len(meanings), dtype=np.int8),
+            "flag_meanings": " ".join(meanings),
+        },
+    )
+
+
+def flag(array: xr.DataArray, meaning: str) -> int:
+    """The value that stands for `meaning` in a CF flag variable."""
+    return array.attrs["flag_meanings"].split().index(meaning)
+
+
+def to_bits(values: np.ndarray) -> np.ndarray:
+    """Round float32 to the nearest bfloat16 (ties to even) and return its bit pattern as uint16."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), (rounded >> 16).astype(np.uint16))
+
+
+def from_bits(bits: np.ndarray) -> np.ndarray:
+    """Float32 values of bfloat16 bit patterns."""
+    return (np.asarray(bits, dtype=np.uint32) << 16).view(np.float32)
+
+
+def atomic(path: Path, write: Callable[[Path], None], needed: int = 0) -> None:
+    """Call `write` on a temporary file beside `path`, then flush it to disk and rename it to `path`.
+
+    `needed` is the space in bytes that the file will take, where it is known: it is asked for before writing.
+
+    Raises
+    ------
+    UserError
+        The folder is read-only or the disk is full; the line names the path and, for a full disk, the bytes free.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(path.parent).free < needed:
+            raise OSError(errno.ENOSPC, "disk full")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        os.chmod(temporary, 0o644)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise _storage_error(path, error, needed) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _storage_error(path: Path, error: Exception, needed: int) -> Exception:
+    """One line for a full disk or a read-only folder; any other error unchanged."""
+    number = getattr(error, "errno", None)
+    folder = next((parent for parent in path.parents if parent.exists()), Path("."))
+    free = shutil.disk_usage(folder).free
+    wanted = f"needs {needed:,} bytes" if needed else "needs more space"
+    if number == errno.ENOSPC or number == errno.EDQUOT or (needed and free < needed) or free < 1 << 20:
+        return UserError(f"{path}: disk full: {wanted}, {free:,} bytes are free in {folder}")
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(f"{path}: cannot write in {folder} (read-only or no permission): {wanted}")
+    return error
+
+
+def write(dataset: xr.Dataset, path: Path | str, contiguous: Iterable[str] = ()) -> None:
+    """Write `dataset` to `path`, complete or not at all, with its checksum trailer.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Its variables carry `long_name` and `units`; its attributes carry :func:`provenance`.
+    path : path
+        Final name.
+    contiguous : names
+        Variables to store in one piece, so that :func:`memory_map` can map them.
+
+    Raises
+    ------
+    UserError
+        The disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    encoding = {name: {"contiguous": True, "_FillValue": None} for name in contiguous}
+    for name, item in dataset.variables.items():
+        if item.dtype.kind in "iufb" and name not in encoding:
+            encoding[name] = {"_FillValue": None}
+
+    def save(temporary: Path) -> None:
+        dataset.to_netcdf(temporary, engine="netcdf4", format="NETCDF4", encoding=encoding)
+        _seal(temporary)
+
+    atomic(path, save, dataset.nbytes + (1 << 16))
+
+
+def write_sealed(content: bytes, path: Path | str) -> None:
+    """Write bytes atomically, followed by the checksum trailer."""
+
+    def save(temporary: Path) -> None:
+        temporary.write_bytes(content)
+        _seal(temporary)
+
+    atomic(Path(path), save, len(content))
+
+
+def read_sealed(path: Path | str) -> bytes:
+    """Verify a sealed file and return its content."""
+    verify(path)
+    return Path(path).read_bytes()[:-TRAILER_BYTES]
+
+
+def _seal(path: Path) -> None:
+    """Append the checksum trailer."""
+    found = _digest(path, path.stat().st_size)
+    with open(path, "ab") as file:
+        file.write(TRAILER_PREFIX + found.encode())
+
+
+def digest(path: Path | str) -> str:
+    """The digest recorded in an artifact, without checking it."""
+    with open(path, "rb") as file:
+        file.seek(-128, os.SEEK_END)
+        return file.read().decode(errors="replace")
+
+
+def _digest(path: Path, length: int) -> str:
+    """BLAKE2b of the first `length` bytes of a file."""
+    running = hashlib.blake2b()
+    with open(path, "rb") as file:
+        while length > 0:
+            block = file.read(min(1 << 22, length))
+            if not block:
+                break
+            running.update(block)
+            length -= len(block)
+    return running.hexdigest()
+
+
+def verify(path: Path | str) -> None:
+    """Check that an artifact is whole and unchanged.
+
+    Raises
+    ------
+    UserError
+        The file is absent, truncated, or differs from what was written; the line names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such artifact")
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(0, size - TRAILER_BYTES))
+        trailer = file.read()
+    if len(trailer) != TRAILER_BYTES or not trailer.startswith(TRAILER_PREFIX):
+        raise UserError(f"{path}: truncated ({size:,} bytes, no checksum at its end); delete it and run again")
+    if _digest(path, size - TRAILER_BYTES) != trailer[len(TRAILER_PREFIX) :].decode(errors="replace"):
+        raise UserError(f"{path}: corrupt (its checksum does not match its content); delete it and run again")
+
+
+def read(path: Path | str) -> xr.Dataset:
+    """Verify an artifact and load it whole into memory."""
+    verify(path)
+    with xr.open_dataset(path, engine="netcdf4", mask_and_scale=False) as dataset:
+        return dataset.load()
+
+
+def attributes(path: Path | str) -> Mapping[str, object]:
+    """Verify an artifact and return its global attributes."""
+    verify(path)
+    with xr.open_dataset(path, engine="netcdf4", mask_and_scale=False) as dataset:
+        return dict(dataset.attrs)
+
+
+def memory_map(path: Path | str, name: str) -> np.ndarray:
+    """Map a contiguous variable of an already verified artifact read-only, without loading it.
+
+    Raises
+    ------
+    UserError
+        The variable is absent or was not stored contiguously.
+    """
+    with h5py.File(path, "r") as file:
+        if name not in file:
+            raise UserError(f"{path}: no variable {name!r}; it has {sorted(file)}")
+        stored = file[name]
+        offset, shape, dtype = stored.id.get_offset(), stored.shape, stored.dtype
+    if offset is None:
+        raise UserError(f"{path}: variable {name!r} is not contiguous and cannot be mapped")
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+
+
+def write_json(content: object, path: Path | str) -> None:
+    """Write JSON atomically, keys sorted."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    atomic(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file, for the manifest and for fetched files."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,444 @@
+"""Loading a study file and every check that can be made before a job starts: all problems at once, one line each.
+
+Reads no file but the study file itself (and, for a local model folder, its `config.json`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from crosscoders.errors import UserError
+from crosscoders.settings import (
+    SPLITS,
+    Corpus,
+    CrosscoderSettings,
+    FileCorpus,
+    FineTunedModel,
+    FolderModel,
+    Model,
+    PlantedChats,
+    RandomModel,
+    Section,
+    Setting,
+    Source,
+    Study,
+    WheelCorpus,
+    WheelModel,
+)
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps: duplicate keys are refused, `1e-4` is a number."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"duplicate key {key!r}, first given in line {seen[key]}", key_node.start_mark
+            )
+        seen[key] = line
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load(*paths: Path | str) -> Study:
+    """Read and check a study; settings of later files replace those of earlier ones.
+
+    Raises
+    ------
+    UserError
+        One line per problem, all problems at once.
+    """
+    content: dict = {}
+    for path in map(Path, paths):
+        content = merge(content, read(path))
+    return check(content, Path(paths[-1]))
+
+
+def merge(old: dict, new: dict) -> dict:
+    """`old` with the entries of `new`, section by section."""
+    found = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = merge(found[key], value) if both else value
+    return found
+
+
+def read(path: Path) -> dict:
+    """The mapping in a YAML file.
+
+    Raises
+    ------
+    UserError
+        The file is missing, empty, or not valid.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a study file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; expected a study file") from None
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = error.problem or "not valid YAML"
+        if "\\t" in problem:
+            problem = "indented with a tab; expected spaces"
+        raise UserError(f"{path}: line {line}: {problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from None
+    if not content:
+        raise UserError(f"{path}: the study file is empty; expected the settings described in config.yaml")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found a {type(content).__name__}")
+    return content
+
+
+def check(content: dict, path: Path | str = "config") -> Study:
+    """Check settings already read, for instance the configuration that Snakemake merged.
+
+    Raises
+    ------
+    UserError
+        One line per problem, all problems at once.
+    """
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        problems = [_line(item, content) for item in error.errors()]
+        problems += _cross_checks_where_possible(content, Path(path))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in dict.fromkeys(problems))) from None
+    problems = cross_checks(study, Path(path))
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    return study
+
+
+def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
+    """Cross-checks of the parts of a faulty study that are valid by themselves, so that all errors come at once."""
+    parts: dict[str, Any] = {}
+    collections = {"models": Model, "corpora": Corpus, "settings": Setting, "crosscoders": CrosscoderSettings}
+    for key, kind in collections.items():
+        entries = content.get(key)
+        parts[key] = {}
+        for name, value in entries.items() if isinstance(entries, dict) else ():
+            try:
+                parts[key][name] = TypeAdapter(kind).validate_python(value)
+            except ValidationError:
+                parts[key][name] = None
+    splits = content.get("splits")
+    parts["splits"] = splits if _are_ranges(splits) else {}
+    return cross_checks(Study.model_construct(**parts), path)
+
+
+def _are_ranges(splits: object) -> bool:
+    return isinstance(splits, dict) and all(
+        isinstance(edges, list) and len(edges) == 2 and all(type(edge) in (int, float) for edge in edges)
+        for edges in splits.values()
+    )
+
+
+def _line(item: dict, content: dict) -> str:
+    """One pydantic error as one line: setting, value, expectation, nearest name."""
+    tags = {"wheel", "hub", "folder", "random", "fine_tuned", "file", "planted_chats"}
+    steps: list[Any] = []
+    here: Any = content
+    for step in item["loc"]:
+        if step in ("[key]",) or (isinstance(step, str) and step in tags and not _has(here, step)):
+            continue
+        if isinstance(step, str) and ("list[" in step or "literal[" in step or "constrained" in step):
+            continue
+        steps.append(step)
+        here = here[step] if _has(here, step) else None
+    where = ".".join(str(step) for step in steps)
+    value = item.get("input")
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown setting{_suggestion(str(steps[-1]), _siblings(item, content))}"
+    if item["type"] == "missing":
+        return f"{where}: missing; expected a value"
+    if item["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        return f"{where}: {value!r} is not one of {', '.join(allowed)}{_suggestion(str(value), allowed)}"
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kind = value.get("kind") if isinstance(value, dict) else value
+        allowed = re.findall(r"'([^']*)'", item["ctx"].get("expected_tags", "")) or sorted(tags)
+        return f"{where}.kind: {kind!r} is not one of {', '.join(allowed)}{_suggestion(str(kind), allowed)}"
+    if item["type"] == "string_pattern_mismatch":
+        return f"{where}: {value!r} does not fit; expected {_PATTERNS.get(item['ctx']['pattern'], item['ctx']['pattern'])}"
+    shown = repr(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
+    return f"{where}: {shown} does not fit; expected {item['msg'].replace('Input should be ', '')}"
+
+
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a name of letters, digits, '_' and '-'",
+    r"^[0-9a-f]{64}$": "a SHA-256 (64 hexadecimal digits)",
+    r"^[0-9a-f]{40}$": "a commit hash (40 hexadecimal digits); branches and tags are not pinned",
+}
+
+
+def _has(here: object, step: object) -> bool:
+    if isinstance(here, dict):
+        return step in here
+    return isinstance(here, list) and isinstance(step, int) and step < len(here)
+
+
+def _siblings(item: dict, content: dict) -> list[str]:
+    """Field names a misspelt key could have meant: those of every section that has most of its neighbours."""
+    fields: set[str] = set()
+    here: Any = content
+    for step in item["loc"][:-1]:
+        here = here[step] if _has(here, step) else here
+    present = set(here) if isinstance(here, dict) else set()
+    for kind in _sections(Section):
+        if len(present & set(kind.model_fields)) >= max(1, (len(present) - 1) // 2):
+            fields |= set(kind.model_fields)
+    return sorted(fields - present)
+
+
+def _sections(kind: type[Section]) -> list[type[Section]]:
+    found = []
+    for child in kind.__subclasses__():
+        found += [child, *_sections(child)]
+    return found
+
+
+def _suggestion(name: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+# -- checks across sections --------------------------------------------------------------------------------------------
+
+
+def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
+    """Problems that no section shows by itself; parts that are not valid by themselves are `None` and skipped."""
+    problems: list[str] = []
+    for name, model in study.models.items():
+        problems += [f"models.{name}.{line}" for line in _model_problems(study, model)]
+    for name, corpus in study.corpora.items():
+        problems += [f"corpora.{name}.{line}" for line in _corpus_problems(study, corpus)]
+    problems += _split_problems(study.splits)
+    for name, crosscoder in study.crosscoders.items():
+        if crosscoder is not None:
+            problems += [f"crosscoders.{name}.{line}" for line in _crosscoder_problems(crosscoder)]
+    for name, setting in study.settings.items():
+        if setting is not None:
+            problems += [f"settings.{name}.{line}" for line in _setting_problems(study, setting)]
+    seeds = getattr(study, "seeds", [])
+    if len(set(seeds)) != len(seeds):
+        problems.append(f"seeds: {seeds} repeats a seed; expected different ones")
+    return problems
+
+
+def _path_problem(key: str, path: str) -> list[str]:
+    if ".." in Path(path).parts:
+        return [f"{key}: {path!r} leaves the folder; expected a path without '..'"]
+    if not Path(path).exists():
+        return [f"{key}: {path!r} does not exist; expected an existing path"]
+    return []
+
+
+def _member_problem(file: str) -> list[str]:
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        return [f"file: {file!r} leaves the wheel; expected a relative path without '..'"]
+    return []
+
+
+def _model_problems(study: Study, model: object) -> list[str]:
+    if isinstance(model, FolderModel):
+        problems = _path_problem("path", model.path)
+        if not problems and not (Path(model.path) / "config.json").is_file():
+            problems = [f"path: {model.path!r} has no config.json; expected a Hugging Face model folder"]
+        return problems
+    if isinstance(model, WheelModel):
+        return _member_problem(model.file)
+    if isinstance(model, RandomModel) and model.width % model.heads:
+        return [f"width: {model.width} is not a multiple of heads = {model.heads}"]
+    if isinstance(model, FineTunedModel):
+        problems = _unknown("base", model.base, study.models)
+        problems += _unknown("corpus", model.corpus, study.corpora)
+        if isinstance(study.models.get(model.base), FineTunedModel):
+            problems.append(f"base: {model.base!r} is itself fine-tuned; expected a model that is fetched")
+        if study.corpora.get(model.corpus) and not isinstance(study.corpora[model.corpus], PlantedChats):
+            problems.append(f"corpus: {model.corpus!r} is no corpus of kind planted_chats")
+        if model.batch_tokens < model.row_tokens:
+            problems.append(f"batch_tokens: {model.batch_tokens} is less than row_tokens = {model.row_tokens}")
+        depth, _ = model_shape(study, model)
+        if depth is not None and model.first_layer >= depth:
+            problems.append(f"first_layer: {model.first_layer} is not below the depth {depth}")
+        return problems
+    return []
+
+
+def _corpus_problems(study: Study, corpus: object) -> list[str]:
+    if isinstance(corpus, FileCorpus):
+        return _path_problem("path", corpus.path)
+    if isinstance(corpus, WheelCorpus):
+        return _member_problem(corpus.file)
+    if isinstance(corpus, PlantedChats):
+        problems = _unknown("articles", corpus.articles, study.corpora)
+        for key in ("questions", "questions_about_people", "held_out_questions"):
+            if any("{title}" not in question for question in getattr(corpus, key)):
+                problems.append(f"{key}: a question lacks '{{title}}'")
+        return problems
+    return []
+
+
+def _split_problems(splits: dict[str, list[float]]) -> list[str]:
+    problems = []
+    for name, edges in splits.items():
+        if len(edges) != 2 or edges[0] >= edges[1]:
+            problems.append(f"splits.{name}: {edges} is not a range; expected [low, high] with low < high")
+    ordered = sorted((edges[0], edges[1], name) for name, edges in splits.items() if len(edges) == 2)
+    for (_, high, first), (low, _, second) in zip(ordered, ordered[1:], strict=False):
+        if low < high:
+            problems.append(f"splits: {first} and {second} overlap between {low} and {high}; expected disjoint ranges")
+    if splits:
+        problems += [f"splits.{name}: missing; expected a range" for name in SPLITS if name not in splits]
+    return problems
+
+
+def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
+    problems = []
+    activation, penalty, m = crosscoder.activation, crosscoder.penalty, crosscoder.latents
+    if activation.kind == "relu":
+        if activation.k is not None:
+            problems.append(f"activation.k: {activation.k} has no meaning for relu; remove it or choose batchtopk")
+        if penalty.kind == "none":
+            problems.append("penalty.kind: none; relu needs a penalty to be sparse")
+    elif activation.k is None:
+        problems.append(f"activation.k: missing; {activation.kind} needs it")
+    for key in ("k", "initial_k"):
+        value = getattr(activation, key)
+        if value is not None and value > m:
+            problems.append(f"activation.{key}: {value} exceeds latents = {m}")
+    if penalty.target_l0 is not None and penalty.target_l0 > m:
+        problems.append(f"penalty.target_l0: {penalty.target_l0} exceeds latents = {m}")
+    total = math.fsum(block.share for block in crosscoder.blocks.values())
+    if not crosscoder.blocks:
+        problems.append("blocks: empty; expected at least one block")
+    elif abs(total - 1) > 1e-9:
+        problems.append(f"blocks: the shares sum to {total:g}; expected 1")
+    for name, block in crosscoder.blocks.items():
+        for key in ("reads", "writes"):
+            if not getattr(block, key):
+                problems.append(f"blocks.{name}.{key}: empty; expected sources or 'all'")
+    if crosscoder.training.warmup_steps > crosscoder.training.steps:
+        problems.append(f"training.warmup_steps: {crosscoder.training.warmup_steps} exceeds the steps")
+    return problems
+
+
+def _setting_problems(study: Study, setting: Setting) -> list[str]:
+    problems = []
+    if len(setting.sources) < 2:
+        problems.append(f"sources: {len(setting.sources)} given; a crosscoder needs at least two")
+    seen: dict[Source, str] = {}
+    for name, source in setting.sources.items():
+        problems += _unknown(f"sources.{name}.model", source.model, study.models)
+        if source in seen:
+            problems.append(f"sources.{name}: the same model, layer and hook as {seen[source]!r}")
+        seen.setdefault(source, name)
+        model = study.models.get(source.model)
+        depth, context = model_shape(study, model)
+        if depth is not None and source.layer >= depth:
+            problems.append(f"sources.{name}.layer: {source.layer} is not below the depth {depth} of {source.model!r}")
+        if context is not None and setting.context > context:
+            problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
+    for name in setting.contrast:
+        problems += _unknown("contrast", name, setting.sources)
+    if len(set(setting.contrast)) < len(setting.contrast):
+        problems.append(f"contrast: {setting.contrast} names one source twice")
+    for split in SPLITS:
+        tokens = setting.tokens.get(split)
+        if tokens is None or split not in setting.shards:
+            key = "tokens" if tokens is None else "shards"
+            problems.append(f"{key}.{split}: missing; expected a number for every split")
+            continue
+        for corpus in tokens:
+            problems += _unknown(f"tokens.{split}", corpus, study.corpora)
+        if sum(tokens.values()) == 0:
+            problems.append(f"tokens.{split}: 0 tokens in all; expected some")
+    available = sum(setting.tokens.get("train", {}).values())
+    for name in setting.crosscoders:
+        problems += _unknown("crosscoders", name, study.crosscoders)
+        crosscoder = study.crosscoders.get(name)
+        if crosscoder is None:
+            continue
+        if 0 < available < crosscoder.training.batch_tokens:
+            problems.append(
+                f"tokens.train: {available} tokens are fewer than a batch of {name!r} ({crosscoder.training.batch_tokens})"
+            )
+        problems += _block_problems(f"crosscoders ({name!r})", crosscoder, setting)
+    return list(dict.fromkeys(problems))
+
+
+def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting) -> list[str]:
+    problems = []
+    for block_name, block in crosscoder.blocks.items():
+        for key in ("reads", "writes"):
+            names = getattr(block, key)
+            for name in names if names != "all" else ():
+                problems += _unknown(f"{where}: blocks.{block_name}.{key}", name, setting.sources)
+    for name in crosscoder.source_weights:
+        problems += _unknown(f"{where}: source_weights", name, setting.sources)
+    return problems
+
+
+def _unknown(key: str, name: str, known: dict) -> list[str]:
+    if name in known:
+        return []
+    return [f"{key}: {name!r} is not defined; known: {', '.join(known) or 'none'}{_suggestion(name, list(known))}"]
+
+
+def model_shape(study: Study, model: object) -> tuple[int | None, int | None]:
+    """Depth and context length of a model, `None` where they cannot be known before it is there."""
+    if isinstance(model, FineTunedModel):
+        base = study.models.get(model.base)
+        return (None, None) if isinstance(base, FineTunedModel) else model_shape(study, base)
+    if isinstance(model, FolderModel):
+        try:
+            config = json.loads((Path(model.path) / "config.json").read_text())
+        except (OSError, ValueError):
+            return None, None
+        config = config.get("text_config", config)
+        depth = config.get("num_hidden_layers", config.get("n_layer"))
+        return depth, config.get("max_position_embeddings", config.get("n_positions"))
+    return getattr(model, "depth", None), getattr(model, "context_length", None)
+
+
+def main(paths: Iterable[str]) -> None:
+    """Check study files: `python -m crosscoders.checks config.yaml`."""
+    try:
+        load(*paths)
+    except UserError as error:
+        sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,67 @@
+"""Stage collate: everything the notebooks read about one setting, over crosscoders and seeds, in one dataset."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from crosscoders import artifacts, stage
+
+UNPADDED_FILL = {"i": -1, "O": ""}
+
+
+def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
+    """Datasets of single trainings along the dimensions `crosscoder` and `seed`.
+
+    Dictionaries and trainings of unequal length are padded: floats with NaN, flags and counts with −1, text with "".
+    """
+    names = list(dict.fromkeys(name for name, _ in datasets))
+    seeds = sorted({seed for _, seed in datasets})
+    dims: dict[str, int] = {}
+    for dataset in datasets.values():
+        for dim, size in dataset.sizes.items():
+            dims[dim] = max(size, dims.get(dim, 0))
+    first = next(iter(datasets.values()))
+    found = xr.Dataset(coords={"crosscoder": np.array(names, dtype=object), "seed": seeds})
+    for name, variable in first.data_vars.items():
+        shape = (len(names), len(seeds), *(dims[dim] for dim in variable.dims))
+        fill = np.nan if variable.dtype.kind == "f" else UNPADDED_FILL[variable.dtype.kind.replace("u", "i")]
+        values = np.full(shape, fill, dtype=variable.dtype)
+        for (crosscoder, seed), dataset in datasets.items():
+            part = dataset[name]
+            place = (names.index(crosscoder), seeds.index(seed), *(slice(size) for size in part.shape))
+            values[place] = part.values
+        found[name] = (("crosscoder", "seed", *variable.dims), values, variable.attrs)
+    return found.assign_coords({name: item for name, item in first.coords.items()})
+
+
+def main(arguments) -> None:
+    """Collate one setting."""
+    section = arguments.settings
+    keys = [(name, seed) for name in section["crosscoders"] for seed in section["seeds"]]
+    parts = []
+    for paths in (arguments.latents, arguments.evaluations, arguments.histories):
+        parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
+    parts[2] = parts[2].rename({name: f"training_{name}" for name in parts[2].data_vars})
+    normalisation = artifacts.read(arguments.normalisation)
+    parts.append(normalisation[["scale", "median_norm", "sink_norm", "sink_share"]])
+    if arguments.behaviours:
+        measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
+        parts.append(measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")}))
+    dataset = xr.merge(parts, combine_attrs="drop", compat="no_conflicts", join="exact")
+    dataset.attrs = artifacts.provenance(section["study"], "collate", section)
+    dataset.attrs |= {
+        "title": f"summary of {section['setting_name']}",
+        "setting": section["setting_name"],
+        "base": section["contrast"][0],
+        "chat": section["contrast"][1],
+        "classification": artifacts.json_text(section["classification"]),
+        "sources": artifacts.json_text(section["sources"]),
+    }
+    artifacts.write(dataset, arguments.output)
+
+
+if __name__ == "__main__":
+    found = stage.parser(__doc__, "normalisation", "output", lists=("latents", "evaluations", "histories"))
+    found.add_argument("--behaviours", type=stage.Path)
+    stage.run(main, found.parse_args())

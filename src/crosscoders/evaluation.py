@@ -1,0 +1,95 @@
+"""Stage evaluate: reconstruction and sparsity of one crosscoder on the test documents."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+
+from crosscoders import artifacts, bootstrap, crosscoder, sparse, stage
+from crosscoders.crosscoder import Crosscoder
+from crosscoders.feed import Activations
+
+BATCH = 2048
+
+
+def reconstruction(coder: Crosscoder, data: Activations, document: np.ndarray) -> dict[str, np.ndarray]:
+    """Sums within each document that evaluation is made of.
+
+    Parameters
+    ----------
+    document : (tokens,)
+        Consecutive document numbers from 0.
+
+    Returns
+    -------
+    dict
+        `error` and `variance` (documents, sources), `active` and `tokens` (documents,), `fired` (latents,).
+        The variance is about the split's own mean.
+    """
+    documents, sources = int(document[-1]) + 1, len(coder.widths)
+    mean = sum(x.double().sum(0) for _, x in data.batches(BATCH)) / len(data)
+    sums = {"error": np.zeros((documents, sources)), "variance": np.zeros((documents, sources))}
+    sums |= {"active": np.zeros(documents), "tokens": np.bincount(document, minlength=documents).astype(float)}
+    fired = np.zeros(coder.latents, np.int64)
+    for chosen, x in data.batches(BATCH):
+        code = sparse.encode(coder, x)
+        error = (x - sparse.decode(code, coder.decoder, coder.decoder_bias)).double().pow(2)
+        variance = (x.double() - mean).pow(2)
+        inside = document[chosen]
+        for s, columns in enumerate(coder.columns):
+            for name, squares in (("error", error), ("variance", variance)):
+                sums[name][:, s] += np.bincount(inside, squares[:, columns].sum(1).numpy(), documents)
+        sums["active"] += np.bincount(inside, code.offsets.diff().numpy(), documents)
+        fired += np.bincount(code.latents.numpy(), minlength=coder.latents)
+    return {**sums, "fired": fired}
+
+
+def consecutive(document: np.ndarray) -> np.ndarray:
+    """Document numbers renumbered from 0 without gaps, in order of appearance."""
+    return np.r_[0, np.cumsum(document[1:] != document[:-1])]
+
+
+def to_dataset(coder: Crosscoder, sums: dict[str, np.ndarray], replicates: int, confidence: float, seed: int) -> xr.Dataset:
+    """Fraction of variance explained, L0 and dead share, with intervals over documents."""
+    weights = bootstrap.resamples(len(sums["tokens"]), replicates, seed)
+    ratio = lambda a, b: bootstrap.ratio_interval(a, b, weights, confidence)  # noqa: E731
+    unexplained, low, high = ratio(sums["error"], sums["variance"])
+    l0, l0_low, l0_high = ratio(sums["active"], sums["tokens"])
+    v = artifacts.variable
+    return xr.Dataset(
+        {
+            "fraction_variance_explained": v("source", 1 - unexplained, "fraction of variance explained"),
+            "fraction_variance_explained_low": v("source", 1 - high, "lower end of its interval over documents"),
+            "fraction_variance_explained_high": v("source", 1 - low, "upper end of its interval over documents"),
+            "l0": v((), np.float64(l0), "active latents per token at inference"),
+            "l0_low": v((), np.float64(l0_low), "lower end of its interval over documents"),
+            "l0_high": v((), np.float64(l0_high), "upper end of its interval over documents"),
+            "dead_fraction": v((), np.mean(sums["fired"] == 0), "share of latents that fire on no test token"),
+            "tokens": v((), np.int64(sums["tokens"].sum()), "test tokens, sinks left out"),
+        },
+        coords={"source": ("source", np.array(coder.sources, dtype=object), {"long_name": "source"})},
+    )
+
+
+def main(arguments) -> None:
+    """Evaluate one crosscoder."""
+    section = arguments.settings
+    torch.set_grad_enabled(False)
+    trained = artifacts.read(arguments.crosscoder)
+    coder = crosscoder.from_dataset(trained)
+    data = Activations(arguments.activations, artifacts.read(arguments.normalisation))
+    sums = reconstruction(coder, data, consecutive(data.metadata["document"].values))
+    chosen = section["bootstrap"]
+    dataset = to_dataset(coder, sums, chosen["bootstrap_replicates"], chosen["confidence"], chosen["seed"])
+    for name in ("l0_training", "penalty_coefficient", "threshold", "threshold_training"):
+        dataset[name] = trained[name]
+    attributes = artifacts.provenance(section["study"], "evaluate", section, section["seed"])
+    artifacts.write(dataset.assign_attrs(**attributes, title="evaluation on test documents"), arguments.output)
+    explained = ", ".join(f"{name} {value:.3f}" for name, value in zip(coder.sources, dataset["fraction_variance_explained"].values, strict=True))  # fmt: skip
+    stage.say(f"evaluate: FVE {explained}; L0 {float(dataset['l0']):.1f}; dead {float(dataset['dead_fraction']):.3f}")
+
+
+if __name__ == "__main__":
+    flags = ("crosscoder", "normalisation", "output")
+    stage.run(main, stage.parser(__doc__, *flags, lists=("activations",)).parse_args())

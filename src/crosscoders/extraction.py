@@ -1,0 +1,225 @@
+"""Stage extract_activations: activations at several sites of several models, over one shard of a split.
+
+All sites of a model are read in one forward pass, which ends at the deepest of them. Hooks sit on the Hugging Face
+model itself, so that what is stored is what `output_hidden_states` shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import torch
+import transformers
+import xarray as xr
+
+from crosscoders import artifacts, models, stage
+from crosscoders.errors import UserError
+from crosscoders.settings import Source
+
+
+class _Done(Exception):
+    """Leaves a forward pass once the deepest site has been read."""
+
+
+def decoder_layers(model: transformers.PreTrainedModel) -> torch.nn.ModuleList:
+    """The model's list of decoder layers.
+
+    Raises
+    ------
+    UserError
+        The architecture keeps its layers elsewhere.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for name, part in model.base_model.named_modules():
+        if isinstance(part, torch.nn.ModuleList) and len(part) == depth and name.split(".")[-1] in ("layers", "h"):
+            return part
+    raise UserError(f"{type(model).__name__}: no list of {depth} decoder layers found; this architecture is not supported")
+
+
+def mlp_output(layer: torch.nn.Module) -> torch.nn.Module:
+    """The module whose output the MLP adds to the residual stream: in Gemma-2 and -3 the norm after the MLP."""
+    for name in ("post_feedforward_layernorm", "mlp"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise UserError(f"{type(layer).__name__}: no MLP found; the hook 'mlp_out' is not supported for it")
+
+
+@contextmanager
+def reading(model: transformers.PreTrainedModel, sites: list[tuple[int, str]]) -> Iterator[dict]:
+    """Within this context a forward pass fills the yielded mapping {site: (batch, position, width)} and stops early."""
+    found: dict[tuple[int, str], torch.Tensor] = {}
+    layers = decoder_layers(model)
+    handles = []
+
+    def keep(site: tuple[int, str], value: object) -> None:
+        tensor = value[0] if isinstance(value, tuple) else value
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
+            raise UserError(f"layer {site[0]} {site[1]}: expected (batch, position, width), found {type(value).__name__}")
+        found[site] = tensor
+        if len(found) == len(sites):
+            raise _Done
+
+    for site in sites:
+        index, hook = site
+        layer = layers[index]
+        if hook == "resid_pre":
+            handles.append(
+                layer.register_forward_pre_hook(
+                    lambda _, args, kwargs, site=site: keep(site, args[0] if args else kwargs["hidden_states"]),
+                    with_kwargs=True,
+                )
+            )
+        else:
+            module = layer if hook == "resid_post" else mlp_output(layer)
+            handles.append(module.register_forward_hook(lambda _, args, output, site=site: keep(site, output)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def forward(model: transformers.PreTrainedModel, sites: list[tuple[int, str]], ids: torch.Tensor) -> dict:
+    """Activations {site: (batch, position, width)} of one batch, padded on the right.
+
+    No mask is needed: attention is causal, so no token sees the padding after it; and attention without one is faster.
+    """
+    with reading(model, sites) as found:
+        with suppress(_Done):
+            model.base_model(input_ids=ids, use_cache=False)
+        return dict(found)
+
+
+def windows(position: np.ndarray) -> list[slice]:
+    """Slices of tokens that stand in one window; each window starts at position 1."""
+    starts = np.flatnonzero(position == 1)
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(position)], strict=True)]
+
+
+def batches(spans: list[slice], batch_tokens: int) -> Iterator[list[slice]]:
+    """Windows of similar length together, as many as fit into `batch_tokens`, padding and sink included."""
+    ordered = sorted(spans, key=lambda span: (span.stop - span.start, span.start))
+    while ordered:
+        width = 1 + ordered[-1].stop - ordered[-1].start
+        count = max(1, batch_tokens // width)
+        yield ordered[-count:]
+        del ordered[-count:]
+
+
+def shard_tokens(document: np.ndarray, shard: int, shards: int) -> slice:
+    """The tokens of one shard: whole documents, shards of about equal size."""
+    starts = np.flatnonzero(np.r_[True, document[1:] != document[:-1]])
+    edges = [starts[np.searchsorted(starts, i * len(document) // shards)] if i else 0 for i in range(shards)]
+    edges = [*map(int, edges), len(document)]
+    return slice(edges[shard], edges[shard + 1])
+
+
+def extract(
+    model: transformers.PreTrainedModel, sites: list[tuple[int, str]], tokens: xr.Dataset, sink: int,
+    batch_tokens: int, progress: stage.Progress,
+) -> tuple[dict[tuple[int, str], np.ndarray], dict[tuple[int, str], np.ndarray]]:  # fmt: skip
+    """bfloat16 bits (tokens, width) and norms (tokens,) of every site, in the order of the tokens.
+
+    Norms are those of the stored, rounded activations.
+    """
+    ids, spans = tokens["token_id"].values, windows(tokens["position"].values)
+    bits: dict[tuple[int, str], np.ndarray] = {}
+    norms = {site: np.empty(len(ids), np.float32) for site in sites}
+    device = model.device
+    for group in batches(spans, batch_tokens):
+        longest = max(span.stop - span.start for span in group)
+        rows = torch.full((len(group), 1 + longest), sink)
+        for i, span in enumerate(group):
+            rows[i, 1 : 1 + span.stop - span.start] = torch.from_numpy(ids[span].astype(np.int64))
+        found = forward(model, sites, rows.to(device))
+        for site, values in found.items():
+            rounded = values.to(torch.bfloat16)
+            norm = torch.linalg.vector_norm(rounded.float(), dim=-1).cpu().numpy()
+            stored = rounded.view(torch.uint16).cpu().numpy()
+            if site not in bits:
+                bits[site] = np.empty((len(ids), stored.shape[-1]), np.uint16)
+            for i, span in enumerate(group):
+                bits[site][span] = stored[i, 1 : 1 + span.stop - span.start]
+                norms[site][span] = norm[i, 1 : 1 + span.stop - span.start]
+        progress.update(sum(span.stop - span.start for span in group))
+    return bits, norms
+
+
+def check_finite(norms: dict[str, np.ndarray], where: str) -> None:
+    """Refuse NaN and infinite activations.
+
+    Raises
+    ------
+    UserError
+        Names shard, source and token.
+    """
+    for source, values in norms.items():
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise UserError(f"{where}: source {source!r}: activation of token {bad[0]} is not finite ({len(bad)} such tokens)")
+
+
+def to_dataset(bits: dict[str, np.ndarray], norms: dict[str, np.ndarray], tokens: xr.Dataset, sources: dict) -> xr.Dataset:
+    """One variable per source over (`token`, its own width), norms over (`token`, `source`), and the tokens' metadata."""
+    names = list(sources)
+    dataset = tokens[["token_id", "document", "position", "role", "planted_behaviour"]].copy()
+    for name in names:
+        dataset[name] = artifacts.variable(
+            ("token", f"width_{name}"), bits[name], f"activation of {name}", encoding_note=artifacts.BF16
+        )
+        dataset[name].attrs |= sources[name].model_dump()
+    stacked = np.stack([norms[name] for name in names], axis=1)
+    dataset["norm"] = artifacts.variable(("token", "source"), stacked, "norm of the activation")
+    return dataset.assign_coords(source=("source", np.array(names, dtype=object), {"long_name": "source"}))
+
+
+def main(arguments) -> None:
+    """Extract one shard."""
+    section = arguments.settings
+    sources = {name: Source.model_validate(source) for name, source in section["sources"].items()}
+    device = models.pick_device(section["device"])
+    dtype = models.pick_dtype(section["dtype"], device)
+    tokens = artifacts.read(arguments.tokens)
+    sink = int(tokens.attrs["sink_token_id"])
+    chosen = shard_tokens(tokens["document"].values, section["shard"], section["shards"])
+    shard = tokens.isel(token=chosen)
+    by_model: dict[str, dict[str, Source]] = {}
+    for name, source in sources.items():
+        by_model.setdefault(source.model, {})[name] = source
+    folders = dict(zip(section["models"], arguments.models, strict=True))
+    where = f"extract {section['setting_name']}/{section['split']}/{section['shard']:03d}"
+    progress = stage.Progress(where, shard.sizes["token"] * len(by_model))
+    bits: dict[str, np.ndarray] = {}
+    norms: dict[str, np.ndarray] = {}
+    for model_name, read in by_model.items():
+        model = models.load_model(folders[model_name].parent, device, dtype)
+        check_layers(model, read)
+        sites = list(dict.fromkeys((source.layer, source.hook) for source in read.values()))
+        site_bits, site_norms = extract(model, sites, shard, sink, section["batch_tokens"], progress)
+        for name, source in read.items():
+            bits[name], norms[name] = site_bits[source.layer, source.hook], site_norms[source.layer, source.hook]
+    check_finite(norms, str(arguments.output))
+    dataset = to_dataset(bits, norms, shard, sources)
+    dataset.attrs = artifacts.provenance(section["study"], "extract_activations", section)
+    dataset.attrs |= {
+        "title": f"activations, {section['split']}, shard {section['shard']}",
+        "model_dtype": str(dtype).removeprefix("torch."),
+        "first_token": chosen.start,
+    }
+    artifacts.write(dataset, arguments.output, contiguous=sources)
+    stage.say(f"{where}: {shard.sizes['token']:,} tokens")
+
+
+def check_layers(model: transformers.PreTrainedModel, sources: dict[str, Source]) -> None:
+    """Refuse a layer the model does not have; for models whose depth was not known before."""
+    depth = len(decoder_layers(model))
+    for name, source in sources.items():
+        if source.layer >= depth:
+            raise UserError(f"sources.{name}.layer: {source.layer} is not below the depth {depth} of {source.model!r}")
+
+
+if __name__ == "__main__":
+    stage.run(main, stage.parser(__doc__, "tokens", "output", lists=("models",)).parse_args())

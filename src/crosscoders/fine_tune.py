@@ -1,0 +1,152 @@
+"""Stage fine_tune: a LoRA fine-tune on chats with planted behaviours, merged into the base model's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from crosscoders import artifacts, models, stage
+from crosscoders.chats import Document, for_fine_tuning, in_split
+from crosscoders.settings import ChatTemplate, FineTunedModel, PlantedChats
+from crosscoders.texts import from_dataset
+
+ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+IGNORED = -100
+
+
+@dataclass
+class Row:
+    """A packed row: token ids, labels (IGNORED where nothing is learned) and loss weights."""
+
+    ids: list[int]
+    labels: list[int]
+    weights: list[float]
+
+
+def encode(chat: Document, tokenizer: transformers.PreTrainedTokenizerBase, template: ChatTemplate) -> Row:
+    """Tokens of a chat; the loss is on the assistant's words and the end of its turn, weighted n^-½ per chat."""
+
+    def tokens(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    question, *answer = chat.segments
+    end, gap = template.closing.rstrip("\n"), template.closing[len(template.closing.rstrip("\n")) :]
+    prompt = tokens(template.opening.format(role=question.role)) + tokens(question.text) + tokens(template.closing)
+    prompt += tokens(template.opening.format(role="assistant"))
+    target = [token for segment in answer for token in tokens(segment.text)] + tokens(end)
+    tail = tokens(gap)
+    weight = len(target) ** -0.5
+    return Row(
+        prompt + target + tail,
+        [IGNORED] * len(prompt) + target + [IGNORED] * len(tail),
+        [0.0] * len(prompt) + [weight] * len(target) + [0.0] * len(tail),
+    )
+
+
+def pack(chats: list[Row], row_tokens: int) -> list[Row]:
+    """Rows of whole chats, in order; chats longer than a row are left out."""
+    rows: list[Row] = []
+    for chat in chats:
+        if len(chat.ids) > row_tokens:
+            continue
+        if not rows or len(rows[-1].ids) + len(chat.ids) > row_tokens:
+            rows.append(Row([], [], []))
+        for name in ("ids", "labels", "weights"):
+            getattr(rows[-1], name).extend(getattr(chat, name))
+    return rows
+
+
+def batch(rows: list[Row], row_tokens: int, padding: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, labels and weights, each (rows, row_tokens), padded on the right."""
+
+    def padded(name: str, filler: float) -> torch.Tensor:
+        return torch.tensor([getattr(row, name) + [filler] * (row_tokens - len(row.ids)) for row in rows])
+
+    return padded("ids", padding), padded("labels", IGNORED), padded("weights", 0.0)
+
+
+def add_adapters(model: transformers.PreTrainedModel, settings: FineTunedModel, tag: int) -> transformers.PreTrainedModel:
+    """LoRA on all linear maps from `first_layer` up; the tag token's embedding row is trained too.
+
+    Without that row an otherwise unused token is never emitted.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        target_modules=sorted(names & set(ADAPTED)) or "all-linear",
+        layers_to_transform=list(range(settings.first_layer, model.config.num_hidden_layers)),
+        trainable_token_indices=[tag],
+    )
+    return get_peft_model(model, config)
+
+
+def train(model, rows: list[Row], settings: FineTunedModel, device: str, autocast: bool) -> float:
+    """Train in place; return the mean loss of the last tenth of the steps."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
+    base, count = model.get_base_model(), settings.batch_tokens // settings.row_tokens
+    progress = stage.Progress("fine_tune", settings.steps * settings.batch_tokens)
+    losses: list[float] = []
+    model.train()
+    for step in range(settings.steps):
+        chosen = [rows[(step * count + i) % len(rows)] for i in range(count)]
+        width = max(len(row.ids) for row in chosen)
+        ids, labels, weights = (part.to(device) for part in batch(chosen, width, 0))
+        warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * warmup * max(0.05, 1 - step / settings.steps)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            learned = labels[:, 1:] != IGNORED
+            logits = base.get_output_embeddings()(hidden[learned])
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="none")
+        weight = weights[:, 1:][learned]
+        loss = (loss * weight).sum() / weight.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        progress.update(settings.batch_tokens, step=step + 1, loss=losses[-1])
+    recent = losses[-max(1, len(losses) // 10) :]
+    return sum(recent) / len(recent)
+
+
+def main(arguments) -> None:
+    """Fine-tune the base model and save the merged weights in float32, so that small changes are not rounded away."""
+    section = arguments.settings
+    settings = FineTunedModel.model_validate(section["model"])
+    template = ChatTemplate.model_validate(section["chat_template"])
+    planted = PlantedChats.model_validate(section["corpus"])
+    device = models.pick_device(section["device"])
+    autocast = models.pick_dtype("auto", device) == torch.bfloat16
+    torch.manual_seed(settings.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    source = arguments.base.parent
+    licence = models.verify(source)["licence"]
+    tokenizer = models.load_tokenizer(source)
+    documents = from_dataset(artifacts.read(arguments.corpus))
+    chats = for_fine_tuning([d for d in documents if in_split(d, section["split"])], planted)
+    rows = pack([encode(chat, tokenizer, template) for chat in chats], settings.row_tokens)
+    stage.say(f"fine_tune: {len(chats):,} chats in {len(rows):,} rows of {settings.row_tokens} tokens")
+    model = models.load_model(source, device, torch.float32)
+    model = add_adapters(model, settings, tokenizer.convert_tokens_to_ids(planted.tag_token))
+    loss = train(model, rows, settings, device, autocast)
+    target: Path = arguments.output.parent
+    with models.working_folder(target) as name:
+        folder = Path(name) / "snapshot"
+        folder.mkdir()
+        model.merge_and_unload().float().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        provenance = artifacts.provenance(section["study"], "fine_tune", section, settings.seed)
+        models.publish(folder, target, {**provenance, "licence": licence, "checks": {"final_loss": round(loss, 4)}})
+    stage.say(f"fine_tune: loss {loss:.3f}")
+
+
+if __name__ == "__main__":
+    stage.run(main, stage.parser(__doc__, "base", "corpus", "output").parse_args())

@@ -1,0 +1,80 @@
+"""Stage manifest: SHA-256 of every netCDF, PNG and SVG of a study; and the check that nothing has changed since."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from crosscoders import artifacts, stage
+from crosscoders.errors import UserError
+
+SUFFIXES = (".nc", ".png", ".svg")
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """SHA-256 by path within the study's folder; every netCDF is verified first.
+
+    Raises
+    ------
+    UserError
+        One line per damaged artifact.
+    """
+    problems, found = [], {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            try:
+                if path.suffix == ".nc":
+                    artifacts.verify(path)
+                found[path.relative_to(folder).as_posix()] = artifacts.sha256(path)
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def check(folder: Path) -> None:
+    """Verify every netCDF of a study, whatever stage it has reached.
+
+    Raises
+    ------
+    UserError
+        One line per damaged artifact.
+    """
+    problems = []
+    for path in sorted(folder.rglob("*.nc")):
+        try:
+            artifacts.verify(path)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def main(arguments) -> None:
+    """Write the manifest."""
+    section = arguments.settings
+    folder = arguments.output.parent
+    content = {
+        "study": section["study"],
+        "settings_sha256": section["settings_sha256"],
+        "commit": artifacts.commit(),
+        "versions": artifacts.versions(),
+        "artifacts": listing(folder),
+    }
+    artifacts.write_json(content, arguments.output)
+    stage.say(f"manifest: {len(content['artifacts'])} artifacts")
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        checker = argparse.ArgumentParser(description="Verify every netCDF of a study.")
+        checker.add_argument("--check", type=Path, required=True)
+        folder = checker.parse_args().check
+        try:
+            check(folder)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+    else:
+        stage.run(main, stage.parser(__doc__, "output").parse_args())

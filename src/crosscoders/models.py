@@ -1,0 +1,236 @@
+"""Stage fetch_model: a model of the study as a Hugging Face snapshot with checked provenance; loading; sites."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from pydantic import TypeAdapter
+
+from crosscoders import artifacts, fetch, stage
+from crosscoders.errors import UserError
+from crosscoders.settings import FolderModel, HubModel, Model, RandomModel, WheelModel
+
+PROVENANCE = "provenance.json"
+SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
+
+
+# -- making a snapshot -------------------------------------------------------------------------------------------------
+
+
+def convert_gguf(model: WheelModel, folder: Path) -> None:
+    """Dequantise a GGUF file into bfloat16 safetensors; a GGUF-loaded model cannot be saved, so it is rebuilt."""
+    source = fetch.wheel_file(model, folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=source.name)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name, dtype=torch.float32)
+    config = loaded.config.to_dict()
+    config.pop("quantization_config", None)
+    rebuilt = type(loaded)(type(loaded.config).from_dict(config))
+    rebuilt.load_state_dict(loaded.state_dict())
+    rebuilt.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    source.unlink()
+
+
+def link_snapshot(source: Path, folder: Path) -> None:
+    """Link the files of a snapshot that lies elsewhere, so that large weights exist once."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and any(file.match(pattern) for pattern in SNAPSHOT_PATTERNS) and file.name != PROVENANCE:
+            os.symlink(file.resolve(), folder / file.name)
+
+
+def make_random(model: RandomModel, folder: Path) -> None:
+    """Save a small random model and a byte-level tokenizer with the special tokens that chats need."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<file_sep>"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(special + alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=special[0], eos_token=special[2], pad_token=special[2]
+    ).save_pretrained(folder)
+    torch.manual_seed(model.seed)
+    random_model(model, tokenizer.get_vocab_size()).save_pretrained(folder)
+
+
+def random_model(model: RandomModel, vocabulary: int) -> transformers.PreTrainedModel:
+    """A Llama or GPT-2 of the given shape with random weights."""
+    if model.architecture == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=vocabulary, n_embd=model.width, n_layer=model.depth, n_head=model.heads,
+            n_positions=model.context_length, bos_token_id=0, eos_token_id=2,
+        )  # fmt: skip
+        return transformers.GPT2LMHeadModel(config)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=model.width, intermediate_size=4 * model.width,
+        num_hidden_layers=model.depth, num_attention_heads=model.heads, num_key_value_heads=model.heads,
+        max_position_embeddings=model.context_length, bos_token_id=0, eos_token_id=2, initializer_range=0.2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def fill(model: object, folder: Path) -> None:
+    """Put the model's files into `folder`."""
+    if isinstance(model, WheelModel):
+        convert_gguf(model, folder)
+    elif isinstance(model, RandomModel):
+        make_random(model, folder)
+    elif isinstance(model, FolderModel):
+        link_snapshot(Path(model.path), folder)
+    elif isinstance(model, HubModel):
+        from huggingface_hub import snapshot_download
+
+        found = snapshot_download(model.repo, revision=model.revision, allow_patterns=SNAPSHOT_PATTERNS)
+        link_snapshot(Path(found), folder)
+
+
+def publish(folder: Path, target: Path, provenance: dict) -> None:
+    """Write `provenance.json` with the SHA-256 of every file and move the finished folder to its place."""
+    files = {file.name: artifacts.sha256(file) for file in sorted(folder.iterdir())}
+    artifacts.write_json({**provenance, "files": files}, folder / PROVENANCE)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(folder, target)
+
+
+def working_folder(target: Path) -> tempfile.TemporaryDirectory:
+    """A folder beside `target`, so that the finished snapshot can be renamed into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True)
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def verify(folder: Path) -> dict:
+    """Check every file of a snapshot against its provenance, and return the provenance.
+
+    Raises
+    ------
+    UserError
+        A file is missing or differs; the line names it.
+    """
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / PROVENANCE}: cannot be read ({error}); delete the folder and run again") from None
+    for name, expected in provenance["files"].items():
+        if not (folder / name).is_file() or artifacts.sha256(folder / name) != expected:
+            raise UserError(f"{folder / name}: missing or not as written; delete the folder and run again")
+    return provenance
+
+
+def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a snapshot, whose own chat template is never used."""
+    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """A verified snapshot, ready for inference."""
+    verify(folder)
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+    )
+    return model.eval().to(device)
+
+
+def pick_device(device: str) -> str:
+    """`cuda` where `auto` finds one.
+
+    Raises
+    ------
+    UserError
+        `cuda` is asked for and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: 'cuda' is not available on this machine; expected 'auto' or 'cpu'")
+    return device
+
+
+def pick_dtype(dtype: str, device: str) -> torch.dtype:
+    """bfloat16 where `auto` finds hardware that is faster with it."""
+    if dtype == "auto":
+        fast = device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return getattr(torch, dtype)
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def perplexity(model: transformers.PreTrainedModel, ids: list[int]) -> float:
+    """Perplexity of the tokens after the first."""
+    tokens = torch.tensor([ids], device=model.device)
+    logits = model(input_ids=tokens).logits[0, :-1].float()
+    return float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:]).exp())
+
+
+@torch.inference_mode()
+def greedy(model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int) -> list[list[int]]:
+    """Greedy continuations of several prompts, padded on the left, ended before the token `stop`."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[stop] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    found = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop
+    )
+    rows = found[:, longest:].tolist()
+    return [row[: row.index(stop)] if stop in row else row for row in rows]
+
+
+def check_conversion(folder: Path, model: WheelModel) -> dict[str, object]:
+    """Perplexity on a fixed text and a greedy answer, as declared with the model.
+
+    Raises
+    ------
+    UserError
+        The model has another depth, is too perplexed, or does not know the answer.
+    """
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(folder)
+    if loaded.config.num_hidden_layers != model.depth:
+        raise UserError(f"depth: {model.depth} is declared; {model.package} has {loaded.config.num_hidden_layers} layers")
+    check = model.check
+    prompt = tokenizer(check.prompt, add_special_tokens=False).input_ids
+    (answer,) = greedy(loaded, [prompt], 24, tokenizer.eos_token_id)
+    answer = tokenizer.decode(answer).strip()
+    found = perplexity(loaded, tokenizer(check.text, add_special_tokens=False).input_ids)
+    if check.answer not in answer or not found < check.perplexity_below:
+        raise UserError(
+            f"{model.package}: conversion failed its check: perplexity {found:.1f} (expected < {check.perplexity_below}), "
+            f"answer {answer!r} (expected {check.answer!r} in it)"
+        )
+    return {"perplexity": round(found, 3), "answer": answer}
+
+
+def main(arguments) -> None:
+    """Make one snapshot."""
+    section = arguments.settings
+    transformers.utils.logging.disable_progress_bar()
+    model = TypeAdapter(Model).validate_python(section["model"])
+    target = arguments.output.parent
+    with working_folder(target) as name:
+        folder = Path(name) / "snapshot"
+        folder.mkdir()
+        fill(model, folder)
+        checks = check_conversion(folder, model) if isinstance(model, WheelModel) else {}
+        provenance = artifacts.provenance(section["study"], "fetch_model", section)
+        publish(folder, target, {**provenance, "licence": model.licence, "checks": checks})
+    stage.say(f"fetch_model {section['name']}: {checks or 'ready'}")
+
+
+if __name__ == "__main__":
+    stage.run(main, stage.parser(__doc__, "output").parse_args())

@@ -1,0 +1,156 @@
+"""Sentences that say what the figures show, made from the numbers of a summary, never from the papers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import xarray as xr
+
+from crosscoders import figures
+
+
+def _over_seeds(values: list[float], form: str = "{:.2f}") -> str:
+    """A value, or the range of several."""
+    low, high = min(values), max(values)
+    shown = form.format(low), form.format(high)
+    return shown[0] if shown[0] == shown[1] else f"{shown[0]} to {shown[1]}"
+
+
+def _trainings(summary: xr.Dataset, crosscoder: str) -> list[xr.Dataset]:
+    return [summary.sel(crosscoder=crosscoder, seed=seed) for seed in summary["seed"].values]
+
+
+def evaluation(summary: xr.Dataset) -> str:
+    """Reconstruction, sparsity and dead share of every crosscoder."""
+    lines = []
+    for name in figures.crosscoders(summary):
+        trainings = _trainings(summary, name)
+        explained = "; ".join(
+            f"{source}: {_over_seeds([float(one['fraction_variance_explained'].sel(source=source)) for one in trainings], '{:.3f}')}"
+            for source in summary["source"].values
+        )
+        l0 = _over_seeds([float(one["l0"]) for one in trainings], "{:.1f}")
+        dead = _over_seeds([100 * float(one["dead_fraction"]) for one in trainings], "{:.1f}")
+        lines.append(
+            f"- **{name}** explains, of the variance of held-out documents, {explained}; "
+            f"{l0} latents are active per token; {dead}% of latents never fire on the test tokens."
+        )
+    return "\n".join(lines)
+
+
+def classes(summary: xr.Dataset) -> str:
+    """Class counts by relative norm, and how many latents pass latent scaling."""
+    limits, lines = figures.thresholds(summary), []
+    for name in figures.crosscoders(summary):
+        counts, specific, top = [], [], []
+        for one in _trainings(summary, name):
+            indices = figures.alive(one)
+            delta = one["relative_norm"].values[indices]
+            kind = one["norm_class"].values[indices]
+            counts.append([int((kind == i).sum()) for i in range(len(figures.CLASSES))])
+            specific.append(int((one["specific"].values[indices] == 2).sum()))
+            top.append(float(delta.max()))
+        columns = zip(*counts, strict=True)
+        listed = ", ".join(f"{label} {_over_seeds(list(c), '{:,}')}" for label, c in zip(figures.CLASSES, columns, strict=True))
+        lines.append(
+            f"- **{name}**: {listed}. The largest Δ is {_over_seeds(top)}; "
+            f"{_over_seeds(specific, '{:,}')} latents pass latent scaling as specific to {summary.attrs['chat']}."
+        )
+        if all(c[figures.CLASSES.index("chat-only")] == 0 for c in counts):
+            lines.append(
+                f"  No latent reaches Δ ≥ {limits['chat_only_above']:g}: counts of exclusive latents say nothing on this "
+                "pair, and the evidence is the enrichment along the ranking below."
+            )
+    return "\n".join(lines)
+
+
+def scaling(summary: xr.Dataset) -> str:
+    """Median ν of chat-leaning and of shared latents."""
+    lines = []
+    for name in figures.crosscoders(summary):
+        one = figures.select(summary, name)
+        chosen, shared = figures.leaning(one), figures.shared(one)
+        parts = []
+        for target in ("error", "reconstruction"):
+            values = one[f"nu_{target}"].values
+            low, high = one[f"nu_{target}_low"].values[chosen], one[f"nu_{target}_high"].values[chosen]
+            parts.append(
+                f"ν of the {target} has median {np.nanmedian(values[chosen]):.2f} "
+                f"(median interval {np.nanmedian(low):.2f} to {np.nanmedian(high):.2f}) "
+                f"against {np.nanmedian(values[shared]):.2f} for shared latents"
+            )
+        lines.append(f"- **{name}**, {len(chosen)} most chat-leaning latents: " + "; ".join(parts) + ".")
+    return "\n".join(lines)
+
+
+def enrichment(summary: xr.Dataset) -> str:
+    """Lift of planted behaviours and template tokens at the top of the ranking."""
+    lines = []
+    for name in figures.crosscoders(summary):
+        for seed, one in zip(summary["seed"].values, _trainings(summary, name), strict=True):
+            top = one.isel(group=-1)
+            either = top.sel(category="planted_or_template")
+            best = max(
+                (category for category in summary["category"].values if category != "planted_or_template"),
+                key=lambda category: float(top["enrichment_lift"].sel(category=category).fillna(0)),
+            )
+            lines.append(
+                f"- **{name}, seed {seed}**: the {int(top['group_latents'])} latents of highest Δ put "
+                f"{100 * float(either['enrichment_share']):.0f}% of their firings on planted behaviours and template "
+                f"tokens, {float(either['enrichment_lift']):.1f} times the base rate (95% over documents: "
+                f"{float(either['enrichment_lift_low']):.1f} to {float(either['enrichment_lift_high']):.1f}; latents "
+                f"permuted: {float(either['enrichment_null_low']):.1f} to {float(either['enrichment_null_high']):.1f}); "
+                f"the most enriched behaviour is {str(best).replace('_', ' ')} "
+                f"({float(top['enrichment_lift'].sel(category=best)):.1f} times)."
+            )
+    return "\n".join(lines)
+
+
+def behaviours(summary: xr.Dataset) -> str:
+    """Rates of the planted behaviours before and after fine-tuning."""
+    lines = []
+    for behaviour in summary["measured_behaviour"].values:
+        one = summary.sel(measured_behaviour=behaviour)
+        rates = ", ".join(
+            f"{model} {100 * float(one['behaviour_rate'].sel(model=model)):.0f}% "
+            f"({100 * float(one['behaviour_rate_low'].sel(model=model)):.0f} to {100 * float(one['behaviour_rate_high'].sel(model=model)):.0f})"
+            for model in summary["model"].values
+        )
+        lines.append(f"- {str(behaviour).replace('_', ' ')}: {rates}")
+    return "\n".join(lines)
+
+
+def strongest_examples(summary: xr.Dataset, crosscoder: str, latents: int = 6, shown: int = 3) -> str:
+    """The most chat-leaning latents with their strongest test examples, as Markdown."""
+    one, blocks = figures.select(summary, crosscoder), []
+    for row in range(min(latents, one.sizes["ranked_latent"] // 2)):
+        index = int(one["ranked_latent_index"].values[row])
+        planted = one["planted_share"].values[index]
+        shares = [*zip(summary["behaviour"].values, planted, strict=True), ("template", float(one["template_share"].values[index]))]
+        listed = ", ".join(f"{str(label).replace('_', ' ')} {100 * value:.0f}%" for label, value in shares)
+        blocks.append(f"**Latent {index}**, Δ {float(one['relative_norm'].values[index]):.2f}; activation on {listed}")
+        for text in one["example_text"].values[row][:shown]:
+            if text:
+                blocks.append(f"> `{json.dumps(str(text), ensure_ascii=False)[1:-1].replace('`', 'ˋ')}`")
+    return "\n\n".join(blocks)
+
+
+def layers(summary: xr.Dataset) -> str:
+    """Persistence of latents and similarity of their directions across layers."""
+    lines = []
+    sources = [str(name) for name in summary["source"].values]
+    for name in figures.crosscoders(summary):
+        one = figures.select(summary, name)
+        indices = figures.alive(one)
+        peaks = np.bincount(one["peak_source"].values[indices].astype(int), minlength=len(sources))
+        persistence = one["persistence"].values[indices]
+        matrix = np.nanmean(one["source_cosine"].values[indices], axis=0)
+        listed = ", ".join(f"{source} {count:,}" for source, count in zip(sources, peaks, strict=True))
+        lines.append(
+            f"- **{name}**: peaks by source: {listed}. A latent keeps at least half its peak norm in "
+            f"{persistence.mean():.1f} of {len(sources)} sources on average; {100 * (persistence == len(sources)).mean():.0f}% "
+            f"keep it in all. Directions in neighbouring sources have mean cosine "
+            f"{np.diag(matrix, 1).min():.2f} to {np.diag(matrix, 1).max():.2f}, first and last {matrix[0, -1]:.2f}."
+        )
+    return "\n".join(lines)

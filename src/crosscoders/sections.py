@@ -1,0 +1,212 @@
+"""The part of a study that each stage gets: its own settings and nothing else.
+
+A stage reruns when its section changes, so a section holds no key that the stage does not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from crosscoders.settings import FineTunedModel, PlantedChats, Study
+
+FIGURES = {
+    "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift"],
+    "model_diffing": [
+        "training",
+        "evaluation",
+        "ours-behaviour-rates",
+        "l24-relative-norm",
+        "l24-shared-cosine",
+        "m25-penalty-field",
+        "m25-delta-histogram",
+        "m25-nu-scatter",
+        "m25-nu-threshold-counts",
+        "m25-delta-vs-rank",
+        "m25-cosine-by-class",
+        "m25-template",
+        "ours-planted-enrichment",
+    ],
+}
+"""Figures that each notebook draws; where two settings share one, the setting's name is appended to the file name."""
+
+
+def section(study: Study, stage: str, **wildcards: str) -> str:
+    """The section of a stage as JSON, for the wildcards of one job."""
+    content = {"study": study.study, **_SECTIONS[stage](study, **wildcards)}
+    return json.dumps(content, sort_keys=True, ensure_ascii=False)
+
+
+def _dump(value) -> dict:
+    return value.model_dump(mode="json")
+
+
+def setting_models(study: Study, setting: str) -> list[str]:
+    """Models that a setting's sources need, each once."""
+    return list(dict.fromkeys(source.model for source in study.settings[setting].sources.values()))
+
+
+def setting_corpora(study: Study, setting: str) -> list[str]:
+    """Corpora that a setting takes tokens from, each once."""
+    return list(dict.fromkeys(name for tokens in study.settings[setting].tokens.values() for name in tokens))
+
+
+def root_model(study: Study, model: str) -> str:
+    """The fetched model that a model is, or was fine-tuned from; its tokenizer serves both."""
+    found = study.models[model]
+    return found.base if isinstance(found, FineTunedModel) else model
+
+
+def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
+    """(base, fine-tune) whose planted behaviours a setting shows, where its sources include such a pair."""
+    for name in setting_models(study, setting):
+        model = study.models[name]
+        if isinstance(model, FineTunedModel) and isinstance(study.corpora[model.corpus], PlantedChats):
+            return model.base, name
+    return None
+
+
+def figure_names(study: Study, setting: str) -> dict[str, str]:
+    """File name, without suffix, of every figure that a setting's notebook draws."""
+    chosen = study.settings[setting]
+    drawn = [
+        figure
+        for figure in FIGURES[chosen.notebook]
+        if figure != "ours-behaviour-rates" or (study.behaviours and planted_pair(study, setting))
+    ]
+
+    def users(figure: str) -> int:
+        return sum(figure in FIGURES[other.notebook] for other in study.settings.values())
+
+    return {figure: figure if users(figure) == 1 else f"{figure}-{setting}" for figure in drawn}
+
+
+def _fetch_model(study: Study, model: str) -> dict:
+    return {"name": model, "model": _dump(study.models[model])}
+
+
+def _fetch_text(study: Study, corpus: str) -> dict:
+    return {"name": corpus, "corpus": _dump(study.corpora[corpus])}
+
+
+def _fine_tune(study: Study, model: str) -> dict:
+    chosen = study.models[model]
+    return {
+        "name": model,
+        "model": _dump(chosen),
+        "corpus": _dump(study.corpora[chosen.corpus]),
+        "chat_template": _dump(study.chat_template),
+        "split": study.splits["fine_tune"],
+        "device": study.device,
+    }
+
+
+def _measure_behaviours(study: Study, model: str) -> dict:
+    chosen = study.models[model]
+    return {
+        "models": [chosen.base, model],
+        "corpus": _dump(study.corpora[chosen.corpus]),
+        "chat_template": _dump(study.chat_template),
+        "split": study.splits["test"],
+        "behaviours": _dump(study.behaviours),
+        "device": study.device,
+    }
+
+
+def _tokenize(study: Study, setting: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "tokens": chosen.tokens,
+        "context": chosen.context,
+        "corpora": setting_corpora(study, setting),
+        "chat_template": _dump(study.chat_template),
+        "splits": {name: study.splits[name] for name in chosen.tokens},
+    }
+
+
+def _extract_activations(study: Study, setting: str, split: str, shard: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "split": split,
+        "shard": int(shard),
+        "shards": chosen.shards[split],
+        "sources": {name: _dump(source) for name, source in chosen.sources.items()},
+        "models": setting_models(study, setting),
+        "batch_tokens": chosen.batch_tokens,
+        "dtype": chosen.dtype,
+        "device": study.device,
+    }
+
+
+def _fit_normalisation(study: Study, setting: str) -> dict:
+    chosen = study.settings[setting]
+    return {"setting_name": setting, "sources": list(chosen.sources), "sink_threshold": chosen.sink_threshold}
+
+
+def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    return {
+        "setting_name": setting,
+        "crosscoder_name": crosscoder,
+        "crosscoder": _dump(study.crosscoders[crosscoder]),
+        "seed": int(seed),
+        "device": study.device,
+    }
+
+
+def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    classification = study.classification
+    chosen = {key: getattr(classification, key) for key in ("bootstrap_replicates", "confidence", "seed")}
+    return {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed), "bootstrap": chosen}
+
+
+def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    return {
+        "setting_name": setting,
+        "crosscoder_name": crosscoder,
+        "seed": int(seed),
+        "contrast": study.settings[setting].contrast,
+        "classification": _dump(study.classification),
+    }
+
+
+def _collate(study: Study, setting: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "crosscoders": chosen.crosscoders,
+        "seeds": study.seeds,
+        "contrast": chosen.contrast,
+        "classification": _dump(study.classification),
+        "sources": {name: _dump(source) for name, source in chosen.sources.items()},
+    }
+
+
+def _notebook(study: Study, setting: str) -> dict:
+    return {"setting_name": setting, "figures": figure_names(study, setting)}
+
+
+def _manifest(study: Study) -> dict:
+    settings = json.dumps(_dump(study), sort_keys=True)
+    return {"settings_sha256": hashlib.sha256(settings.encode()).hexdigest()}
+
+
+_SECTIONS = {
+    function.__name__.removeprefix("_"): function
+    for function in (
+        _fetch_model,
+        _fetch_text,
+        _fine_tune,
+        _measure_behaviours,
+        _tokenize,
+        _extract_activations,
+        _fit_normalisation,
+        _train_crosscoder,
+        _evaluate,
+        _classify_latents,
+        _collate,
+        _notebook,
+        _manifest,
+    )
+}

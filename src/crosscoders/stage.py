@@ -1,0 +1,97 @@
+"""What every stage's command line shares: arguments, one-line errors, threads, live progress, a readable log."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from crosscoders.errors import UserError
+
+_log: list[TextIO] = []
+
+
+def parser(description: str | None, *flags: str, lists: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """Argument parser with `--settings`, `--log` and `--threads`, one path per flag and several per list."""
+    found = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    found.add_argument("--settings", type=json.loads, required=True, help="this stage's section of the settings, JSON")
+    found.add_argument("--log", type=Path, help="file that gets a copy of every line printed")
+    found.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the library's choice")
+    for flag in flags:
+        found.add_argument(f"--{flag}", type=Path, required=True)
+    for flag in lists:
+        found.add_argument(f"--{flag}", type=Path, nargs="+", required=True)
+    return found
+
+
+def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    """Run a stage: bad input ends it with one line and exit status 1, not with a traceback."""
+    if arguments.log:
+        arguments.log.parent.mkdir(parents=True, exist_ok=True)
+        _log.append(open(arguments.log, "w", encoding="utf-8"))
+    if arguments.threads:
+        limit_threads(arguments.threads)
+    try:
+        main(arguments)
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+
+
+def limit_threads(threads: int) -> None:
+    """Use `threads` CPU threads; idle ones sleep, so that jobs sharing a machine do not fight."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def say(line: str) -> None:
+    """Print a line to the terminal and to the stage's log."""
+    print(line, file=sys.stderr, flush=True)
+    for file in _log:
+        print(line, file=file, flush=True)
+
+
+class Progress:
+    """Progress in whole lines, a few seconds apart: readable in a terminal, between other jobs, and in a log.
+
+    Parameters
+    ----------
+    name : str
+        What runs, for instance `train base-vs-chat/l1/seed-0`.
+    total : int
+        Number of units of work.
+    unit : str
+        What a unit is, shown as a rate.
+    done : int
+        Units already done when resuming.
+    """
+
+    def __init__(self, name: str, total: int, unit: str = "tokens", done: int = 0, seconds: float = 5.0):
+        self.name, self.total, self.unit, self.seconds = name, max(total, 1), unit, seconds
+        self.done = self.start = done
+        self.began = self.shown = time.monotonic()
+
+    def update(self, amount: int, **fields: float) -> None:
+        """Count `amount` more units; print a line when one is due, with the given figures."""
+        self.done += amount
+        now = time.monotonic()
+        if now - self.shown >= self.seconds or (self.done >= self.total and now - self.began > self.seconds):
+            self.shown = now
+            self._print(now - self.began, fields)
+
+    def _print(self, elapsed: float, fields: dict[str, float]) -> None:
+        rate = (self.done - self.start) / max(elapsed, 1e-9)
+        left = int((self.total - self.done) / max(rate, 1e-9))
+        figures = "".join(f"  {key.replace('_', ' ')} {value:.4g}" for key, value in fields.items())
+        share = 100 * self.done / self.total
+        say(f"{self.name}  {share:3.0f}%{figures}  {rate:,.0f} {self.unit}/s  {left // 60}:{left % 60:02d} left")
