@@ -7,7 +7,7 @@ import xarray as xr
 
 from crosscoders import artifacts, stage
 
-UNPADDED_FILL = {"i": -1, "O": ""}
+PADDING = {"f": np.nan, "i": -1, "O": ""}
 
 
 def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
@@ -25,8 +25,8 @@ def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
     found = xr.Dataset(coords={"crosscoder": np.array(names, dtype=object), "seed": seeds})
     for name, variable in first.data_vars.items():
         shape = (len(names), len(seeds), *(dims[dim] for dim in variable.dims))
-        fill = np.nan if variable.dtype.kind == "f" else UNPADDED_FILL[variable.dtype.kind.replace("u", "i")]
-        values = np.full(shape, fill, dtype=variable.dtype)
+        dtype = np.dtype(object) if variable.dtype.kind in "UTO" else variable.dtype
+        values = np.full(shape, PADDING[dtype.kind], dtype=dtype)
         for (crosscoder, seed), dataset in datasets.items():
             part = dataset[name]
             place = (names.index(crosscoder), seeds.index(seed), *(slice(size) for size in part.shape))
@@ -48,7 +48,7 @@ def main(arguments) -> None:
     if arguments.behaviours:
         measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
         parts.append(measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")}))
-    dataset = xr.merge(parts, combine_attrs="drop", compat="no_conflicts", join="exact")
+    dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts", join="exact")
     dataset.attrs = artifacts.provenance(section["study"], "collate", section)
     dataset.attrs |= {
         "title": f"summary of {section['setting_name']}",

@@ -374,7 +374,7 @@ def main(arguments) -> None:
     parts = [geometry, scaling_dataset(scaling, settings), usage]
     parts.append(enrichment(delta, alive, pairs, document, category, weights, settings))
     parts.append(examples(delta, alive, pairs, data, tokens, settings))
-    dataset = xr.merge(parts, combine_attrs="drop", compat="no_conflicts")
+    dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts")
     dataset.attrs = artifacts.provenance(section["study"], "classify_latents", section, section["seed"])
     dataset.attrs |= {"title": "latents", "base": section["contrast"][0], "chat": section["contrast"][1]}
     artifacts.write(dataset, arguments.output)

@@ -120,7 +120,7 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         dead=state.silent_tokens >= training.dead_tokens,
     )
     result = compute(state.crosscoder, x, objective, state.selection)
-    norm = math.sqrt(sum(float(gradient.pow(2).sum(dtype=torch.float64)) for gradient in result.gradients))
+    norm = math.hypot(*(float(torch.linalg.vector_norm(gradient)) for gradient in result.gradients))
     for parameter, gradient in zip(state.crosscoder.parameters, result.gradients, strict=True):
         parameter.grad = gradient
     # The fused kernel divides gradients by `grad_scale` as it reads them: clipping costs no pass of its own.
