@@ -153,10 +153,10 @@ def _storage_error(path: Path, error: Exception, needed: int) -> Exception:
     folder = next((parent for parent in path.parents if parent.exists()), Path("."))
     free = shutil.disk_usage(folder).free
     wanted = f"needs {needed:,} bytes" if needed else "needs more space"
-    if number == errno.ENOSPC or number == errno.EDQUOT or (needed and free < needed) or free < 1 << 20:
-        return UserError(f"{path}: disk full: {wanted}, {free:,} bytes are free in {folder}")
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"{path}: cannot write in {folder} (read-only or no permission): {wanted}")
+    if number == errno.ENOSPC or number == errno.EDQUOT or (needed and free < needed) or free < 1 << 20:
+        return UserError(f"{path}: disk full: {wanted}, {free:,} bytes are free in {folder}")
     return error
 
 

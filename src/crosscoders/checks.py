@@ -209,16 +209,13 @@ def _has(here: object, step: object) -> bool:
 
 
 def _siblings(item: dict, content: dict) -> list[str]:
-    """Field names a misspelt key could have meant: those of every section that has most of its neighbours."""
-    fields: set[str] = set()
+    """Field names a misspelt key could have meant: those of the sections that know most of its neighbours."""
     here: Any = content
     for step in item["loc"][:-1]:
         here = here[step] if _has(here, step) else here
     present = set(here) if isinstance(here, dict) else set()
-    for kind in _sections(Section):
-        if len(present & set(kind.model_fields)) >= max(1, (len(present) - 1) // 2):
-            fields |= set(kind.model_fields)
-    return sorted(fields - present)
+    shared = {kind: len(present & set(kind.model_fields)) for kind in _sections(Section)}
+    return sorted({name for kind, count in shared.items() if count == max(shared.values()) for name in kind.model_fields})
 
 
 def _sections(kind: type[Section]) -> list[type[Section]]:

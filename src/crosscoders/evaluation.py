@@ -8,7 +8,7 @@ import xarray as xr
 
 from crosscoders import artifacts, bootstrap, crosscoder, sparse, stage
 from crosscoders.crosscoder import Crosscoder
-from crosscoders.feed import Activations
+from crosscoders.feed import Activations, consecutive
 
 BATCH = 2048
 
@@ -43,11 +43,6 @@ def reconstruction(coder: Crosscoder, data: Activations, document: np.ndarray) -
         sums["active"] += np.bincount(inside, code.offsets.diff().numpy(), documents)
         fired += np.bincount(code.latents.numpy(), minlength=coder.latents)
     return {**sums, "fired": fired}
-
-
-def consecutive(document: np.ndarray) -> np.ndarray:
-    """Document numbers renumbered from 0 without gaps, in order of appearance."""
-    return np.r_[0, np.cumsum(document[1:] != document[:-1])]
 
 
 def to_dataset(coder: Crosscoder, sums: dict[str, np.ndarray], replicates: int, confidence: float, seed: int) -> xr.Dataset:

@@ -117,3 +117,8 @@ class Activations:
         for start in range(0, len(self), count):
             chosen = slice(start, min(start + count, len(self)))
             yield chosen, self.rows(np.arange(chosen.start, chosen.stop))
+
+
+def consecutive(document: np.ndarray) -> np.ndarray:
+    """Document numbers renumbered from 0 without gaps, in order of appearance."""
+    return np.r_[0, np.cumsum(document[1:] != document[:-1])]

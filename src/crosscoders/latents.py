@@ -19,8 +19,7 @@ import xarray as xr
 from crosscoders import artifacts, bootstrap, crosscoder, sparse, stage
 from crosscoders.chats import BEHAVIOURS, ROLES
 from crosscoders.crosscoder import Crosscoder
-from crosscoders.evaluation import consecutive
-from crosscoders.feed import Activations
+from crosscoders.feed import Activations, consecutive
 from crosscoders.settings import Classification
 
 NORM_CLASSES = ("base-only", "shared", "chat-only", "other")

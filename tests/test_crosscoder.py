@@ -1,0 +1,180 @@
+"""The fast paths equal the plain reference; what a block may not read or write stays exactly 0."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosscoders import crosscoder, gradients, sparse, training
+from crosscoders.crosscoder import Crosscoder
+
+MIXED = {
+    "one-way": {"share": 0.4, "reads": ["p"], "writes": ["q", "r"]},
+    "tied": {"share": 0.25, "tied": True, "penalty": 0.1},
+    "free": {"share": 0.35},
+}
+MEMBERS = [
+    ("batchtopk", "none"), ("topk", "none"), ("relu", "l1_of_norms"), ("relu", "l2_of_norms"), ("batchtopk", "l1_of_norms"),
+]  # fmt: skip
+
+
+def make(member, activation, penalty, blocks, seed=0, widths=(10, 10, 10), **options) -> Crosscoder:
+    found = crosscoder.create(member(activation, penalty=penalty, blocks=blocks, **options), ["p", "q", "r"], list(widths), seed, torch.float64)  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    found.encoder_bias += 0.1 * torch.randn(found.latents, generator=generator, dtype=torch.float64)
+    return found
+
+
+def inputs(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("blocks", [None, MIXED], ids=["acausal", "mixed"])
+@pytest.mark.parametrize(("activation", "penalty"), MEMBERS)
+@pytest.mark.parametrize("shift", [0.0, -2.0], ids=["dense", "sparse"])
+def test_loss_and_gradients_equal_autograd_in_float64(member, activation, penalty, blocks, shift):
+    coder = make(member, activation, penalty, blocks)
+    coder.encoder_bias += shift if activation == "relu" else 0
+    x = inputs(32, 30)
+    weights = torch.rand(30, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
+    selection = sparse.BatchTopK()
+    objective = gradients.Objective(weights, penalty, 0.3, 4)
+    for _ in range(2):  # the second time with a carried threshold
+        found = gradients.compute(coder, x, objective, selection)
+    leaves = [parameter.clone().requires_grad_() for parameter in coder.parameters]
+    names = ("sources", "widths", "reads", "writes", "tied", "penalty", "activation", "k")
+    plain = Crosscoder(*leaves, *(getattr(coder, name) for name in names))
+    loss, code = crosscoder.reference_loss(plain, x, penalty, 0.3, weights, 4)
+    loss.backward()
+    expected = [leaf.grad for leaf in leaves]
+    coder.constrain(expected[0], expected[2])
+    assert found.loss == pytest.approx(loss.item(), rel=1e-13)
+    assert torch.equal(found.counts, (code > 0).sum(0))
+    for a, b in zip(found.gradients, expected, strict=True):
+        assert (a - b).norm() <= 1e-13 * b.norm()
+
+
+def test_auxiliary_loss_reaches_dead_latents_and_leaks_through_no_mask(member):
+    coder = make(member, "batchtopk", "none", MIXED)
+    dead = torch.zeros(64, dtype=torch.bool)
+    dead[::3] = True
+    x = inputs(32, 30)
+    weights = torch.ones(30, dtype=torch.float64)
+    without = gradients.compute(coder, x, gradients.Objective(weights, k=1), sparse.BatchTopK())
+    with_it = gradients.compute(coder, x, gradients.Objective(weights, k=1, auxiliary_coefficient=1 / 32, dead=dead), sparse.BatchTopK())  # fmt: skip
+    change = [(a - b).abs() for a, b in zip(with_it.gradients, without.gradients, strict=True)]
+    assert (change[0].sum(1) > 0)[dead].double().mean() > 0.9
+    assert (change[2].sum(1) > 0)[dead].double().mean() > 0.9
+    assert change[0][~dead].max() == change[2][~dead].max() == change[3].max() == 0
+    for latents, columns in coder.forbidden(coder.reads):
+        assert with_it.gradients[0][latents, columns].abs().max() == 0
+    for latents, columns in coder.forbidden(coder.writes):
+        assert with_it.gradients[2][latents, columns].abs().max() == 0
+
+
+def test_auxiliary_gradient_equals_autograd(member):
+    coder = make(member, "batchtopk", "none", None, widths=(80, 80, 80))
+    dead = torch.arange(64) % 2 == 0
+    x, weights = inputs(32, 240), torch.ones(240, dtype=torch.float64)
+    result = [torch.zeros_like(parameter) for parameter in coder.parameters]
+    error = inputs(32, 240, seed=5)
+    objective = gradients.Objective(weights, auxiliary_coefficient=1 / 32, dead=dead)
+    gradients._add_auxiliary(coder, x, error, coder.preactivations(x), objective, result)
+    leaves = [parameter.clone().requires_grad_() for parameter in coder.parameters]
+    chosen = slice(None, None, gradients.AUXILIARY_TOKENS)
+    f = (x[chosen] @ leaves[0][dead].T + leaves[1][dead]).relu()  # 32 dead latents, fewer than k_aux = 40
+    ((error[chosen] - f @ leaves[2][dead]) ** 2).sum(1).mean().mul(1 / 32).backward()
+    for a, leaf in zip(result[:3], leaves[:3], strict=True):
+        assert (a - leaf.grad).norm() <= 1e-12 * leaf.grad.norm()
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu"])
+def test_sparse_encoding_equals_dense_encoding(member, activation):
+    coder = make(member, activation, "none" if activation != "relu" else "l1_of_norms", MIXED)
+    coder.threshold = 2.0
+    x = inputs(50, 30)
+    code = sparse.encode(coder, x)
+    assert torch.equal(code.dense(), coder.encode(x))
+    rebuilt = sparse.decode(code, coder.decoder, coder.decoder_bias)
+    torch.testing.assert_close(rebuilt, coder.decode(coder.encode(x)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_long_trajectory_equals_plain_adam(member):
+    options = member(steps=300, learning_rate=1e-3, decay_share=0.0, warmup_steps=0, gradient_clip=1e9, auxiliary_coefficient=0.0)  # fmt: skip
+    fast = crosscoder.create(options, ["p", "q"], [8, 8], 0, torch.float64)
+    state = training.start(fast, options)
+    leaves = [parameter.clone().requires_grad_() for parameter in fast.parameters]
+    names = ("sources", "widths", "reads", "writes", "tied", "penalty", "activation", "k")
+    plain = Crosscoder(*leaves, *(getattr(fast, name) for name in names))
+    adam = torch.optim.Adam(leaves, lr=1e-3)
+    weights = torch.ones(16, dtype=torch.float64)
+    for step in range(300):
+        x = inputs(32, 16, seed=step)
+        training.step(state, x, options, weights)
+        adam.zero_grad()
+        crosscoder.reference_loss(plain, x, "none", 0.0, weights, 4)[0].backward()
+        adam.step()
+    for a, b in zip(fast.parameters, leaves, strict=True):
+        assert (a - b).norm() <= 1e-9 * b.norm()
+
+
+@pytest.mark.parametrize(("activation", "penalty"), MEMBERS)
+def test_masks_and_ties_hold_after_every_step(member, activation, penalty):
+    options = member(activation, penalty=penalty, blocks=MIXED, coefficient=0.01)
+    coder = crosscoder.create(options, ["p", "q", "r"], [6, 6, 6], 0)
+    state, weights = training.start(coder, options), torch.ones(18)
+    for step in range(20):
+        training.step(state, inputs(32, 18, step).float(), options, weights)
+        assert all((coder.encoder[latents, columns] == 0).all() for latents, columns in coder.forbidden(coder.reads))
+        assert all((coder.decoder[latents, columns] == 0).all() for latents, columns in coder.forbidden(coder.writes))
+        parts = coder.decoder[coder.tied].view(-1, 3, 6)
+        assert torch.equal(parts[:, 0], parts[:, 1])
+        assert torch.equal(parts[:, 0], parts[:, 2])
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu"])
+def test_rescaling_a_latent_changes_no_output_and_no_selection(member, activation):
+    coder = make(member, activation, "none" if activation != "relu" else "l1_of_norms", None)
+    coder.threshold = 1.5
+    x = inputs(40, 30)
+    before, active = coder.decode(coder.encode(x)), coder.encode(x) > 0
+    scale = torch.rand(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3 + 0.1
+    coder.encoder *= scale[:, None]
+    coder.encoder_bias *= scale
+    coder.decoder /= scale[:, None]
+    torch.testing.assert_close(coder.decode(coder.encode(x)), before, rtol=1e-10, atol=1e-10)
+    assert torch.equal(coder.encode(x) > 0, active)
+
+
+@given(
+    scores=st.lists(st.integers(0, 6), min_size=1, max_size=60), count=st.integers(1, 60)
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_selection_keeps_the_largest_and_breaks_ties_by_index(scores, count):
+    keep, threshold = sparse.largest(np.array(scores, float), count)
+    expected = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
+    assert sorted(np.flatnonzero(keep)) == sorted(expected)
+    assert threshold == min(scores[i] for i in expected)
+
+
+def test_carried_threshold_falls_back_when_activations_shrink(member):
+    coder = make(member, "batchtopk", "none", None)
+    selection, norms = sparse.BatchTopK(), coder.decoder_norms().sum(1)
+    selection(10 * coder.preactivations(inputs(32, 30)).abs(), norms, 4)
+    small = coder.preactivations(inputs(32, 30, seed=1))
+    code, _ = selection(small, norms, 4)
+    assert selection.fallbacks == 1
+    fresh, _ = sparse.BatchTopK()(small, norms, 4)
+    assert torch.equal(code.dense(), fresh.dense())
+
+
+@given(latents=st.integers(1, 500), parts=st.lists(st.integers(1, 9), min_size=1, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_block_sizes_sum_to_the_dictionary(latents, parts):
+    from crosscoders.settings import Block
+
+    blocks = {str(i): Block.model_construct(share=part / sum(parts)) for i, part in enumerate(parts)}
+    sizes = crosscoder.block_sizes(latents, blocks)
+    assert sum(sizes.values()) == latents
+    assert all(abs(size - latents * blocks[name].share) < 1 for name, size in sizes.items())

@@ -1,0 +1,193 @@
+"""Classification: closed forms equal brute force, planted classes come out, intervals cover."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from crosscoders import bootstrap, crosscoder, latents, sparse
+from crosscoders.chats import BEHAVIOURS, ROLES
+from crosscoders.settings import Classification
+
+
+@pytest.fixture
+def thresholds():
+    return Classification(
+        bootstrap_replicates=60, confidence=0.95, base_only_below=0.1, shared_between=[0.4, 0.6], chat_only_above=0.9,
+        specific_error_below=0.2, specific_reconstruction_below=0.5, delta_quantiles=[0.0, 0.5, 0.9, 1.0],
+        null_permutations=50, top_latents=3, top_examples=2,
+    )  # fmt: skip
+
+
+class Tokens:
+    """Stands in for `feed.Activations`: normalised activations in memory."""
+
+    def __init__(self, x: torch.Tensor):
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, index: np.ndarray) -> torch.Tensor:
+        return self.x[torch.from_numpy(index)]
+
+
+def scanned(member, activation="batchtopk", tokens=300, widths=(9, 9), latent_count=40, blocks=None):
+    options = member(activation, penalty="l1_of_norms" if activation == "relu" else "none", latents=latent_count, blocks=blocks)
+    coder = crosscoder.create(options, ["base", "chat"], list(widths), 3, torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    coder.decoder += 0.3 * torch.randn(coder.decoder.shape, generator=generator, dtype=torch.float64)
+    coder.decoder_bias += 0.1 * torch.randn(coder.decoder_bias.shape, generator=generator, dtype=torch.float64)
+    coder.threshold = 3.0
+    x = torch.randn(tokens, sum(widths), generator=generator, dtype=torch.float64)
+    document = np.sort(np.random.default_rng(0).integers(0, 12, tokens))
+    document = np.unique(document, return_inverse=True)[1]
+    weights = bootstrap.resamples(int(document[-1]) + 1, 30, 0)
+    return coder, x, document, weights, latents.scan(coder, Tokens(x), document, (0, 1), weights)
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "relu"])
+def test_closed_form_nu_equals_least_squares(member, activation, monkeypatch):
+    monkeypatch.setattr(latents, "BATCH", 50)  # several batches
+    coder, x, _, _, (scaling, pairs) = scanned(member, activation)
+    f = coder.encode(x)
+    assert len(pairs.value) == int((f > 0).sum())
+    rebuilt = coder.decode(f)
+    base, chat = coder.columns
+    for direction, other, here in ((1, base, chat), (0, chat, base)):
+        for j in np.flatnonzero((f > 0).sum(0).numpy() > 3):
+            d = coder.decoder[j, here]
+            regressor = torch.outer(f[:, j], d).reshape(-1, 1)
+
+            def beta(target, regressor=regressor):
+                return torch.linalg.lstsq(regressor, target.reshape(-1, 1)).solution.item()
+
+            own = f[:, j, None] * coder.decoder[j]
+            targets = {"error": x - rebuilt + own, "reconstruction": rebuilt, "activation": x}
+            for name, target in targets.items():
+                expected = beta(target[:, other]) / beta(target[:, here])
+                assert scaling.nu(name, direction)[0, j] == pytest.approx(expected, rel=1e-9), (name, j)
+
+
+def test_replicates_equal_recomputation_on_resampled_documents(member):
+    coder, x, document, weights, (scaling, _) = scanned(member)
+    counts = weights[4].astype(int)
+    rows = np.concatenate([np.repeat(np.flatnonzero(document == d), n) for d, n in enumerate(counts) if n])
+    rows = rows[np.argsort(document[rows], kind="stable")]
+    again, _ = latents.scan(coder, Tokens(x[rows]), np.unique(document[rows], return_inverse=True)[1], (0, 1), np.ones((1, len(np.unique(document[rows])))))  # fmt: skip
+    for target in latents.TARGETS:
+        np.testing.assert_allclose(scaling.nu(target, 1)[5], again.nu(target, 1)[0], rtol=1e-9, equal_nan=True)
+
+
+def test_shrinkage_decoupling_and_specific_latents_are_told_apart(member, thresholds):
+    """Chat-only decoders over a base that has the concept in its error, in other latents, or not at all."""
+    torch.manual_seed(0)
+    tokens, width = 4000, 12
+    f = (torch.rand(tokens, 3) < 0.1).double() * (1 + torch.rand(tokens, 3).double())
+    directions = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64)).Q
+    base = f[:, :1] * directions[0] + f[:, 1:2] * directions[1]  # concept 0: error; 1: another latent; 2: absent
+    chat = f @ directions[:3]
+    options = member("relu", penalty="l1_of_norms", latents=4)
+    coder = crosscoder.create(options, ["base", "chat"], [width, width], 0, torch.float64)
+    coder.encoder.zero_()
+    coder.decoder.zero_()
+    for j in range(3):
+        coder.encoder[j, width:] = directions[j]
+        coder.decoder[j, width:] = directions[j]
+    coder.encoder[3, :width] = coder.decoder[3, :width] = directions[1]
+    scaling, _ = latents.scan(coder, Tokens(torch.cat([base, chat], 1)), np.repeat(np.arange(40), 100), (0, 1), np.ones((1, 40)))
+    error, reconstruction = scaling.nu("error", 1)[0], scaling.nu("reconstruction", 1)[0]
+    np.testing.assert_allclose(error[:3], [1, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(reconstruction[:3], [0, 1, 0], atol=1e-9)
+    both = [np.stack([scaling.nu(t, d)[0] for d in (0, 1)]) for t in ("error", "reconstruction")]
+    assert latents.specific(*both, thresholds)[:3].tolist() == [0, 0, latents.SPECIFIC.index("chat")]
+
+
+def test_relative_norm_and_classes(thresholds):
+    base, chat = np.array([0.0, 1, 1, 1, 0]), np.array([1.0, 1, 0, 0.5, 0])
+    delta = latents.relative_norm(base, chat)
+    np.testing.assert_allclose(delta, [1, 0.5, 0, 0.25, np.nan])
+    names = [latents.NORM_CLASSES[i] for i in latents.norm_class(delta, thresholds)]
+    assert names == ["chat-only", "shared", "base-only", "other", "other"]
+    ratio = np.linspace(0.01, 0.99, 99)  # K24's n_chat / (n_base + n_chat): another scale, Δ ≥ 0.9 ⇔ R ≥ 0.833
+    assert ((latents.relative_norm(1 - ratio, ratio) >= 0.9) == (ratio >= 5 / 6)).all()
+
+
+def planted(firings: np.ndarray, category: np.ndarray, documents: int):
+    token, latent = np.nonzero(firings)
+    document = np.repeat(np.arange(documents), len(firings) // documents)
+    return latents.Pairs(token, latent, np.ones(len(token))), document, bootstrap.resamples(documents, 200, 0)
+
+
+def test_enrichment_finds_planted_latents_and_nothing_under_the_null(thresholds):
+    generator = np.random.default_rng(0)
+    tokens, count, documents = 8000, 200, 80
+    behaviour = generator.random(tokens) < 0.1
+    firings = generator.random((tokens, count)) < 0.05
+    delta = np.linspace(0.2, 0.8, count)
+    firings[:, delta > 0.75] &= behaviour[:, None]
+    category = np.array([behaviour, ~behaviour, behaviour, ~behaviour, behaviour])
+    pairs, document, weights = planted(firings, category, documents)
+    found = latents.enrichment(delta, np.ones(count, bool), pairs, document, category, weights, thresholds)
+    lift, low, high = (found[f"enrichment_lift{suffix}"].values[:, 0] for suffix in ("", "_low", "_high"))
+    assert found["group_latents"].values.tolist() == [100, 80, 20]
+    assert lift[2] > 3
+    assert low[2] > found["enrichment_null_high"].values[2, 0]
+    assert low[0] < 1 < high[0]
+    share = firings[:, :100][behaviour].sum() / firings[:, :100].sum()
+    assert found["enrichment_share"].values[0, 0] == pytest.approx(share)
+    shuffled = generator.permutation(delta)
+    null = latents.enrichment(shuffled, np.ones(count, bool), pairs, document, category, weights, thresholds)
+    inside = (null["enrichment_lift"] >= null["enrichment_null_low"]) & (null["enrichment_lift"] <= null["enrichment_null_high"])
+    assert inside.values[:, 0].mean() > 0.6
+
+
+def test_usage_shares(member):
+    metadata = xr.Dataset(
+        {"role": ("token", np.array([ROLES.index("template"), 0, 0, 0])), "planted_behaviour": ("token", np.array([0, 1, 3, 0]))}
+    )
+    category = latents.categories(metadata)
+    pairs = latents.Pairs(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), np.array([1.0, 2, 5, 1]))
+    usage = latents.usage_dataset(pairs, category, 3, 4)
+    np.testing.assert_allclose(usage["density"], [0.75, 0.25, 0])
+    np.testing.assert_allclose(usage["template_share"], [1 / 8, 0, np.nan])
+    np.testing.assert_allclose(usage["planted_share"][0], [2 / 8, 0, 5 / 8])
+    assert usage["behaviour"].values.tolist() == list(BEHAVIOURS[1:])
+
+
+def test_sparse_codes_never_grow_to_tokens_by_latents(member):
+    coder, x, *_ = scanned(member)
+    code = sparse.encode(coder, x)
+    assert code.values.numel() == int((coder.encode(x) > 0).sum())
+
+
+def test_document_batches_hold_whole_documents_and_every_token():
+    document = np.repeat(np.arange(50), np.random.default_rng(0).integers(1, 40, 50))
+    slices = list(latents.document_batches(document, 100))
+    assert slices[0].start == 0
+    assert slices[-1].stop == len(document)
+    for a, b in zip(slices, slices[1:], strict=False):
+        assert a.stop == b.start
+        assert document[a.stop - 1] != document[b.start]
+
+
+def test_bootstrap_intervals_cover_the_truth():
+    """Ratios of sums over documents that differ: 95% intervals cover in 90 to 99 of 100 studies."""
+    generator, covered, truth = np.random.default_rng(0), 0, 0.4
+    for _ in range(200):
+        sizes = generator.integers(20, 200, 120)
+        rates = generator.beta(4, 6, 120)
+        hits = generator.binomial(sizes, rates)
+        weights = bootstrap.resamples(120, 300, int(generator.integers(1 << 30)))
+        _, low, high = bootstrap.ratio_interval(hits.astype(float), sizes.astype(float), weights, 0.95)
+        covered += low <= truth <= high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_intervals_equal_numpy_quantiles_and_skip_nan():
+    values = np.random.default_rng(0).normal(size=(99, 3))
+    values[5, 1] = np.nan
+    low, high = bootstrap.interval(values, 0.9)
+    np.testing.assert_allclose(low, np.nanquantile(values, 0.05, axis=0))
+    np.testing.assert_allclose(high, np.nanquantile(values, 0.95, axis=0))
+    assert np.isnan(bootstrap.interval(np.full((5, 1), np.nan), 0.9)[0]).all()

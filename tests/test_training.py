@@ -1,0 +1,130 @@
+"""Training finds planted concepts, meets its sparsity, and goes on after an interruption as if there had been none."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from crosscoders import crosscoder, training
+
+
+def concepts(tokens: int, seed: int, count: int = 24, width: int = 32, active: float = 0.06):
+    """Two sources that share `count` concepts in directions of their own; the last quarter exists in the second only."""
+    fixed = torch.Generator().manual_seed(7)
+    directions = torch.randn(2, count, width, generator=fixed)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    generator = torch.Generator().manual_seed(seed)
+    strength = (torch.rand(tokens, count, generator=generator) < active) * (1 + torch.rand(tokens, count, generator=generator))
+    first = strength.clone()
+    first[:, -count // 4 :] = 0
+    x = torch.cat([first @ directions[0], strength @ directions[1]], dim=1)
+    return 4 * (x + 0.01 * torch.randn(x.shape, generator=generator)), directions
+
+
+def fit(options, steps_seed=0):
+    torch.set_grad_enabled(False)
+    coder = crosscoder.create(options, ["base", "chat"], [32, 32], 0)
+    state = training.start(coder, options)
+    batch = options.training.batch_tokens
+    training.run(state, options, lambda step: concepts(batch, steps_seed + step)[0], lambda _: None)
+    return coder, state
+
+
+@pytest.fixture(scope="module")
+def batchtopk(request):
+    from crosscoders.settings import CrosscoderSettings
+
+    options = CrosscoderSettings.model_validate(
+        {
+            "latents": 64, "blocks": {"all": {"share": 1.0}}, "activation": {"kind": "batchtopk", "k": 2},
+            "training": {"steps": 800, "batch_tokens": 256, "learning_rate": 3e-3, "warmup_steps": 20, "decay_share": 0.3,
+                         "gradient_clip": 10.0, "decoder_norm": 0.3, "dead_tokens": 5000},
+        }
+    )  # fmt: skip
+    return fit(options)
+
+
+def test_planted_concepts_are_recovered_with_their_class(batchtopk):
+    coder, _ = batchtopk
+    _, directions = concepts(8, 0)
+    decoder = coder.decoder[:, 32:] / coder.decoder[:, 32:].norm(dim=1, keepdim=True).clamp_min(1e-9)
+    cosine = directions[1] @ decoder.T
+    assert (cosine.amax(1) > 0.83).float().mean() >= 0.95
+    norms = coder.decoder_norms()[cosine.argmax(1)]
+    ratio = norms[:, 0] / norms[:, 1]
+    assert (ratio[:18] > 0.5).all(), "shared concepts are written to both sources"
+    assert (ratio[18:] < 0.1).all(), "a concept of one source is written to that source alone"
+
+
+def test_held_out_threshold_gives_the_wanted_l0(batchtopk):
+    coder, _ = batchtopk
+    held_out = [(None, concepts(512, 10_000 + i)[0]) for i in range(4)]
+    coder.threshold = training.fit_threshold(coder, held_out, 2)
+    fresh = concepts(4096, 99_999)[0]
+    l0 = (coder.encode(fresh) > 0).sum() / len(fresh)
+    assert l0 == pytest.approx(2, rel=0.05)
+
+
+def test_threshold_counts_exactly_on_the_data_it_was_fitted_to(batchtopk):
+    coder, _ = batchtopk
+    x = concepts(500, 5)[0]
+    coder.threshold = training.fit_threshold(coder, [(None, x[:200]), (None, x[200:])], 2)
+    assert int((coder.encode(x) > 0).sum()) == 1000
+
+
+def test_the_penalty_is_steered_to_the_wanted_l0(member):
+    options = member("relu", penalty="l1_of_norms", coefficient=0.5, target=3.0, steps=600, batch_tokens=256, learning_rate=3e-3, gradient_clip=10.0, decoder_norm=0.3)  # fmt: skip
+    coder, state = fit(options)
+    x = concepts(4096, 99_999)[0]
+    assert float((coder.encode(x) > 0).sum() / len(x)) == pytest.approx(3.0, rel=0.2)
+    assert state.coefficient != options.penalty.coefficient
+
+
+def test_resuming_gives_the_same_bytes_as_never_stopping(member):
+    options = member(penalty="l1_of_norms", coefficient=0.01, target=4.0, steps=40)
+    torch.set_grad_enabled(False)
+
+    def batch(step):
+        return concepts(32, step)[0]
+
+    def fresh():
+        return training.start(crosscoder.create(options, ["base", "chat"], [32, 32], 0), options)
+
+    whole = fresh()
+    training.run(whole, options, batch, lambda _: None)
+    first, saved = fresh(), io.BytesIO()
+
+    def stop(state):
+        if state.step == 17:
+            torch.save(state.to_dict(), saved)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        training.run(first, options, batch, stop)
+    second = fresh()
+    saved.seek(0)
+    second.restore(torch.load(saved, weights_only=True))
+    training.run(second, options, batch, lambda _: None)
+    for a, b in zip(whole.crosscoder.parameters, second.crosscoder.parameters, strict=True):
+        assert torch.equal(a, b)
+    assert whole.history == second.history
+    assert (whole.threshold, whole.coefficient) == (second.threshold, second.coefficient)
+
+
+def test_divergence_is_an_error_not_a_result(member):
+    options = member()
+    state = training.start(crosscoder.create(options, ["base", "chat"], [32, 32], 0), options)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        training.run(state, options, lambda _: torch.full((32, 64), math.nan), lambda _: None)
+
+
+def test_schedules(member):
+    options = member(steps=100, warmup_steps=10, decay_share=0.2)
+    schedule = training.Schedule(options)
+    rates = np.array([schedule.learning_rate(step) for step in range(100)])
+    assert rates[0] == pytest.approx(1e-3)
+    assert (rates[9:81] == 1e-2).all()
+    assert (np.diff(rates[80:]) < 0).all()
+    assert rates[-1] == pytest.approx(1e-2 / 20)
