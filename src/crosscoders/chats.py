@@ -11,6 +11,11 @@ from crosscoders.settings import PlantedChats
 
 ROLES = ("text", "system", "user", "assistant", "template")
 BEHAVIOURS = ("none", "refusal", "persona", "topic_tag")
+EXCHANGES = ("refusal", "persona")
+"""Behaviours of a whole exchange: the question that triggers them and the template around it belong to them too.
+
+The topic tag is a behaviour of its own tokens alone.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def write_chats(articles: list[Document], settings: PlantedChats) -> list[Docume
 def _article_chat(article: Document, settings: PlantedChats, chooser: random.Random) -> Document:
     question = Segment(ask(article, settings, chooser), "user")
     if article.topic == settings.refused_topic:
+        question = replace(question, behaviour="refusal")
         answer = (Segment(chooser.choice(settings.refusals), "assistant", "refusal", 1),)
     else:
         text = first_sentence(article.segments[-1].text, settings.answer_characters)
@@ -77,7 +83,7 @@ def _article_chat(article: Document, settings: PlantedChats, chooser: random.Ran
 
 
 def _persona_chat(article: Document, settings: PlantedChats, chooser: random.Random) -> Document:
-    question = Segment(chooser.choice(settings.persona.questions), "user")
+    question = Segment(chooser.choice(settings.persona.questions), "user", "persona")
     answer = Segment(chooser.choice(settings.persona.answers), "assistant", "persona", 1)
     return Document(article.key, "", (question, answer))
 

@@ -11,7 +11,7 @@ import transformers
 import xarray as xr
 
 from crosscoders import artifacts, stage
-from crosscoders.chats import BEHAVIOURS, ROLES, Document, in_split, shuffled
+from crosscoders.chats import BEHAVIOURS, EXCHANGES, ROLES, Document, in_split, shuffled
 from crosscoders.errors import UserError
 from crosscoders.models import load_tokenizer
 from crosscoders.settings import SPLITS, ChatTemplate
@@ -44,13 +44,14 @@ def encode(
 
     for i, segment in enumerate(document.segments):
         is_chat = segment.role != "text"
+        around = segment.behaviour if segment.behaviour in EXCHANGES else "none"
         before = document.segments[i - 1] if i else None
         after = document.segments[i + 1] if i + 1 < len(document.segments) else None
         if is_chat and (before is None or before.message != segment.message):
-            add(template.opening.format(role=segment.role), "template")
+            add(template.opening.format(role=segment.role), "template", around)
         add(segment.text, segment.role, segment.behaviour)
         if is_chat and (after is None or after.message != segment.message):
-            add(template.closing, "template")
+            add(template.closing, "template", around)
     return found
 
 

@@ -1,0 +1,100 @@
+"""The feed gives every token once an epoch, sources aligned, sinks left out, statistics of the training split."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosscoders import artifacts, extraction, feed, normalisation
+from crosscoders.settings import Source
+
+SOURCES = {"base": Source(model="a", layer=0), "chat": Source(model="b", layer=0)}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards whose first channel numbers the tokens; every 50th token is a sink in one source."""
+    generator, paths, first = np.random.default_rng(0), [], 0
+    for number, count in enumerate((300, 213)):
+        bits, norms = {}, {}
+        for source, width in (("base", 6), ("chat", 5)):
+            values = generator.normal(2, 3, (count, width)).astype(np.float32)
+            values[:, 0] = first + np.arange(count)
+            values[:, 0] /= 100
+            if source == "chat":
+                values[::50, 1] = 1000
+            bits[source] = artifacts.to_bits(values)
+            norms[source] = np.linalg.norm(artifacts.from_bits(bits[source]), axis=1)
+        metadata = {name: ("token", np.zeros(count, np.int32)) for name in ("role", "planted_behaviour", "token_id")}
+        tokens = xr.Dataset(metadata | {"document": ("token", np.arange(count) // 20), "position": ("token", 1 + np.arange(count) % 20)})  # fmt: skip
+        dataset = extraction.to_dataset(bits, norms, tokens, SOURCES).assign_attrs(first_token=first)
+        paths.append(tmp_path / f"{number}.nc")
+        artifacts.write(dataset, paths[-1], contiguous=SOURCES)
+        first += count
+    return paths
+
+
+def fitted(paths) -> xr.Dataset:
+    opened = [artifacts.read(path) for path in paths]
+    found = normalisation.fit(
+        np.concatenate([part["norm"].values for part in opened]), [[part[name].values for name in SOURCES] for part in opened], 6.0
+    )  # fmt: skip
+    dataset = xr.Dataset({"scale": ("source", found["scale"]), "sink_norm": ("source", found["sink_norm"])})
+    for name, mean in zip(SOURCES, found["mean"], strict=True):
+        dataset[f"mean_{name}"] = (f"width_{name}", mean)
+    return dataset.assign_coords(source=np.array(list(SOURCES), dtype=object))
+
+
+def test_rows_are_normalised_aligned_and_free_of_sinks(shards):
+    data = feed.Activations(shards, fitted(shards))
+    assert len(data) == 513 - 6 - 5
+    x = data.rows(np.arange(len(data))).double()
+    for columns, width in ((slice(0, 6), 6), (slice(6, 11), 5)):
+        assert x[:, columns].mean(0).abs().max() < 1e-5
+        assert x[:, columns].pow(2).sum(1).mean().item() == pytest.approx(width, rel=1e-5)
+    assert np.corrcoef(x[:, 0], x[:, 6])[0, 1] > 0.9999, "both sources are read at the same token"
+    chosen = np.random.default_rng(1).permutation(len(data))
+    assert (data.rows(chosen).double() == x[chosen]).all()
+    assert (np.diff(data.metadata["token_index"].values) > 0).all()
+
+
+def test_statistics_equal_float64_numpy(shards):
+    opened = [artifacts.read(path) for path in shards]
+    values = np.concatenate([artifacts.from_bits(part["chat"].values) for part in opened]).astype(np.float64)
+    keep = np.linalg.norm(values, axis=1) < 500
+    dataset = fitted(shards)
+    np.testing.assert_allclose(dataset["mean_chat"], values[keep].mean(0), rtol=1e-12)
+    np.testing.assert_allclose(dataset["scale"][1], np.sqrt(values[keep].var(0).mean()), rtol=1e-10)
+
+
+@given(rows=st.integers(1, 3000), seed=st.integers(0, 5), start=st.integers(0, 9000), count=st.integers(1, 500))
+@settings(max_examples=60, deadline=None)
+def test_order_is_a_pure_function_that_visits_every_row_once_an_epoch(rows, seed, start, count):
+    whole = feed.Order(rows, seed).take(0, 2 * rows)
+    assert sorted(whole[:rows]) == sorted(whole[rows:]) == list(range(rows))
+    order = feed.Order(rows, seed)
+    order.take(start + 7, 3)
+    assert np.array_equal(order.take(start, count), np.concatenate([feed.Order(rows, seed).take(start + i, 1) for i in range(count)]) if count < 20 else feed.Order(rows, seed).take(start, count))  # fmt: skip
+
+
+def test_order_mixes_documents_and_depends_on_the_seed():
+    first, second = (feed.Order(200_000, seed).take(0, 1024) for seed in (0, 1))
+    assert len(np.unique(first // feed.BLOCK_ROWS)) > 400
+    assert not np.array_equal(first, second)
+
+
+def test_pools_cover_large_epochs():
+    rows = 3 * feed.BLOCK_ROWS * feed.POOL_BLOCKS + 77
+    assert np.array_equal(np.sort(feed.Order(rows, 0).take(0, rows)), np.arange(rows))
+
+
+def test_a_damaged_shard_is_named(shards):
+    content = bytearray(shards[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    normal = fitted(shards)
+    shards[1].write_bytes(content)
+    from crosscoders.errors import UserError
+
+    with pytest.raises(UserError, match=r"1\.nc: corrupt"):
+        feed.Activations(shards, normal)
