@@ -24,4 +24,6 @@ rule all:
 
 
 onsuccess:
-    print(f"\nreport:  results/{STUDY.study}/report.html\nfigures: results/{STUDY.study}/figures/")
+    print(
+        f"\nreport:  results/{STUDY.study}/report.html\nfigures: results/{STUDY.study}/figures/"
+    )

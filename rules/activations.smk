@@ -19,11 +19,13 @@ rule tokenize:
         "results/{study}/logs/tokenize/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/tokenize/{setting}.tsv"
-    params:
-        settings=settings_of("tokenize"),
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="2GB",
         runtime="30m",
+    params:
+        settings=settings_of("tokenize"),
     shell:
         "python -m crosscoders.tokens --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
         " --outputs {output:q} --log {log:q}"
@@ -40,13 +42,15 @@ rule extract_activations:
         "results/{study}/logs/extract_activations/{setting}/{split}/{shard}.log",
     benchmark:
         "results/{study}/benchmarks/extract_activations/{setting}/{split}/{shard}.tsv"
-    params:
-        settings=settings_of("extract_activations"),
+    conda:
+        "../envs/crosscoders.yaml"
     threads: 1
     resources:
         mem="3GB",
         runtime="4h",
         gpu=GPU,
+    params:
+        settings=settings_of("extract_activations"),
     shell:
         "python -m crosscoders.extraction --settings {params.settings:q} --tokens {input.tokens:q}"
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
@@ -62,11 +66,13 @@ rule fit_normalisation:
         "results/{study}/logs/fit_normalisation/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/fit_normalisation/{setting}.tsv"
-    params:
-        settings=settings_of("fit_normalisation"),
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="2GB",
         runtime="1h",
+    params:
+        settings=settings_of("fit_normalisation"),
     shell:
         "python -m crosscoders.normalisation --settings {params.settings:q} --activations {input.activations:q}"
         " --output {output:q} --log {log:q}"

@@ -14,7 +14,9 @@ except UserError as error:
 
 GPU = int(STUDY.device == "cuda")
 FETCHED = [name for name, model in STUDY.models.items() if model.kind != "fine_tuned"]
-FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
+FINE_TUNED = [
+    name for name, model in STUDY.models.items() if model.kind == "fine_tuned"
+]
 
 
 wildcard_constraints:
@@ -48,8 +50,12 @@ def code(module):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if names == ["crosscoders"]:
                 names = [f"crosscoders.{alias.name}" for alias in node.names]
-            modules = {name.split(".")[1] for name in names if name.startswith("crosscoders.")}
-            waiting |= {name for name in modules if str(folder / f"{name}.py") not in found}
+            modules = {
+                name.split(".")[1] for name in names if name.startswith("crosscoders.")
+            }
+            waiting |= {
+                name for name in modules if str(folder / f"{name}.py") not in found
+            }
     return sorted(found)
 
 
@@ -82,6 +88,24 @@ def over_trainings(stage, suffix="nc"):
     def files(wildcards):
         names = STUDY.settings[wildcards.setting].crosscoders
         folder = f"results/{STUDY.study}/{stage}/{wildcards.setting}"
-        return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
+        return [
+            f"{folder}/{name}/seed-{seed}.{suffix}"
+            for name in names
+            for seed in STUDY.seeds
+        ]
 
     return files
+
+
+def behaviours(wildcards):
+    """Measured behaviours of the pair that a setting compares, where the study planted them."""
+    pair = sections.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours else None
+    return [f"results/{STUDY.study}/behaviours/{pair[1]}.nc"] if pair else []
+
+
+def executed(suffix):
+    """The notebooks of all settings."""
+    return [
+        f"results/{STUDY.study}/notebooks/{setting.notebook}-{name}.{suffix}"
+        for name, setting in STUDY.settings.items()
+    ]

@@ -16,13 +16,15 @@ rule train_crosscoder:
         "results/{study}/logs/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.tsv"
-    params:
-        settings=settings_of("train_crosscoder"),
+    conda:
+        "../envs/crosscoders.yaml"
     threads: 1
     resources:
         mem="3GB",
         runtime="8h",
         gpu=GPU,
+    params:
+        settings=settings_of("train_crosscoder"),
     shell:
         "python -m crosscoders.train --settings {params.settings:q} --activations {input.activations:q}"
         " --validation {input.validation:q} --normalisation {input.normalisation:q} --threads {threads}"
@@ -41,11 +43,13 @@ rule evaluate:
         "results/{study}/logs/evaluate/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/evaluate/{setting}/{crosscoder}/seed-{seed}.tsv"
-    params:
-        settings=settings_of("evaluate"),
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="2GB",
         runtime="1h",
+    params:
+        settings=settings_of("evaluate"),
     shell:
         "python -m crosscoders.evaluation --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
@@ -65,11 +69,13 @@ rule classify_latents:
         "results/{study}/logs/classify_latents/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/classify_latents/{setting}/{crosscoder}/seed-{seed}.tsv"
-    params:
-        settings=settings_of("classify_latents"),
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="3GB",
         runtime="2h",
+    params:
+        settings=settings_of("classify_latents"),
     shell:
         "python -m crosscoders.latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --tokens {input.tokens:q}"

@@ -8,18 +8,20 @@ rule fetch_model:
         code=code("models"),
     output:
         "results/{study}/models/{model}/provenance.json",
-    wildcard_constraints:
-        model="|".join(FETCHED),
     log:
         "results/{study}/logs/fetch_model/{model}.log",
     benchmark:
         "results/{study}/benchmarks/fetch_model/{model}.tsv"
-    params:
-        settings=settings_of("fetch_model"),
+    wildcard_constraints:
+        model="|".join(FETCHED),
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="3GB",
         runtime="30m",
         disk="1GB",
+    params:
+        settings=settings_of("fetch_model"),
     shell:
         "python -m crosscoders.models --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
 
@@ -38,12 +40,16 @@ rule fetch_text:
         "results/{study}/logs/fetch_text/{corpus}.log",
     benchmark:
         "results/{study}/benchmarks/fetch_text/{corpus}.tsv"
-    params:
-        settings=settings_of("fetch_text"),
-        articles=lambda wildcards, input: f"--articles {input.articles}" if input.articles else "",
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="1GB",
         runtime="30m",
+    params:
+        settings=settings_of("fetch_text"),
+        articles=lambda wildcards, input: (
+            f"--articles {input.articles}" if input.articles else ""
+        ),
     shell:
         "python -m crosscoders.texts --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
 
@@ -55,20 +61,22 @@ rule fine_tune:
         code=code("fine_tune"),
     output:
         "results/{study}/models/{model}/provenance.json",
-    wildcard_constraints:
-        model="|".join(FINE_TUNED) or "none",
     log:
         "results/{study}/logs/fine_tune/{model}.log",
     benchmark:
         "results/{study}/benchmarks/fine_tune/{model}.tsv"
-    params:
-        settings=settings_of("fine_tune"),
-    threads: 1
+    wildcard_constraints:
+        model="|".join(FINE_TUNED) or "none",
     priority: 10
+    conda:
+        "../envs/crosscoders.yaml"
+    threads: 1
     resources:
         mem="4GB",
         runtime="2h",
         gpu=GPU,
+    params:
+        settings=settings_of("fine_tune"),
     shell:
         "python -m crosscoders.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
@@ -86,18 +94,20 @@ rule measure_behaviours:
         code=code("behaviours"),
     output:
         "results/{study}/behaviours/{model}.nc",
-    wildcard_constraints:
-        model="|".join(FINE_TUNED) or "none",
     log:
         "results/{study}/logs/measure_behaviours/{model}.log",
     benchmark:
         "results/{study}/benchmarks/measure_behaviours/{model}.tsv"
-    params:
-        settings=settings_of("measure_behaviours"),
+    wildcard_constraints:
+        model="|".join(FINE_TUNED) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="3GB",
         runtime="1h",
         gpu=GPU,
+    params:
+        settings=settings_of("measure_behaviours"),
     shell:
         "python -m crosscoders.behaviours --settings {params.settings:q} --articles {input.articles:q}"
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"

@@ -3,20 +3,6 @@
 # Gives: summary/{setting}.nc, notebooks/{notebook}-{setting}.ipynb and .html, figures/, manifest.json, report.html
 
 
-def behaviours(wildcards):
-    """Measured behaviours of the pair that a setting compares, where the study planted them."""
-    pair = sections.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours else None
-    return [f"results/{STUDY.study}/behaviours/{pair[1]}.nc"] if pair else []
-
-
-def executed(suffix):
-    """The notebooks of all settings."""
-    return [
-        f"results/{STUDY.study}/notebooks/{setting.notebook}-{name}.{suffix}"
-        for name, setting in STUDY.settings.items()
-    ]
-
-
 rule collate:
     input:
         latents=over_trainings("latents"),
@@ -31,12 +17,16 @@ rule collate:
         "results/{study}/logs/collate/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/collate/{setting}.tsv"
-    params:
-        settings=settings_of("collate"),
-        behaviours=lambda wildcards, input: f"--behaviours {input.behaviours}" if input.behaviours else "",
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="2GB",
         runtime="30m",
+    params:
+        settings=settings_of("collate"),
+        behaviours=lambda wildcards, input: (
+            f"--behaviours {input.behaviours}" if input.behaviours else ""
+        ),
     shell:
         "python -m crosscoders.collate --settings {params.settings:q} --latents {input.latents:q}"
         " --evaluations {input.evaluations:q} --histories {input.histories:q}"
@@ -73,12 +63,14 @@ for setting_name, setting in STUDY.settings.items():
             f"results/{{study}}/logs/notebook/{setting_name}.log",
         benchmark:
             f"results/{{study}}/benchmarks/notebook/{setting_name}.tsv"
-        params:
-            settings=sections.section(STUDY, "notebook", setting=setting_name),
-            figures="results/{study}/figures",
+        conda:
+            "../envs/crosscoders.yaml"
         resources:
             mem="2GB",
             runtime="30m",
+        params:
+            settings=sections.section(STUDY, "notebook", setting=setting_name),
+            figures="results/{study}/figures",
         shell:
             "python -m crosscoders.notebook --settings {params.settings:q} --summary {input.summary:q}"
             " --notebook {input.notebook:q} --figures {params.figures:q} --output {output.notebook:q} --log {log:q}"
@@ -98,6 +90,8 @@ rule html:
         "results/{study}/logs/html/{notebook}-{setting}.log",
     benchmark:
         "results/{study}/benchmarks/html/{notebook}-{setting}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="1GB",
         runtime="10m",
@@ -115,11 +109,13 @@ rule manifest:
         "results/{study}/logs/manifest.log",
     benchmark:
         "results/{study}/benchmarks/manifest.tsv"
-    params:
-        settings=settings_of("manifest"),
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="1GB",
         runtime="30m",
+    params:
+        settings=settings_of("manifest"),
     shell:
         "python -m crosscoders.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"
 
@@ -135,11 +131,13 @@ rule report:
         "results/{study}/logs/report.log",
     benchmark:
         "results/{study}/benchmarks/report.tsv"
-    params:
-        files=STUDY_FILES,
+    conda:
+        "../envs/crosscoders.yaml"
     resources:
         mem="2GB",
         runtime="30m",
+    params:
+        files=STUDY_FILES,
     shell:
         "snakemake --nolock --cores 1 --configfile {params.files:q} --report {output:q}"
         " results/{wildcards.study}/manifest.json {input.pages:q} >{log:q} 2>&1 || (tail -n 20 {log:q}; exit 1)"

@@ -18,7 +18,9 @@ def _no_gradients_left_on():
 def member():
     """Factory of crosscoder settings: activation, penalty and blocks of one member of the family."""
 
-    def make(activation="batchtopk", k=4, penalty="none", blocks=None, latents=64, coefficient=0.3, target=None, **training):
+    def make(
+        activation="batchtopk", k=4, penalty="none", blocks=None, latents=64, coefficient=0.3, target=None, **training
+    ):
         return CrosscoderSettings.model_validate(
             {
                 "latents": latents,

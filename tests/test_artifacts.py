@@ -89,7 +89,9 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "a.nc"
     found = 0
     for delay in np.linspace(0.005, 0.25, 8):
-        writer = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, start_new_session=True)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, start_new_session=True
+        )
         writer.stdout.readline()
         time.sleep(delay)
         os.killpg(writer.pid, signal.SIGKILL)

@@ -87,9 +87,11 @@ def test_batching_and_padding_change_nothing_but_rounding(model):
 
 
 def test_every_window_is_in_one_batch_under_the_budget():
-    spans = [slice(a, a + n) for a, n in zip(range(0, 5000, 100), np.random.default_rng(0).integers(1, 90, 50), strict=True)]
+    spans = [
+        slice(a, a + n) for a, n in zip(range(0, 5000, 100), np.random.default_rng(0).integers(1, 90, 50), strict=True)
+    ]
     groups = list(extraction.batches(spans, 200))
-    assert sorted((span.start for group in groups for span in group)) == [span.start for span in spans]
+    assert sorted(span.start for group in groups for span in group) == [span.start for span in spans]
     assert all(len(group) * (1 + max(s.stop - s.start for s in group)) <= 200 for group in groups)
 
 

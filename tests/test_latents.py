@@ -33,7 +33,9 @@ class Tokens:
 
 
 def scanned(member, activation="batchtopk", tokens=300, widths=(9, 9), latent_count=40, blocks=None):
-    options = member(activation, penalty="l1_of_norms" if activation == "relu" else "none", latents=latent_count, blocks=blocks)
+    options = member(
+        activation, penalty="l1_of_norms" if activation == "relu" else "none", latents=latent_count, blocks=blocks
+    )
     coder = crosscoder.create(options, ["base", "chat"], list(widths), 3, torch.float64)
     generator = torch.Generator().manual_seed(1)
     coder.decoder += 0.3 * torch.randn(coder.decoder.shape, generator=generator, dtype=torch.float64)
@@ -95,7 +97,9 @@ def test_shrinkage_decoupling_and_specific_latents_are_told_apart(member, thresh
         coder.encoder[j, width:] = directions[j]
         coder.decoder[j, width:] = directions[j]
     coder.encoder[3, :width] = coder.decoder[3, :width] = directions[1]
-    scaling, _ = latents.scan(coder, Tokens(torch.cat([base, chat], 1)), np.repeat(np.arange(40), 100), (0, 1), np.ones((1, 40)))
+    scaling, _ = latents.scan(
+        coder, Tokens(torch.cat([base, chat], 1)), np.repeat(np.arange(40), 100), (0, 1), np.ones((1, 40))
+    )
     error, reconstruction = scaling.nu("error", 1)[0], scaling.nu("reconstruction", 1)[0]
     np.testing.assert_allclose(error[:3], [1, 0, 0], atol=1e-9)
     np.testing.assert_allclose(reconstruction[:3], [0, 1, 0], atol=1e-9)
@@ -138,13 +142,18 @@ def test_enrichment_finds_planted_latents_and_nothing_under_the_null(thresholds)
     assert found["enrichment_share"].values[0, 0] == pytest.approx(share)
     shuffled = generator.permutation(delta)
     null = latents.enrichment(shuffled, np.ones(count, bool), pairs, document, category, weights, thresholds)
-    inside = (null["enrichment_lift"] >= null["enrichment_null_low"]) & (null["enrichment_lift"] <= null["enrichment_null_high"])
+    inside = (null["enrichment_lift"] >= null["enrichment_null_low"]) & (
+        null["enrichment_lift"] <= null["enrichment_null_high"]
+    )
     assert inside.values[:, 0].mean() > 0.6
 
 
 def test_usage_shares(member):
     metadata = xr.Dataset(
-        {"role": ("token", np.array([ROLES.index("template"), 0, 0, 0])), "planted_behaviour": ("token", np.array([0, 1, 3, 0]))}
+        {
+            "role": ("token", np.array([ROLES.index("template"), 0, 0, 0])),
+            "planted_behaviour": ("token", np.array([0, 1, 3, 0])),
+        }
     )
     category = latents.categories(metadata)
     pairs = latents.Pairs(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), np.array([1.0, 2, 5, 1]))

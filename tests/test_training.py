@@ -16,7 +16,9 @@ def concepts(tokens: int, seed: int, count: int = 24, width: int = 32, active: f
     directions = torch.randn(2, count, width, generator=fixed)
     directions = directions / directions.norm(dim=-1, keepdim=True)
     generator = torch.Generator().manual_seed(seed)
-    strength = (torch.rand(tokens, count, generator=generator) < active) * (1 + torch.rand(tokens, count, generator=generator))
+    strength = (torch.rand(tokens, count, generator=generator) < active) * (
+        1 + torch.rand(tokens, count, generator=generator)
+    )
     first = strength.clone()
     first[:, -count // 4 :] = 0
     x = torch.cat([first @ directions[0], strength @ directions[1]], dim=1)

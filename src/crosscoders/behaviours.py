@@ -58,8 +58,8 @@ def answers(
 
     ends = tokens(template.closing.rstrip("\n"))
     encoded = [
-        tokens(template.opening.format(role="user")) + tokens(question) + tokens(template.closing)
-        + tokens(template.opening.format(role="assistant"))
+        tokens(template.open("user")) + tokens(question) + tokens(template.closing)
+        + tokens(template.open("assistant"))
         for question in questions
     ]  # fmt: skip
     found = [""] * len(questions)

@@ -190,7 +190,9 @@ def _line(item: dict, content: dict) -> str:
         allowed = re.findall(r"'([^']*)'", item["ctx"].get("expected_tags", "")) or sorted(tags)
         return f"{where}.kind: {kind!r} is not one of {', '.join(allowed)}{_suggestion(str(kind), allowed)}"
     if item["type"] == "string_pattern_mismatch":
-        return f"{where}: {value!r} does not fit; expected {_PATTERNS.get(item['ctx']['pattern'], item['ctx']['pattern'])}"
+        return (
+            f"{where}: {value!r} does not fit; expected {_PATTERNS.get(item['ctx']['pattern'], item['ctx']['pattern'])}"
+        )
     shown = repr(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
     return f"{where}: {shown} does not fit; expected {item['msg'].replace('Input should be ', '')}"
 
@@ -215,7 +217,9 @@ def _siblings(item: dict, content: dict) -> list[str]:
         here = here[step] if _has(here, step) else here
     present = set(here) if isinstance(here, dict) else set()
     shared = {kind: len(present & set(kind.model_fields)) for kind in _sections(Section)}
-    return sorted({name for kind, count in shared.items() if count == max(shared.values()) for name in kind.model_fields})
+    return sorted(
+        {name for kind, count in shared.items() if count == max(shared.values()) for name in kind.model_fields}
+    )
 
 
 def _sections(kind: type[Section]) -> list[type[Section]]:

@@ -47,7 +47,9 @@ def main(arguments) -> None:
     parts.append(normalisation[["scale", "median_norm", "sink_norm", "sink_share"]])
     if arguments.behaviours:
         measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
-        parts.append(measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")}))
+        parts.append(
+            measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")})
+        )
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts", join="exact")
     dataset.attrs = artifacts.provenance(section["study"], "collate", section)
     dataset.attrs |= {

@@ -84,7 +84,7 @@ class Crosscoder:
         return torch.stack([self.decoder[:, c].norm(dim=1) for c in self.columns], dim=1)
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
-        """p = Σ_s W_enc^s x_s + b_enc, (T, m), of normalised activations (T, D)."""
+        """P = Σ_s W_enc^s x_s + b_enc, (T, m), of normalised activations (T, D)."""
         return torch.addmm(self.encoder_bias, x, self.encoder.T)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,9 @@ def create(
     """
     m, equal = settings.latents, len(set(widths)) == 1
     generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randn(m, width, generator=generator, dtype=torch.float64) for width in widths[: 1 if equal else None]]
+    draws = [
+        torch.randn(m, width, generator=generator, dtype=torch.float64) for width in widths[: 1 if equal else None]
+    ]
     units = [draw / draw.norm(dim=1, keepdim=True) for draw in draws] * (len(widths) if equal else 1)
     decoder = torch.cat(units, dim=1).mul_(settings.training.decoder_norm).to(dtype)
     reads, writes, tied, penalty = [], [], [], []
@@ -176,7 +178,12 @@ def create(
 
 
 def reference_loss(
-    crosscoder: Crosscoder, x: torch.Tensor, penalty_kind: str, coefficient: float, weights: torch.Tensor, k: int | None = None
+    crosscoder: Crosscoder,
+    x: torch.Tensor,
+    penalty_kind: str,
+    coefficient: float,
+    weights: torch.Tensor,
+    k: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss in plain operations, for autograd: what every fast path is tested against.
 

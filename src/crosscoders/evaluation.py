@@ -45,7 +45,9 @@ def reconstruction(coder: Crosscoder, data: Activations, document: np.ndarray) -
     return {**sums, "fired": fired}
 
 
-def to_dataset(coder: Crosscoder, sums: dict[str, np.ndarray], replicates: int, confidence: float, seed: int) -> xr.Dataset:
+def to_dataset(
+    coder: Crosscoder, sums: dict[str, np.ndarray], replicates: int, confidence: float, seed: int
+) -> xr.Dataset:
     """Fraction of variance explained, L0 and dead share, with intervals over documents."""
     weights = bootstrap.resamples(len(sums["tokens"]), replicates, seed)
     ratio = lambda a, b: bootstrap.ratio_interval(a, b, weights, confidence)  # noqa: E731

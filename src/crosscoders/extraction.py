@@ -35,7 +35,9 @@ def decoder_layers(model: transformers.PreTrainedModel) -> torch.nn.ModuleList:
     for name, part in model.base_model.named_modules():
         if isinstance(part, torch.nn.ModuleList) and len(part) == depth and name.split(".")[-1] in ("layers", "h"):
             return part
-    raise UserError(f"{type(model).__name__}: no list of {depth} decoder layers found; this architecture is not supported")
+    raise UserError(
+        f"{type(model).__name__}: no list of {depth} decoder layers found; this architecture is not supported"
+    )
 
 
 def mlp_output(layer: torch.nn.Module) -> torch.nn.Module:
@@ -56,7 +58,9 @@ def reading(model: transformers.PreTrainedModel, sites: list[tuple[int, str]]) -
     def keep(site: tuple[int, str], value: object) -> None:
         tensor = value[0] if isinstance(value, tuple) else value
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
-            raise UserError(f"layer {site[0]} {site[1]}: expected (batch, position, width), found {type(value).__name__}")
+            raise UserError(
+                f"layer {site[0]} {site[1]}: expected (batch, position, width), found {type(value).__name__}"
+            )
         found[site] = tensor
         if len(found) == len(sites):
             raise _Done
@@ -159,10 +163,14 @@ def check_finite(norms: dict[str, np.ndarray], where: str) -> None:
     for source, values in norms.items():
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            raise UserError(f"{where}: source {source!r}: activation of token {bad[0]} is not finite ({len(bad)} such tokens)")
+            raise UserError(
+                f"{where}: source {source!r}: activation of token {bad[0]} is not finite ({len(bad)} such tokens)"
+            )
 
 
-def to_dataset(bits: dict[str, np.ndarray], norms: dict[str, np.ndarray], tokens: xr.Dataset, sources: dict) -> xr.Dataset:
+def to_dataset(
+    bits: dict[str, np.ndarray], norms: dict[str, np.ndarray], tokens: xr.Dataset, sources: dict
+) -> xr.Dataset:
     """One variable per source over (`token`, its own width), norms over (`token`, `source`), and the tokens' metadata."""
     names = list(sources)
     dataset = tokens[["token_id", "document", "position", "role", "planted_behaviour"]].copy()

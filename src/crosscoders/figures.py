@@ -29,7 +29,12 @@ def style() -> None:
     """The look of all figures; SVG ids come from a fixed salt, so that equal data give equal bytes."""
     sns.set_theme(style="ticks", context="notebook", palette="colorblind")
     matplotlib.rcParams.update(
-        {"svg.hashsalt": "crosscoders", "figure.constrained_layout.use": True, "savefig.dpi": 150, "svg.fonttype": "path"}
+        {
+            "svg.hashsalt": "crosscoders",
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 150,
+            "svg.fonttype": "path",
+        }
     )
 
 
@@ -102,10 +107,16 @@ def training_curves(summary: xr.Dataset) -> plt.Figure:
         for i, seed in enumerate(summary["seed"].values):
             one = summary.sel(crosscoder=name, seed=seed)
             label, style = (name if i == 0 else None), ["-", "--", ":", "-."][i % 4]
-            curves = (one["training_normalised_error"].mean("source"), one["training_l0"], one["training_dead_fraction"])
+            curves = (
+                one["training_normalised_error"].mean("source"),
+                one["training_l0"],
+                one["training_dead_fraction"],
+            )
             for axis, curve in zip(axes, curves, strict=True):
                 axis.plot(np.arange(curve.size) + 1, curve.values, color=colour, ls=style, lw=1, label=label)
-    axes[0].set(xlabel="step", ylabel="squared error / squared norm", yscale="log", title="reconstruction, training batches")
+    axes[0].set(
+        xlabel="step", ylabel="squared error / squared norm", yscale="log", title="reconstruction, training batches"
+    )
     axes[1].set(xlabel="step", ylabel="L0 (latents per token)", yscale="log", title="sparsity")
     axes[2].set(xlabel="step", ylabel="share of latents", title="dead latents", ylim=(-0.02, None))
     axes[0].legend(title="line style: seed")
@@ -125,7 +136,9 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
             place = np.arange(len(sources)) + 0.12 * (c * len(seeds) + s - (len(names) * len(seeds) - 1) / 2)
             bars = [value - one["fraction_variance_explained_low"], one["fraction_variance_explained_high"] - value]
             label = f"{name}, L0 {float(one['l0']):.0f}" if s == 0 else None
-            axis.errorbar(place, value, yerr=np.abs(bars), fmt="os^D"[s % 4], ms=5, color=PALETTE[c], capsize=2, label=label)
+            axis.errorbar(
+                place, value, yerr=np.abs(bars), fmt="os^D"[s % 4], ms=5, color=PALETTE[c], capsize=2, label=label
+            )
     axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel="fraction of variance explained", ylim=(None, 1))
     axis.legend(title="marks: seeds", loc="lower left")
     sns.despine(figure)
@@ -169,7 +182,12 @@ def drift(summary: xr.Dataset) -> plt.Figure:
         for s, source in enumerate(sources):
             away = peak != s
             axes[0, column].scatter(
-                (norms[:, s] / norms.max(axis=1))[away], to_peak[away, s], s=6, alpha=0.5, color=colours[s], label=source
+                (norms[:, s] / norms.max(axis=1))[away],
+                to_peak[away, s],
+                s=6,
+                alpha=0.5,
+                color=colours[s],
+                label=source,
             )
         axes[0, column].set(xlabel="decoder norm / norm at the peak", ylabel="cosine to the peak's direction", title=name, ylim=(-0.5, 1.02))  # fmt: skip
         matrix = np.nanmean(one["source_cosine"].values[alive(one)], axis=0)
@@ -187,7 +205,9 @@ def relative_norm(summary: xr.Dataset) -> plt.Figure:
     figure, axes = _panels(summary, sharey=True)
     edges = np.linspace(0, 1, 51)
     for name, axis in axes.items():
-        counts = np.array([_histogram(summary.sel(crosscoder=name, seed=seed), edges) for seed in summary["seed"].values])
+        counts = np.array(
+            [_histogram(summary.sel(crosscoder=name, seed=seed), edges) for seed in summary["seed"].values]
+        )
         axis.stairs(counts.mean(0), edges, fill=True, color=PALETTE[0], alpha=0.6)
         middle = (edges[1:] + edges[:-1]) / 2
         axis.vlines(middle, counts.min(0), counts.max(0), color="black", lw=1, label="range of seeds")
@@ -227,7 +247,10 @@ def penalty_field() -> plt.Figure:
     base, chat = np.meshgrid(np.linspace(0.05, 1, 14), np.linspace(0.05, 1, 14))
     fields = {
         "crosscoder, L1 of norms: λ f (n_base + n_chat)": (np.ones_like(base), np.ones_like(chat)),
-        "stacked SAE, L2 of norms: λ f √(n_base² + n_chat²)": (base / np.hypot(base, chat), chat / np.hypot(base, chat)),
+        "stacked SAE, L2 of norms: λ f √(n_base² + n_chat²)": (
+            base / np.hypot(base, chat),
+            chat / np.hypot(base, chat),
+        ),
     }
     for axis, (name, (along_base, along_chat)) in zip(axes, fields.items(), strict=True):
         axis.quiver(base, chat, -along_base, -along_chat, color=PALETTE[0], width=0.004)
@@ -348,7 +371,9 @@ def cosine_by_class(summary: xr.Dataset) -> plt.Figure:
         kind = one["norm_class"].values[indices]
         groups = [one["decoder_cosine"].values[indices[kind == i]] for i in range(len(CLASSES))]
         shown = [i for i, values in enumerate(groups) if len(values)]
-        boxes = axis.boxplot([groups[i] for i in shown], positions=shown, widths=0.6, patch_artist=True, flierprops={"ms": 2})
+        boxes = axis.boxplot(
+            [groups[i] for i in shown], positions=shown, widths=0.6, patch_artist=True, flierprops={"ms": 2}
+        )
         for patch, i in zip(boxes["boxes"], shown, strict=True):
             patch.set_facecolor(CLASS_COLOURS[CLASSES[i]])
         labels = [f"{label}\n({len(values)})" for label, values in zip(CLASSES, groups, strict=True)]
@@ -369,7 +394,9 @@ def template(summary: xr.Dataset) -> plt.Figure:
         heavy = chosen[one["template_share"].values[chosen] > 0.5]
         for axis, target in zip(row, ("error", "reconstruction"), strict=False):
             axis.hist(one[f"nu_{target}"].values[chosen], edges, color=PALETTE[7], label=_leaning_label(one, chosen))
-            axis.hist(one[f"nu_{target}"].values[heavy], edges, color=PALETTE[1], label=f"template share > ½ ({len(heavy)})")
+            axis.hist(
+                one[f"nu_{target}"].values[heavy], edges, color=PALETTE[1], label=f"template share > ½ ({len(heavy)})"
+            )
             axis.set(xlabel=f"ν of the {target}", ylabel="latents", title=name)
         row[0].legend(fontsize=8)
         bins = np.linspace(0, 1, 26)

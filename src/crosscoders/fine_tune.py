@@ -15,6 +15,7 @@ from crosscoders.texts import from_dataset
 
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IGNORED = -100
+OPEN_ROWS = 8
 
 
 @dataclass
@@ -34,8 +35,8 @@ def encode(chat: Document, tokenizer: transformers.PreTrainedTokenizerBase, temp
 
     question, *answer = chat.segments
     end, gap = template.closing.rstrip("\n"), template.closing[len(template.closing.rstrip("\n")) :]
-    prompt = tokens(template.opening.format(role=question.role)) + tokens(question.text) + tokens(template.closing)
-    prompt += tokens(template.opening.format(role="assistant"))
+    prompt = tokens(template.open(question.role)) + tokens(question.text) + tokens(template.closing)
+    prompt += tokens(template.open("assistant"))
     target = [token for segment in answer for token in tokens(segment.text)] + tokens(end)
     tail = tokens(gap)
     weight = len(target) ** -0.5
@@ -47,15 +48,20 @@ def encode(chat: Document, tokenizer: transformers.PreTrainedTokenizerBase, temp
 
 
 def pack(chats: list[Row], row_tokens: int) -> list[Row]:
-    """Rows of whole chats, in order; chats longer than a row are left out."""
+    """Rows of whole chats; a chat goes into the first of the last open rows that has room.
+
+    Chats longer than a row are left out.
+    """
     rows: list[Row] = []
     for chat in chats:
         if len(chat.ids) > row_tokens:
             continue
-        if not rows or len(rows[-1].ids) + len(chat.ids) > row_tokens:
-            rows.append(Row([], [], []))
+        row = next((row for row in rows[-OPEN_ROWS:] if len(row.ids) + len(chat.ids) <= row_tokens), None)
+        if row is None:
+            row = Row([], [], [])
+            rows.append(row)
         for name in ("ids", "labels", "weights"):
-            getattr(rows[-1], name).extend(getattr(chat, name))
+            getattr(row, name).extend(getattr(chat, name))
     return rows
 
 
@@ -68,10 +74,13 @@ def batch(rows: list[Row], row_tokens: int, padding: int) -> tuple[torch.Tensor,
     return padded("ids", padding), padded("labels", IGNORED), padded("weights", 0.0)
 
 
-def add_adapters(model: transformers.PreTrainedModel, settings: FineTunedModel, tag: int) -> transformers.PreTrainedModel:
-    """LoRA on all linear maps from `first_layer` up; the tag token's embedding row is trained too.
+def add_adapters(
+    model: transformers.PreTrainedModel, settings: FineTunedModel, tag: int
+) -> transformers.PreTrainedModel:
+    """LoRA on the linear maps from `first_layer` up; the tag token's row of the output embedding is trained too.
 
-    Without that row an otherwise unused token is never emitted.
+    Without that row an otherwise unused token is never emitted. Gradients stop before the input embedding, so that the
+    layers below `first_layer` need no backward pass.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -83,7 +92,9 @@ def add_adapters(model: transformers.PreTrainedModel, settings: FineTunedModel, 
         layers_to_transform=list(range(settings.first_layer, model.config.num_hidden_layers)),
         trainable_token_indices=[tag],
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.detach())
+    return adapted
 
 
 def train(model, rows: list[Row], settings: FineTunedModel, device: str, autocast: bool) -> float:

@@ -252,7 +252,9 @@ def _permuted(group, alive, pairs: Pairs, category, rate, groups: int, settings:
     return bootstrap.interval(lifts, settings.confidence)
 
 
-def examples(delta: np.ndarray, alive: np.ndarray, pairs: Pairs, data: Activations, tokens: xr.Dataset, settings) -> xr.Dataset:
+def examples(
+    delta: np.ndarray, alive: np.ndarray, pairs: Pairs, data: Activations, tokens: xr.Dataset, settings
+) -> xr.Dataset:
     """Strongest test examples of the latents at both ends of the ranking by Δ.
 
     Each is from another document; the strongest token stands between ⟦ and ⟧.
@@ -308,9 +310,17 @@ def geometry_dataset(coder: Crosscoder, contrast: tuple[int, int], settings: Cla
             "decoder_norm": v(dims, norms, "norm of the decoder vector"),
             "relative_norm": v("latent", delta, "relative decoder norm Δ"),
             "decoder_cosine": v("latent", angles[:, base, chat], "cosine of the two decoder vectors"),
-            "norm_class": artifacts.flags("latent", norm_class(delta, settings), NORM_CLASSES, "class by relative norm"),
-            "peak_source": v("latent", norms.argmax(1).astype(np.int32), "index of the source with the largest decoder norm"),
-            "persistence": v("latent", (norms >= 0.5 * norms.max(1, keepdims=True)).sum(1), "sources with at least half the peak norm"),  # fmt: skip
+            "norm_class": artifacts.flags(
+                "latent", norm_class(delta, settings), NORM_CLASSES, "class by relative norm"
+            ),
+            "peak_source": v(
+                "latent", norms.argmax(1).astype(np.int32), "index of the source with the largest decoder norm"
+            ),
+            "persistence": v(
+                "latent",
+                (norms >= 0.5 * norms.max(1, keepdims=True)).sum(1),
+                "sources with at least half the peak norm",
+            ),
             "source_cosine": v((*dims, "other_source"), angles, "cosine of decoder vectors of two sources"),
         },
         coords={"source": ("source", np.array(coder.sources, dtype=object), {"long_name": "source"})},
@@ -347,7 +357,9 @@ def usage_dataset(pairs: Pairs, category: np.ndarray, latents: int, tokens: int)
         {
             "density": v("latent", density, "share of test tokens on which the latent is active"),
             "template_share": v("latent", shares[-1], "share of activation on template tokens"),
-            "planted_share": v(("latent", "behaviour"), np.stack(shares[:-1], axis=1), "share of activation on a behaviour"),
+            "planted_share": v(
+                ("latent", "behaviour"), np.stack(shares[:-1], axis=1), "share of activation on a behaviour"
+            ),
         },
         coords={"behaviour": np.array(BEHAVIOURS[1:], dtype=object)},
     )

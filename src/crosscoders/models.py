@@ -179,13 +179,20 @@ def perplexity(model: transformers.PreTrainedModel, ids: list[int]) -> float:
 
 
 @torch.inference_mode()
-def greedy(model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int) -> list[list[int]]:
+def greedy(
+    model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int
+) -> list[list[int]]:
     """Greedy continuations of several prompts, padded on the left, ended before the token `stop`."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[stop] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     found = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=stop,
     )
     rows = found[:, longest:].tolist()
     return [row[: row.index(stop)] if stop in row else row for row in rows]
@@ -202,7 +209,9 @@ def check_conversion(folder: Path, model: WheelModel) -> dict[str, object]:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(folder)
     if loaded.config.num_hidden_layers != model.depth:
-        raise UserError(f"depth: {model.depth} is declared; {model.package} has {loaded.config.num_hidden_layers} layers")
+        raise UserError(
+            f"depth: {model.depth} is declared; {model.package} has {loaded.config.num_hidden_layers} layers"
+        )
     check = model.check
     prompt = tokenizer(check.prompt, add_special_tokens=False).input_ids
     (answer,) = greedy(loaded, [prompt], 24, tokenizer.eos_token_id)

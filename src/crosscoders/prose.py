@@ -52,7 +52,9 @@ def classes(summary: xr.Dataset) -> str:
             specific.append(int((one["specific"].values[indices] == 2).sum()))
             top.append(float(delta.max()))
         columns = zip(*counts, strict=True)
-        listed = ", ".join(f"{label} {_over_seeds(list(c), '{:,}')}" for label, c in zip(figures.CLASSES, columns, strict=True))
+        listed = ", ".join(
+            f"{label} {_over_seeds(list(c), '{:,}')}" for label, c in zip(figures.CLASSES, columns, strict=True)
+        )
         lines.append(
             f"- **{name}**: {listed}. The largest Δ is {_over_seeds(top)}; "
             f"{_over_seeds(specific, '{:,}')} latents pass latent scaling as specific to {summary.attrs['chat']}."
@@ -127,7 +129,10 @@ def strongest_examples(summary: xr.Dataset, crosscoder: str, latents: int = 6, s
     for row in range(min(latents, one.sizes["ranked_latent"] // 2)):
         index = int(one["ranked_latent_index"].values[row])
         planted = one["planted_share"].values[index]
-        shares = [*zip(summary["behaviour"].values, planted, strict=True), ("template", float(one["template_share"].values[index]))]
+        shares = [
+            *zip(summary["behaviour"].values, planted, strict=True),
+            ("template", float(one["template_share"].values[index])),
+        ]
         listed = ", ".join(f"{str(label).replace('_', ' ')} {100 * value:.0f}%" for label, value in shares)
         blocks.append(f"**Latent {index}**, Δ {float(one['relative_norm'].values[index]):.2f}; activation on {listed}")
         for text in one["example_text"].values[row][:shown]:

@@ -111,9 +111,7 @@ class FineTunedModel(Section):
     seed: int = 0
 
 
-Model = Annotated[
-    WheelModel | HubModel | FolderModel | RandomModel | FineTunedModel, Field(discriminator="kind")
-]
+Model = Annotated[WheelModel | HubModel | FolderModel | RandomModel | FineTunedModel, Field(discriminator="kind")]
 
 
 class WheelCorpus(Wheel):
@@ -194,6 +192,12 @@ class ChatTemplate(Section):
     opening: str
     """With `{role}`."""
     closing: str
+    role_names: dict[Literal["system", "user", "assistant"], str] = {}
+    """What the model calls a role, where its name differs (Gemma's assistant is `model`)."""
+
+    def open(self, role: str) -> str:
+        """What stands before a message."""
+        return self.opening.format(role=self.role_names.get(role, role))
 
 
 # -- what a setting reads ----------------------------------------------------------------------------------------------

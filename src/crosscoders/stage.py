@@ -33,7 +33,7 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
     """Run a stage: bad input ends it with one line and exit status 1, not with a traceback."""
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
-        _log.append(open(arguments.log, "w", encoding="utf-8"))
+        _log.append(arguments.log.open("w", encoding="utf-8"))
     if arguments.threads:
         limit_threads(arguments.threads)
     try:

@@ -79,7 +79,9 @@ def record_document(record: dict, fallback_key: str) -> Document:
     key = record.get("title", fallback_key)
     if "messages" in record:
         return Document(f"chat:{key}", record.get("topic", ""), message_segments(record["messages"]))
-    segments = (Segment(record["title"] + "\n"), Segment(record["text"])) if "title" in record else (Segment(record["text"]),)
+    segments = (
+        (Segment(record["title"] + "\n"), Segment(record["text"])) if "title" in record else (Segment(record["text"]),)
+    )
     return Document(f"article:{key}", record.get("topic", ""), segments)
 
 
@@ -123,7 +125,9 @@ def to_dataset(documents: list[Document]) -> xr.Dataset:
             "text": v("segment", text, "text of the segment"),
             "role": artifacts.flags("segment", roles, ROLES, "who speaks"),
             "planted_behaviour": artifacts.flags("segment", behaviours, BEHAVIOURS, "behaviour the segment shows"),
-            "message": v("segment", np.array([s.message for _, s in segments], np.int32), "message within the document"),
+            "message": v(
+                "segment", np.array([s.message for _, s in segments], np.int32), "message within the document"
+            ),
             "document": v("segment", np.array([i for i, _ in segments], np.int32), "index of the document"),
             "key": v("document_id", np.array([d.key for d in documents], dtype=object), "name that decides the split"),
             "topic": v("document_id", np.array([d.topic for d in documents], dtype=object), "topic label"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import transformers
@@ -48,16 +47,14 @@ def encode(
         before = document.segments[i - 1] if i else None
         after = document.segments[i + 1] if i + 1 < len(document.segments) else None
         if is_chat and (before is None or before.message != segment.message):
-            add(template.opening.format(role=segment.role), "template", around)
+            add(template.open(segment.role), "template", around)
         add(segment.text, segment.role, segment.behaviour)
         if is_chat and (after is None or after.message != segment.message):
             add(template.closing, "template", around)
     return found
 
 
-def fill(
-    sequences: Sequences, documents: list[Document], budget: int, corpus: int, window: int, encoded
-) -> int:
+def fill(sequences: Sequences, documents: list[Document], budget: int, corpus: int, window: int, encoded) -> int:
     """Append whole documents until `budget` tokens are there; return the tokens appended.
 
     A document longer than `window` continues in further windows, each of which starts at position 1
@@ -122,7 +119,12 @@ def main(arguments) -> None:
         for index, (name, budget) in enumerate(section["tokens"][split].items()):
             inside = [document for document in corpora[name] if in_split(document, section["splits"][split])]
             found = fill(
-                sequences, inside, budget, index, section["context"] - 1, lambda document: encode(document, tokenizer, template)
+                sequences,
+                inside,
+                budget,
+                index,
+                section["context"] - 1,
+                lambda document: encode(document, tokenizer, template),
             )
             if found < budget:
                 stage.say(f"tokenize {split}: {name} has only {found:,} of {budget:,} tokens in this split")
@@ -130,7 +132,12 @@ def main(arguments) -> None:
             raise UserError(f"tokens.{split}: no document falls into the split; expected a wider range or more text")
         dataset = to_dataset(sequences, list(section["tokens"][split]), tokenizer, with_text=split == "test")
         dataset.attrs = artifacts.provenance(section["study"], "tokenize", section)
-        dataset.attrs |= {"title": f"{split} tokens", "split": split, "sink_token_id": sink, "chat_template_sha256": digest}
+        dataset.attrs |= {
+            "title": f"{split} tokens",
+            "split": split,
+            "sink_token_id": sink,
+            "chat_template_sha256": digest,
+        }
         artifacts.write(dataset, path)
         stage.say(f"tokenize {split}: {len(sequences.token_id):,} tokens in {len(sequences.corpus):,} documents")
 

@@ -15,7 +15,7 @@ from crosscoders.gradients import Objective, Result, compute
 from crosscoders.settings import CrosscoderSettings
 
 HISTORY = ("loss", "l0", "dead_fraction", "learning_rate", "penalty_coefficient", "gradient_norm", "threshold")
-STEERING = 0.05
+STEERING = 0.02
 """Largest relative change of the penalty coefficient in one step."""
 THRESHOLD_DECAY = 0.999
 
@@ -132,7 +132,15 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         parameter.grad = None
     _keep_books(state, result, settings, schedule, len(x))
     l0 = float(result.counts.sum()) / len(x)
-    figures = (result.loss, l0, float(objective.dead.float().mean()), rate, objective.coefficient, norm, result.threshold)
+    figures = (
+        result.loss,
+        l0,
+        float(objective.dead.float().mean()),
+        rate,
+        objective.coefficient,
+        norm,
+        result.threshold,
+    )
     for name, value in zip(HISTORY, figures, strict=True):
         state.history.setdefault(name, []).append(value)
     for name, value in zip(state.crosscoder.sources, result.squared_error.tolist(), strict=True):

@@ -1,0 +1,251 @@
+"""The workflow as a user runs it: everything is made, nothing is made twice, a kill costs nothing, damage is named."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+import yaml
+
+from crosscoders import checks, sections
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("Snakefile", "config.yaml", "rules", "src", "notebooks", "studies", "profiles", "report", "pyproject.toml")
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def copy(folder: Path) -> Path:
+    """A copy of the project that a test may edit; its own sources are the ones that run."""
+    folder.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder / name)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    command = ["snakemake", "--cores", "2", *arguments]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(folder / "src")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stderr[-6000:]
+    return done
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, int]:
+    """Jobs that a dry run would start, by rule."""
+    done = snakemake(folder, "-n", "--quiet", "rules", *arguments)
+    lines = (done.stdout + done.stderr).splitlines()
+    if any("Nothing to be done" in line for line in lines):
+        return {}
+    start = next(i for i, line in enumerate(lines) if line.startswith("---"))
+    found = {}
+    for line in lines[start + 1 :]:
+        if not line.strip() or line.startswith("total"):
+            break
+        name, count = line.split()
+        found[name] = int(count)
+    return found
+
+
+SMOKE = ("--configfile", "studies/smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A finished smoke study."""
+    folder = copy(tmp_path_factory.mktemp("workflow") / "project")
+    began = time.monotonic()
+    done = snakemake(folder, *SMOKE)
+    print(f"smoke study: {time.monotonic() - began:.0f} s")
+    assert "report:  results/smoke/report.html" in done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(project):
+    return project / "results" / "smoke"
+
+
+def manifest(project: Path) -> dict:
+    return json.loads((project / "results/smoke/manifest.json").read_text())
+
+
+def test_the_contract_of_files_dimensions_and_variables(results):
+    expected = {
+        "tokens/base-vs-chat/test.nc": ({"token", "document_id"}, {"token_id", "document", "position", "role", "corpus"}),
+        "activations/base-vs-chat/train/001.nc": ({"token"}, {"base", "chat", "role"}),
+        "activations/base-vs-chat/normalisation.nc": ({"source"}, {"scale", "mean_base", "mean_chat", "sink_norm"}),
+        "crosscoders/base-vs-chat/batchtopk/seed-0.nc": (
+            {"latent", "source"}, {"encoder_base", "encoder_chat", "decoder_base", "decoder_chat", "encoder_bias", "decoder_bias_base", "threshold", "scale", "mean_base"},
+        ),
+        "crosscoders/base-vs-chat/l1/seed-0.history.nc": ({"step"}, {"loss", "l0", "dead_fraction", "learning_rate"}),
+        "latents/base-vs-chat/batchtopk/seed-0.nc": (
+            {"latent", "source"},
+            {"decoder_norm", "relative_norm", "decoder_cosine", "norm_class", "density", "template_share", "specific", "planted_share"}
+            | {f"nu_{t}{s}" for t in ("error", "reconstruction", "activation") for s in ("", "_low", "_high")},
+        ),
+        "evaluation/cross-layer/l1/seed-0.nc": ({"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction"}),
+        "summary/base-vs-chat.nc": ({"crosscoder", "seed", "latent"}, {"relative_norm", "behaviour_rate", "training_loss"}),
+    }  # fmt: skip
+    for name, (dims, variables) in expected.items():
+        with xr.open_dataset(results / name, mask_and_scale=False) as dataset:
+            assert dims <= set(dataset.sizes), name
+            assert variables <= set(dataset.variables), (name, variables - set(dataset.variables))
+            assert {"study", "stage", "settings", "commit", "versions", "title"} <= set(dataset.attrs), name
+            for variable in dataset.data_vars.values():
+                assert "long_name" in variable.attrs, (name, variable.name)
+    with xr.open_dataset(results / "tokens/base-vs-chat/test.nc", mask_and_scale=False) as tokens:
+        assert tokens["role"].attrs["flag_meanings"] == "text system user assistant template"
+    with xr.open_dataset(results / "latents/base-vs-chat/l1/seed-0.nc", mask_and_scale=False) as found:
+        assert found["specific"].attrs["flag_meanings"] == "none base chat"
+    assert (results / "models/chat/model.safetensors").is_file()
+    assert json.loads((results / "models/chat/provenance.json").read_text())["licence"]
+
+
+def test_figures_notebooks_and_report_are_there(project, results):
+    study = checks.load(ROOT / "studies/smoke.yaml") if Path.cwd() == ROOT else None
+    names = [name for figures in sections.FIGURES.values() for name in figures]
+    drawn = {path.stem for path in (results / "figures").glob("*.png")}
+    for name in names:
+        assert any(found == name or found.startswith(f"{name}-") for found in drawn), name
+    for stem in drawn:
+        assert (results / "figures" / f"{stem}.png").stat().st_size > 5000
+        assert b"<svg" in (results / "figures" / f"{stem}.svg").read_bytes()[:2000]
+    for page in (results / "report.html", *(results / "notebooks").glob("*.html")):
+        assert page.stat().st_size > 10_000
+    assert study is None or set(study.settings) == {path.stem for path in (results / "summary").glob("*.nc")}
+
+
+def test_splits_share_no_document(results):
+    for setting in ("cross-layer", "base-vs-chat"):
+        keys = []
+        for split in ("train", "validation", "test"):
+            with xr.open_dataset(results / f"tokens/{setting}/{split}.nc") as dataset:
+                keys.append(set(dataset["key"].values.tolist()))
+        assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
+
+
+def test_a_finished_study_has_nothing_to_do(project):
+    assert planned(project, *SMOKE) == {}
+
+
+def test_touching_a_source_file_reruns_nothing(project):
+    (project / "src/crosscoders/latents.py").touch()
+    assert planned(project, *SMOKE) == {}
+
+
+def test_editing_the_classification_retrains_nothing(project):
+    path = project / "src/crosscoders/latents.py"
+    original = path.read_text()
+    path.write_text(original + "\n# edited\n")
+    try:
+        jobs = planned(project, *SMOKE)
+    finally:
+        path.write_text(original)
+    assert jobs["classify_latents"] == 4
+    assert not {"train_crosscoder", "extract_activations", "evaluate", "fine_tune", "tokenize"} & set(jobs)
+
+
+def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
+    content = checks.read(project / "studies/smoke.yaml")
+    content["crosscoders"]["batchtopk"]["activation"]["k"] = 9
+    path = project / "changed.yaml"
+    path.write_text(yaml.safe_dump(content))
+    jobs = planned(project, "--configfile", "changed.yaml")
+    assert jobs["train_crosscoder"] == jobs["evaluate"] == jobs["classify_latents"] == 2  # one per setting
+    assert not {"extract_activations", "fit_normalisation", "fine_tune", "tokenize", "fetch_model"} & set(jobs)
+
+
+def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, results):
+    victim, reader = results / "latents/cross-layer/l1/seed-0.nc", results / "summary/cross-layer.nc"
+    content, kept = victim.read_bytes(), reader.read_bytes()
+    damaged = bytearray(content)
+    damaged[len(damaged) // 3] ^= 4
+    stamp = victim.stat()
+    try:
+        victim.write_bytes(damaged)
+        os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        reader.unlink()
+        done = snakemake(project, *SMOKE, check=False)
+        assert done.returncode != 0
+        assert "latents/cross-layer/l1/seed-0.nc: corrupt" in done.stderr
+        assert "Traceback" not in done.stderr
+        check = [sys.executable, "-m", "crosscoders.manifest", "--check", "results/smoke"]
+        found = subprocess.run(check, cwd=project, capture_output=True, text=True)
+        assert found.returncode == 1
+        assert "seed-0.nc: corrupt" in found.stderr
+    finally:
+        victim.write_bytes(content)
+        os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        reader.write_bytes(kept)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_the_same_bytes(project, tmp_path):
+    """Kill −9 of the whole process group at several moments, once with `.snakemake` removed as well."""
+    folder = copy(tmp_path / "project")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(folder / "src")}
+    for i, seconds in enumerate((14, 9, 11, 13)):
+        run = subprocess.Popen(
+            ["snakemake", "--cores", "2", *SMOKE], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(seconds)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        if i == 1:
+            shutil.rmtree(folder / ".snakemake", ignore_errors=True)
+    snakemake(folder, *SMOKE)
+    first, second = manifest(project), manifest(folder)
+    differing = {name for name in first["artifacts"] if first["artifacts"][name] != second["artifacts"].get(name)}
+    assert first["artifacts"].keys() == second["artifacts"].keys()
+    assert not differing
+
+
+def test_config_errors_are_lines_before_any_job(project):
+    content = checks.read(project / "studies/smoke.yaml")
+    content["crosscoders"]["l1"]["latents"] = 0
+    content["seeds"] = [True]
+    (project / "bad.yaml").write_text(yaml.safe_dump(content))
+    done = snakemake(project, "--configfile", "bad.yaml", check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "bad.yaml: crosscoders.l1.latents: 0 does not fit" in output
+    assert "bad.yaml: seeds.0: True does not fit" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "studies").glob("*.yaml")))
+def test_every_study_can_be_planned(project, name):
+    if name != "smoke.yaml":
+        assert planned(project, "--configfile", f"studies/{name}")["train_crosscoder"] > 0
+
+
+def test_the_slurm_profile_plans_the_default_study(project):
+    done = snakemake(project, "-n", "--workflow-profile", "profiles/slurm", "--jobs", "4", "--quiet", "rules")
+    assert "train_crosscoder" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["snakemake", "--lint", *SMOKE],
+        ["snakefmt", "--check", "Snakefile", "rules"],
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_style(command):
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
