@@ -291,8 +291,9 @@ def _model_problems(study: Study, model: object) -> list[str]:
         if model.batch_tokens < model.row_tokens:
             problems.append(f"batch_tokens: {model.batch_tokens} is less than row_tokens = {model.row_tokens}")
         depth, _ = model_shape(study, model)
-        if depth is not None and model.first_layer >= depth:
-            problems.append(f"first_layer: {model.first_layer} is not below the depth {depth}")
+        first, last = model.layers
+        if first > last or (depth is not None and last >= depth):
+            problems.append(f"layers: {model.layers} is not a range of layers below the depth {depth}")
         return problems
     return []
 

@@ -21,6 +21,8 @@ PALETTE = sns.color_palette("colorblind")
 CLASS_COLOURS = {"base-only": PALETTE[0], "shared": PALETTE[7], "chat-only": PALETTE[3], "other": PALETTE[2]}
 CLASSES = list(CLASS_COLOURS)
 SHOWN_LATENTS = 50
+LIFT_FLOOR = 0.03
+"""Lowest lift shown: groups that never fire on a category stand on the floor of the panel."""
 CHAT_SAMPLE = 100
 """Most chat-leaning latents shown where no or few latents pass the threshold of a class."""
 
@@ -270,20 +272,31 @@ def delta_histogram(summary: xr.Dataset) -> plt.Figure:
         indices = alive(one)
         delta, kind = one["relative_norm"].values[indices], one["norm_class"].values[indices]
         specific = one["specific"].values[indices] == artifacts.flag(one["specific"], "chat")
-        inset = axis.inset_axes([0.72, 0.55, 0.27, 0.42])
-        for target, edges in ((axis, np.linspace(0, 1, 51)), (inset, np.linspace(limit, 1, 11))):
-            for i, label in enumerate(CLASSES):
-                target.hist(delta[kind == i], edges, color=CLASS_COLOURS[label], label=f"{label} ({(kind == i).sum()})")
-            target.hist(delta[specific], edges, histtype="step", color="black", lw=1.5, label=f"chat-specific by ν ({specific.sum()})")  # fmt: skip
-            target.set(yscale="log", ylim=(0.5, None))
-        inset.set_title(f"Δ ≥ {limit:g}: {(delta >= limit).sum()} latents", fontsize=9)
-        inset.tick_params(labelsize=8)
+        parts = [(delta[kind == i], CLASS_COLOURS[label], label) for i, label in enumerate(CLASSES)]
+        _stacked(axis, parts, delta[specific], np.linspace(0, 1, 51))
+        if (delta >= limit).any():
+            inset = axis.inset_axes([0.72, 0.55, 0.27, 0.42])
+            _stacked(inset, parts, delta[specific], np.linspace(limit, 1, 11))
+            inset.set_title(f"Δ ≥ {limit:g}: {(delta >= limit).sum()} latents", fontsize=9)
+            inset.tick_params(labelsize=8)
+        else:
+            axis.text(
+                0.98, 0.95, f"no latent with Δ ≥ {limit:g}", ha="right", va="top", transform=axis.transAxes, fontsize=10
+            )
         axis.set_xlabel(_delta_label(summary))
         axis.legend(fontsize=8, loc="upper left")
     top = max(axis.get_ylim()[1] for axis in axes.values())
     next(iter(axes.values())).set(ylabel="alive latents", ylim=(0.5, 8 * top))
     sns.despine(figure)
     return figure
+
+
+def _stacked(axis: plt.Axes, parts: list, specific: np.ndarray, edges: np.ndarray) -> None:
+    """Histograms of the classes on a logarithmic scale, those that pass latent scaling outlined."""
+    for values, colour, label in parts:
+        axis.hist(values, edges, color=colour, label=f"{label} ({len(values)})")
+    axis.hist(specific, edges, histtype="step", color="black", lw=1.5, label=f"chat-specific by ν ({len(specific)})")
+    axis.set(yscale="log", ylim=(0.5, None))
 
 
 def nu_scatter(summary: xr.Dataset) -> plt.Figure:
@@ -310,6 +323,7 @@ def nu_scatter(summary: xr.Dataset) -> plt.Figure:
         axis.axhline(limits["specific_error_below"], color="black", lw=0.8, ls="--")
         axis.axvline(limits["specific_reconstruction_below"], color="black", lw=0.8, ls="--")
         axis.set(xlim=(-0.5, 1.5), ylim=(-0.5, 1.5), xlabel="ν of the reconstruction", ylabel="ν of the error")
+        axis.set(xticks=np.arange(-0.5, 1.6, 0.5), yticks=np.arange(-0.5, 1.6, 0.5))
         axis.legend(fontsize=8, loc="upper left", title=f"{name}; bars: 95% over documents", title_fontsize=8)
         above.tick_params(labelbottom=False)
         beside.tick_params(labelleft=False)
@@ -423,17 +437,17 @@ def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
         for axis, label in zip(row, labels, strict=True):
             one = select(summary, name).sel(category=label)
             place = np.arange(len(ticks))
-            axis.fill_between(place, one["enrichment_null_low"], one["enrichment_null_high"], color=PALETTE[7], alpha=0.4, label="latents permuted")  # fmt: skip
+            axis.fill_between(place, np.fmax(one["enrichment_null_low"], LIFT_FLOOR), one["enrichment_null_high"], color=PALETTE[7], alpha=0.4, label="latents permuted")  # fmt: skip
             for s, seed in enumerate(summary["seed"].values):
                 here = summary.sel(crosscoder=name, seed=seed, category=label)
-                value = here["enrichment_lift"].values
+                value = np.fmax(here["enrichment_lift"].values, LIFT_FLOOR)
                 bars = np.abs([value - here["enrichment_lift_low"], here["enrichment_lift_high"] - value])
                 axis.errorbar(place + 0.15 * s, value, yerr=bars, fmt="os^D"[s % 4], ms=4, capsize=2, color=PALETTE[3 + s], label=f"seed {seed}")  # fmt: skip
             axis.axhline(1, color="black", lw=0.8)
             axis.set(title=f"{name}: {label.replace('_', ' ')}", xticks=place)
             axis.title.set_fontsize(10)
             axis.set_xticklabels(ticks, rotation=60, fontsize=8)
-            axis.set_yscale("symlog", linthresh=1)
+            axis.set(yscale="log", ylim=(LIFT_FLOOR, None))
         row[0].set_ylabel("lift over the token base rate")
     axes[0, 0].legend(fontsize=8)
     figure.supxlabel(f"quantile group of Δ among alive latents, % (right: {summary.attrs['chat']})", fontsize=11)

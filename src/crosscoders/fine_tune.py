@@ -77,10 +77,10 @@ def batch(rows: list[Row], row_tokens: int, padding: int) -> tuple[torch.Tensor,
 def add_adapters(
     model: transformers.PreTrainedModel, settings: FineTunedModel, tag: int
 ) -> transformers.PreTrainedModel:
-    """LoRA on the linear maps from `first_layer` up; the tag token's row of the output embedding is trained too.
+    """LoRA on the linear maps of the chosen layers; the tag token's row of the output embedding is trained too.
 
     Without that row an otherwise unused token is never emitted. Gradients stop before the input embedding, so that the
-    layers below `first_layer` need no backward pass.
+    layers below the first adapter need no backward pass.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -89,7 +89,7 @@ def add_adapters(
         r=settings.rank,
         lora_alpha=2 * settings.rank,
         target_modules=sorted(names & set(ADAPTED)) or "all-linear",
-        layers_to_transform=list(range(settings.first_layer, model.config.num_hidden_layers)),
+        layers_to_transform=list(range(settings.layers[0], settings.layers[1] + 1)),
         trainable_token_indices=[tag],
     )
     adapted = get_peft_model(model, config)

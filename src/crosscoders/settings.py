@@ -106,8 +106,8 @@ class FineTunedModel(Section):
     learning_rate: Positive
     warmup_steps: Annotated[int, Field(ge=0)]
     rank: Count
-    first_layer: Annotated[int, Field(ge=0)] = 0
-    """Lowest layer that gets an adapter."""
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=2, max_length=2)
+    """First and last layer that get adapters: what is fine-tuned below a site is what the site can show."""
     seed: int = 0
 
 
