@@ -7,11 +7,9 @@ from crosscoders.settings import CrosscoderSettings
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients_left_on():
+def _plain_torch():
     torch.set_num_threads(1)
-    enabled = torch.is_grad_enabled()
-    yield
-    torch.set_grad_enabled(enabled)
+    torch.set_grad_enabled(True)
 
 
 @pytest.fixture

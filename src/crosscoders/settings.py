@@ -278,6 +278,8 @@ class Training(Section):
     steps: Count
     batch_tokens: Count
     learning_rate: Positive
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Memory of Adam's second moment; shorter trainings want a shorter one."""
     warmup_steps: Annotated[int, Field(ge=0)]
     decay_share: Share
     """Final share of the steps over which the learning rate falls linearly to 0."""

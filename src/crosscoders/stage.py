@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -36,6 +37,7 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         _log.append(arguments.log.open("w", encoding="utf-8"))
     if arguments.threads:
         limit_threads(arguments.threads)
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
     try:
         main(arguments)
     except UserError as error:

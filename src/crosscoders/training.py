@@ -94,7 +94,9 @@ class State:
 
 def start(crosscoder: Crosscoder, settings: CrosscoderSettings) -> State:
     """The state before the first step."""
-    optimizer = torch.optim.Adam(crosscoder.parameters, lr=settings.training.learning_rate, fused=True)
+    options = settings.training
+    betas = (0.9, options.adam_beta2)
+    optimizer = torch.optim.Adam(crosscoder.parameters, lr=options.learning_rate, betas=betas, fused=True)
     return State(
         crosscoder, optimizer, torch.zeros(crosscoder.latents, dtype=torch.int64), settings.penalty.coefficient
     )
