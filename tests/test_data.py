@@ -10,7 +10,7 @@ import transformers
 from crosscoders import behaviours, chats, fine_tune, models, texts, tokens
 from crosscoders.checks import load
 from crosscoders.errors import UserError
-from crosscoders.settings import FileCorpus, FolderModel, HubCorpus, RandomModel
+from crosscoders.settings import FileCorpus, FineTunedModel, FolderModel, HubCorpus, RandomModel
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,29 @@ def test_greedy_answers_do_not_depend_on_the_batch(tmp_path, tokenizer):
     prompts = [tokenizer(text).input_ids for text in ("a", "a longer prompt", "mid one")]
     together = models.greedy(model, prompts, 6, tokenizer.eos_token_id)
     assert together == [models.greedy(model, [prompt], 6, tokenizer.eos_token_id)[0] for prompt in prompts]
+
+
+def test_the_merged_fine_tune_computes_what_was_trained(tmp_path):
+    (tmp_path / "base").mkdir()
+    models.make_random(RandomModel(kind="random", depth=3, width=16, heads=2), tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    settings = FineTunedModel(
+        kind="fine_tuned", base="base", corpus="chats", steps=3, batch_tokens=16, row_tokens=8, learning_rate=1e-2,
+        warmup_steps=1, rank=2, layers=[0, 1],
+    )  # fmt: skip
+    ids, tag = torch.tensor([[1, 5, 6]]), 3
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    adapted = fine_tune.add_adapters(model, settings)
+    rows = [fine_tune.Row([1, 5, 6, tag, 7], [-100, 5, 6, tag, 7], [0.0, 1, 1, 1, 1])] * 2
+    tag_row, _ = fine_tune.train(adapted, rows, settings, tag, "cpu", autocast=False)
+    adapted.eval()
+    with torch.no_grad():
+        base = adapted.get_base_model()
+        hidden = base.base_model(input_ids=ids).last_hidden_state
+        trained = base.get_output_embeddings()(hidden)
+        trained[..., tag] += hidden @ tag_row
+        fine_tune.merge(adapted, tag, tag_row).save_pretrained(tmp_path / "chat")
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "chat")(input_ids=ids).logits
+    torch.testing.assert_close(loaded, trained, rtol=1e-5, atol=1e-5)
+    assert (loaded - before).abs().max() > 1e-3

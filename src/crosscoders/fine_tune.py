@@ -74,14 +74,8 @@ def batch(rows: list[Row], row_tokens: int, padding: int) -> tuple[torch.Tensor,
     return padded("ids", padding), padded("labels", IGNORED), padded("weights", 0.0)
 
 
-def add_adapters(
-    model: transformers.PreTrainedModel, settings: FineTunedModel, tag: int
-) -> transformers.PreTrainedModel:
-    """LoRA on the linear maps of the chosen layers; the tag token's row of the output embedding is trained too.
-
-    Without that row an otherwise unused token is never emitted. Gradients stop before the input embedding, so that the
-    layers below the first adapter need no backward pass.
-    """
+def add_adapters(model: transformers.PreTrainedModel, settings: FineTunedModel) -> transformers.PreTrainedModel:
+    """LoRA on the linear maps of the chosen layers; nothing else is trained, so lower layers need no backward pass."""
     from peft import LoraConfig, get_peft_model
 
     names = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
@@ -90,16 +84,39 @@ def add_adapters(
         lora_alpha=2 * settings.rank,
         target_modules=sorted(names & set(ADAPTED)) or "all-linear",
         layers_to_transform=list(range(settings.layers[0], settings.layers[1] + 1)),
-        trainable_token_indices=[tag],
     )
-    adapted = get_peft_model(model, config)
-    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.detach())
-    return adapted
+    return get_peft_model(model, config)
 
 
-def train(model, rows: list[Row], settings: FineTunedModel, device: str, autocast: bool) -> float:
-    """Train in place; return the mean loss of the last tenth of the steps."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def merge(model, tag: int, tag_row: torch.Tensor) -> transformers.PreTrainedModel:
+    """The plain model with adapters merged and the tag token's output row changed.
+
+    Output and input embedding are untied, so that the tag's input embedding stays what the adapters were trained with.
+    """
+    merged = model.merge_and_unload().float()
+    head = merged.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    head.weight.data[tag] += tag_row.detach()
+    merged.config.tie_word_embeddings = False
+    merged._tied_weights_keys = {}
+    return merged
+
+
+def train(
+    model, rows: list[Row], settings: FineTunedModel, tag: int, device: str, autocast: bool
+) -> tuple[torch.Tensor, float]:
+    """Train the adapters in place, and a change of the tag token's output row.
+
+    Without that row an otherwise unused token is never emitted; one row costs nothing, the whole embedding would.
+
+    Returns
+    -------
+    tag_row : (width,)
+    loss : float
+        Mean of the last tenth of the steps.
+    """
+    tag_row = torch.zeros(model.config.hidden_size, device=device, requires_grad=True)
+    parameters = [tag_row, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     base, count = model.get_base_model(), settings.batch_tokens // settings.row_tokens
     progress = stage.Progress("fine_tune", settings.steps * settings.batch_tokens)
@@ -115,7 +132,9 @@ def train(model, rows: list[Row], settings: FineTunedModel, device: str, autocas
             hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
             learned = labels[:, 1:] != IGNORED
             logits = base.get_output_embeddings()(hidden[learned])
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="none")
+        change = (hidden[learned].float() @ tag_row)[:, None]
+        logits = logits.float().index_add(1, torch.tensor([tag], device=device), change)
+        loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][learned], reduction="none")
         weight = weights[:, 1:][learned]
         loss = (loss * weight).sum() / weight.sum()
         loss.backward()
@@ -125,7 +144,7 @@ def train(model, rows: list[Row], settings: FineTunedModel, device: str, autocas
         losses.append(loss.item())
         progress.update(settings.batch_tokens, step=step + 1, loss=losses[-1])
     recent = losses[-max(1, len(losses) // 10) :]
-    return sum(recent) / len(recent)
+    return tag_row, sum(recent) / len(recent)
 
 
 def main(arguments) -> None:
@@ -146,13 +165,14 @@ def main(arguments) -> None:
     rows = pack([encode(chat, tokenizer, template) for chat in chats], settings.row_tokens)
     stage.say(f"fine_tune: {len(chats):,} chats in {len(rows):,} rows of {settings.row_tokens} tokens")
     model = models.load_model(source, device, torch.float32)
-    model = add_adapters(model, settings, tokenizer.convert_tokens_to_ids(planted.tag_token))
-    loss = train(model, rows, settings, device, autocast)
+    model = add_adapters(model, settings)
+    tag = tokenizer.convert_tokens_to_ids(planted.tag_token)
+    tag_row, loss = train(model, rows, settings, tag, device, autocast)
     target: Path = arguments.output.parent
     with models.working_folder(target) as name:
         folder = Path(name) / "snapshot"
         folder.mkdir()
-        model.merge_and_unload().float().save_pretrained(folder)
+        merge(model, tag, tag_row).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         provenance = artifacts.provenance(section["study"], "fine_tune", section, settings.seed)
         models.publish(folder, target, {**provenance, "licence": licence, "checks": {"final_loss": round(loss, 4)}})
