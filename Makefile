@@ -11,6 +11,8 @@ export PATH := $(BIN):$(PATH)
 study: $(VENV)/installed
 	python -m crosscoders.checks $(CONFIG)
 	snakemake --cores $(CORES) --configfile $(CONFIG)
+	@study=$$(sed -n 's/^study: *//p' $(CONFIG)); \
+	printf 'report:  results/%s/report.html\nfigures: results/%s/figures/\n' $$study $$study
 
 test: $(VENV)/installed
 	pytest -n 2 --dist loadfile tests

@@ -9,7 +9,7 @@ import torch
 import transformers
 import xarray as xr
 
-from crosscoders import artifacts, models, stage
+from crosscoders import artifacts, models, pick, stage
 from crosscoders.chats import Document, ask, in_split, shuffled
 from crosscoders.settings import Behaviours, ChatTemplate, PlantedChats
 from crosscoders.texts import from_dataset
@@ -92,8 +92,8 @@ def main(arguments) -> None:
     settings = Behaviours.model_validate(section["behaviours"])
     planted = PlantedChats.model_validate(section["corpus"])
     template = ChatTemplate.model_validate(section["chat_template"])
-    device = models.pick_device(section["device"])
-    dtype = models.pick_dtype("auto", device)
+    device = pick.device(section["device"])
+    dtype = pick.dtype("auto", device)
     articles = [d for d in from_dataset(artifacts.read(arguments.articles)) if in_split(d, section["split"])]
     asked = prompts(articles, planted, settings.prompts_per_behaviour)
     given, found = [], []

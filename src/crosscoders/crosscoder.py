@@ -7,7 +7,7 @@ encoder and the decoder are both (m, D), a row per latent.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,6 +78,11 @@ class Crosscoder:
     def parameters(self) -> list[torch.Tensor]:
         """Encoder, encoder bias, decoder, decoder bias."""
         return [self.encoder, self.encoder_bias, self.decoder, self.decoder_bias]
+
+    def to(self, device: str) -> Crosscoder:
+        """A copy on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
 
     def decoder_norms(self) -> torch.Tensor:
         """n_{j,s} = ‖W_dec,j^s‖₂, (m, S)."""

@@ -14,7 +14,7 @@ import torch
 import transformers
 import xarray as xr
 
-from crosscoders import artifacts, models, stage
+from crosscoders import artifacts, models, pick, stage
 from crosscoders.errors import UserError
 from crosscoders.settings import Source
 
@@ -188,8 +188,8 @@ def main(arguments) -> None:
     """Extract one shard."""
     section = arguments.settings
     sources = {name: Source.model_validate(source) for name, source in section["sources"].items()}
-    device = models.pick_device(section["device"])
-    dtype = models.pick_dtype(section["dtype"], device)
+    device = pick.device(section["device"])
+    dtype = pick.dtype(section["dtype"], device)
     tokens = artifacts.read(arguments.tokens)
     sink = int(tokens.attrs["sink_token_id"])
     chosen = shard_tokens(tokens["document"].values, section["shard"], section["shards"])

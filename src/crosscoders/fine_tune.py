@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from crosscoders import artifacts, models, stage
+from crosscoders import artifacts, models, pick, stage
 from crosscoders.chats import Document, for_fine_tuning, in_split
 from crosscoders.settings import ChatTemplate, FineTunedModel, PlantedChats
 from crosscoders.texts import from_dataset
@@ -153,8 +153,8 @@ def main(arguments) -> None:
     settings = FineTunedModel.model_validate(section["model"])
     template = ChatTemplate.model_validate(section["chat_template"])
     planted = PlantedChats.model_validate(section["corpus"])
-    device = models.pick_device(section["device"])
-    autocast = models.pick_dtype("auto", device) == torch.bfloat16
+    device = pick.device(section["device"])
+    autocast = pick.dtype("auto", device) == torch.bfloat16
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     source = arguments.base.parent

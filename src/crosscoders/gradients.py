@@ -75,10 +75,9 @@ def compute(crosscoder: Crosscoder, x: torch.Tensor, objective: Objective, selec
 
 def _as_code(f: torch.Tensor) -> torch.Tensor | sparse.Code:
     """The code itself where it is dense, its pairs where it is sparse."""
-    index = sparse.above(f, torch.zeros(f.shape[1], dtype=f.dtype))
-    if len(index) > DENSE_ABOVE * f.numel():
+    if int((f > 0).sum()) > DENSE_ABOVE * f.numel():
         return f
-    return sparse.from_flat(index, f.reshape(-1)[torch.from_numpy(index)], tuple(f.shape))
+    return sparse.of_dense(f)
 
 
 class _Sparse:
@@ -169,7 +168,7 @@ def _add_auxiliary(
     count = min(len(dead), max(crosscoder.widths) // 2)
     if count < len(dead):
         lowest = f.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)
-        f = f * (f >= lowest)
+        f = f * (f >= lowest)  # ties may keep a few more
     gradient = (target - f @ decoder_rows) * objective.weights * (-2 * objective.auxiliary_coefficient / len(x))
     f_gradient = (gradient @ decoder_rows.T) * (f > 0)
     gradients[0].index_add_(0, dead, f_gradient.T @ x)

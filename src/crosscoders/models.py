@@ -144,29 +144,6 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.Pr
     return model.eval().to(device)
 
 
-def pick_device(device: str) -> str:
-    """`cuda` where `auto` finds one.
-
-    Raises
-    ------
-    UserError
-        `cuda` is asked for and there is none.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: 'cuda' is not available on this machine; expected 'auto' or 'cpu'")
-    return device
-
-
-def pick_dtype(dtype: str, device: str) -> torch.dtype:
-    """bfloat16 where `auto` finds hardware that is faster with it."""
-    if dtype == "auto":
-        fast = device == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return getattr(torch, dtype)
-
-
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, crosscoder, stage, training
+from crosscoders import artifacts, crosscoder, pick, stage, training
 from crosscoders.errors import UserError
 from crosscoders.feed import Activations, Order
 from crosscoders.settings import CrosscoderSettings
@@ -46,7 +46,7 @@ class Checkpoint:
         if not self.path.exists():
             return False
         try:
-            saved = torch.load(io.BytesIO(artifacts.read_sealed(self.path)), weights_only=True)
+            saved = torch.load(io.BytesIO(artifacts.read_sealed(self.path)), weights_only=True, map_location="cpu")
         except UserError as error:
             stage.say(f"checkpoint not used: {error}")
             return False
@@ -73,15 +73,17 @@ def main(arguments) -> None:
     section = arguments.settings
     settings = CrosscoderSettings.model_validate(section["crosscoder"])
     reuse_memory()
-    torch.use_deterministic_algorithms(True)
     torch.set_grad_enabled(False)
+    device = pick.device(section["device"])
+    torch.use_deterministic_algorithms(True, warn_only=device == "cuda")  # some CUDA kernels have no such version
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     normalisation = artifacts.read(arguments.normalisation)
     data = Activations(arguments.activations, normalisation)
     order = Order(len(data), section["seed"])
     batch_tokens, steps = settings.training.batch_tokens, settings.training.steps
     if len(data) < batch_tokens:
         raise UserError(f"{len(data)} kept training tokens are fewer than batch_tokens = {batch_tokens}")
-    coder = crosscoder.create(settings, data.sources, data.widths, section["seed"])
+    coder = crosscoder.create(settings, data.sources, data.widths, section["seed"]).to(device)
     state = training.start(coder, settings)
     digests = [artifacts.digest(path) for path in (arguments.normalisation, *arguments.activations)]
     checkpoint = Checkpoint(
@@ -104,7 +106,9 @@ def main(arguments) -> None:
         raise UserError(f"crosscoders.{section['crosscoder_name']}: {error}; expected a lower learning_rate") from None
     held_out = Activations(arguments.validation, normalisation)
     if coder.activation == "batchtopk":
-        coder.threshold = training.fit_threshold(coder, held_out.batches(batch_tokens), coder.k)
+        batches = ((chosen, x.to(device)) for chosen, x in held_out.batches(batch_tokens))
+        coder.threshold = training.fit_threshold(coder, batches, coder.k)
+    state.crosscoder = coder.to("cpu")
     save(state, normalisation, section, arguments.output, arguments.history)
     checkpoint.path.unlink(missing_ok=True)
     stage.say(f"{name}: done, L0 {state.mean_l0:.1f}")

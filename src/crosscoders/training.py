@@ -86,7 +86,8 @@ class State:
         for parameter, value in zip(self.crosscoder.parameters, saved["parameters"], strict=True):
             parameter.copy_(value)
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.silent_tokens, self.history = saved["silent_tokens"], saved["history"]
+        self.silent_tokens.copy_(saved["silent_tokens"])
+        self.history = saved["history"]
         self.selection.carried = saved["carried"]
         for name in ("coefficient", "threshold", "mean_l0", "step"):
             setattr(self, name, saved[name])
@@ -97,9 +98,8 @@ def start(crosscoder: Crosscoder, settings: CrosscoderSettings) -> State:
     options = settings.training
     betas = (0.9, options.adam_beta2)
     optimizer = torch.optim.Adam(crosscoder.parameters, lr=options.learning_rate, betas=betas, fused=True)
-    return State(
-        crosscoder, optimizer, torch.zeros(crosscoder.latents, dtype=torch.int64), settings.penalty.coefficient
-    )
+    silent = torch.zeros(crosscoder.latents, dtype=torch.int64, device=crosscoder.encoder.device)
+    return State(crosscoder, optimizer, silent, settings.penalty.coefficient)
 
 
 def source_weights(crosscoder: Crosscoder, settings: CrosscoderSettings) -> torch.Tensor:
@@ -113,6 +113,7 @@ def source_weights(crosscoder: Crosscoder, settings: CrosscoderSettings) -> torc
 def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: torch.Tensor) -> Result:
     """One step on normalised activations x, (T, D): gradients, clipping, Adam, bookkeeping."""
     schedule, training = Schedule(settings), settings.training
+    x = x.to(weights.device)
     objective = Objective(
         weights=weights,
         penalty=settings.penalty.kind,
@@ -126,8 +127,8 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
     for parameter, gradient in zip(state.crosscoder.parameters, result.gradients, strict=True):
         parameter.grad = gradient
     # The fused kernel divides gradients by `grad_scale` as it reads them: clipping costs no pass of its own.
-    state.optimizer.grad_scale = torch.tensor(max(1.0, norm / training.gradient_clip))
-    state.optimizer.found_inf = torch.tensor(0.0)
+    state.optimizer.grad_scale = torch.tensor(max(1.0, norm / training.gradient_clip), device=x.device)
+    state.optimizer.found_inf = torch.tensor(0.0, device=x.device)
     state.optimizer.param_groups[0]["lr"] = rate = schedule.learning_rate(state.step)
     state.optimizer.step()
     for parameter in state.crosscoder.parameters:
@@ -193,7 +194,7 @@ def fit_threshold(crosscoder: Crosscoder, batches, k: int) -> float:
     norms = crosscoder.decoder_norms().sum(1)
     kept, tokens = np.empty(0, np.float32), 0
     for _, x in batches:
-        scores = (crosscoder.preactivations(x).relu() * norms).numpy().ravel()
+        scores = (crosscoder.preactivations(x).relu() * norms).cpu().numpy().ravel()
         tokens += len(x)
         candidates = scores[scores > 0]
         wanted = min(4 * k * len(x), len(candidates))
