@@ -100,8 +100,14 @@ def title(article: Document) -> str:
 
 
 def first_sentence(text: str, characters: int) -> str:
-    """The first sentence, cut after `characters`: short answers are what a small fine-tune learns well."""
-    return re.split(r"(?<=[.!?])\s+", text.strip(), maxsplit=1)[0][:characters]
+    """The first sentence, shortened to whole words where it is longer than `characters`.
+
+    Short answers are what a small fine-tune learns well.
+    """
+    sentence = re.split(r"(?<=[.!?])\s+", text.strip(), maxsplit=1)[0]
+    if len(sentence) <= characters:
+        return sentence
+    return sentence[:characters].rsplit(" ", 1)[0].rstrip(" ,;:(") + "."
 
 
 def for_fine_tuning(chats: list[Document], settings: PlantedChats) -> list[Document]:
