@@ -6,6 +6,19 @@ min_version("9.27")
 
 
 include: "rules/common.smk"
+
+
+wildcard_constraints:
+    study=STUDY.study,
+    setting="|".join(STUDY.settings),
+    crosscoder="|".join(STUDY.crosscoders),
+    corpus="|".join(STUDY.corpora),
+    notebook="|".join(sorted({setting.notebook for setting in STUDY.settings.values()})),
+    split="train|validation|test",
+    shard=r"\d{3}",
+    seed=r"\d+",
+
+
 include: "rules/data.smk"
 include: "rules/activations.smk"
 include: "rules/crosscoders.smk"
@@ -19,11 +32,9 @@ localrules:
 rule all:
     default_target: True
     input:
-        f"results/{STUDY.study}/manifest.json",
-        f"results/{STUDY.study}/report.html",
+        f"{RESULTS}/manifest.json",
+        f"{RESULTS}/report.html",
 
 
 onsuccess:
-    print(
-        f"\nreport:  results/{STUDY.study}/report.html\nfigures: results/{STUDY.study}/figures/"
-    )
+    print(f"\nreport:  {RESULTS}/report.html\nfigures: {RESULTS}/figures/")

@@ -6,7 +6,7 @@
 rule tokenize:
     input:
         model=lambda wildcards: (
-            f"results/{STUDY.study}/models/"
+            f"{RESULTS}/models/"
             f"{sections.root_model(STUDY, sections.setting_models(STUDY, wildcards.setting)[0])}/provenance.json"
         ),
         texts=texts,

@@ -1,9 +1,8 @@
 # Loads and checks the study; helpers that the rules share.
-import ast
 import sys
-from pathlib import Path
 
 from crosscoders import checks, sections
+from crosscoders.dependencies import code
 from crosscoders.errors import UserError
 
 STUDY_FILES = list(workflow.configfiles) or ["config.yaml"]
@@ -12,72 +11,38 @@ try:
 except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
+RESULTS = f"results/{STUDY.study}"
 GPU = int(STUDY.device == "cuda")
 FETCHED = [name for name, model in STUDY.models.items() if model.kind != "fine_tuned"]
-FINE_TUNED = [
-    name for name, model in STUDY.models.items() if model.kind == "fine_tuned"
-]
-
-
-wildcard_constraints:
-    study=STUDY.study,
-    setting="|".join(STUDY.settings),
-    crosscoder="|".join(STUDY.crosscoders),
-    corpus="|".join(STUDY.corpora),
-    notebook="|".join(sorted({setting.notebook for setting in STUDY.settings.values()})),
-    split="train|validation|test",
-    shard=r"\d{3}",
-    seed=r"\d+",
+FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
 
 
 def settings_of(stage):
     """The section of the settings that a stage gets, as a function of its wildcards."""
 
-    def section(wildcards):
-        names = {name: value for name, value in wildcards.items() if name != "study"}
-        return sections.section(STUDY, stage, **names)
-
-    return section
-
-
-def code(module):
-    """Source files of a module and of the first-party modules it imports: editing one reruns what depends on it."""
-    folder, found, waiting = Path("src/crosscoders"), set(), {module}
-    while waiting:
-        path = folder / f"{waiting.pop()}.py"
-        found.add(str(path))
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if names == ["crosscoders"]:
-                names = [f"crosscoders.{alias.name}" for alias in node.names]
-            modules = {
-                name.split(".")[1] for name in names if name.startswith("crosscoders.")
-            }
-            waiting |= {
-                name for name in modules if str(folder / f"{name}.py") not in found
-            }
-    return sorted(found)
+    return lambda wildcards: sections.section(
+        STUDY,
+        stage,
+        **{name: value for name, value in wildcards.items() if name != "study"},
+    )
 
 
 def snapshots(wildcards):
     """Models that a setting reads."""
-    names = sections.setting_models(STUDY, wildcards.setting)
-    return [f"results/{STUDY.study}/models/{name}/provenance.json" for name in names]
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in sections.setting_models(STUDY, wildcards.setting)]
 
 
 def texts(wildcards):
     """Corpora that a setting takes tokens from."""
-    names = sections.setting_corpora(STUDY, wildcards.setting)
-    return [f"results/{STUDY.study}/text/{name}.nc" for name in names]
+    return [f"{RESULTS}/text/{name}.nc" for name in sections.setting_corpora(STUDY, wildcards.setting)]
 
 
 def shards(split):
     """Activation files of a split, as a function of the setting."""
 
     def files(wildcards):
-        count = STUDY.settings[wildcards.setting].shards[split]
-        folder = f"results/{STUDY.study}/activations/{wildcards.setting}/{split}"
-        return [f"{folder}/{shard:03d}.nc" for shard in range(count)]
+        count = range(STUDY.settings[wildcards.setting].shards[split])
+        return [f"{RESULTS}/activations/{wildcards.setting}/{split}/{shard:03d}.nc" for shard in count]
 
     return files
 
@@ -87,12 +52,8 @@ def over_trainings(stage, suffix="nc"):
 
     def files(wildcards):
         names = STUDY.settings[wildcards.setting].crosscoders
-        folder = f"results/{STUDY.study}/{stage}/{wildcards.setting}"
-        return [
-            f"{folder}/{name}/seed-{seed}.{suffix}"
-            for name in names
-            for seed in STUDY.seeds
-        ]
+        folder = f"{RESULTS}/{stage}/{wildcards.setting}"
+        return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
 
     return files
 
@@ -100,12 +61,9 @@ def over_trainings(stage, suffix="nc"):
 def behaviours(wildcards):
     """Measured behaviours of the pair that a setting compares, where the study planted them."""
     pair = sections.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours else None
-    return [f"results/{STUDY.study}/behaviours/{pair[1]}.nc"] if pair else []
+    return [f"{RESULTS}/behaviours/{pair[1]}.nc"] if pair else []
 
 
 def executed(suffix):
     """The notebooks of all settings."""
-    return [
-        f"results/{STUDY.study}/notebooks/{setting.notebook}-{name}.{suffix}"
-        for name, setting in STUDY.settings.items()
-    ]
+    return [f"{RESULTS}/notebooks/{item.notebook}-{name}.{suffix}" for name, item in STUDY.settings.items()]

@@ -29,7 +29,7 @@ rule fetch_model:
 rule fetch_text:
     input:
         articles=lambda wildcards: (
-            f"results/{STUDY.study}/text/{STUDY.corpora[wildcards.corpus].articles}.nc"
+            f"{RESULTS}/text/{STUDY.corpora[wildcards.corpus].articles}.nc"
             if STUDY.corpora[wildcards.corpus].kind == "planted_chats"
             else []
         ),
@@ -47,17 +47,15 @@ rule fetch_text:
         runtime="30m",
     params:
         settings=settings_of("fetch_text"),
-        articles=lambda wildcards, input: (
-            f"--articles {input.articles}" if input.articles else ""
-        ),
+        articles=lambda wildcards, input: (f"--articles {input.articles}" if input.articles else ""),
     shell:
         "python -m crosscoders.texts --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
 
 
 rule fine_tune:
     input:
-        base=lambda wildcards: f"results/{STUDY.study}/models/{STUDY.models[wildcards.model].base}/provenance.json",
-        corpus=lambda wildcards: f"results/{STUDY.study}/text/{STUDY.models[wildcards.model].corpus}.nc",
+        base=lambda wildcards: f"{RESULTS}/models/{STUDY.models[wildcards.model].base}/provenance.json",
+        corpus=lambda wildcards: f"{RESULTS}/text/{STUDY.models[wildcards.model].corpus}.nc",
         code=code("fine_tune"),
     output:
         "results/{study}/models/{model}/provenance.json",
@@ -84,11 +82,9 @@ rule fine_tune:
 
 rule measure_behaviours:
     input:
-        articles=lambda wildcards: (
-            f"results/{STUDY.study}/text/{STUDY.corpora[STUDY.models[wildcards.model].corpus].articles}.nc"
-        ),
+        articles=lambda wildcards: (f"{RESULTS}/text/{STUDY.corpora[STUDY.models[wildcards.model].corpus].articles}.nc"),
         models=lambda wildcards: [
-            f"results/{STUDY.study}/models/{name}/provenance.json"
+            f"{RESULTS}/models/{name}/provenance.json"
             for name in (STUDY.models[wildcards.model].base, wildcards.model)
         ],
         code=code("behaviours"),

@@ -24,9 +24,7 @@ rule collate:
         runtime="30m",
     params:
         settings=settings_of("collate"),
-        behaviours=lambda wildcards, input: (
-            f"--behaviours {input.behaviours}" if input.behaviours else ""
-        ),
+        behaviours=lambda wildcards, input: (f"--behaviours {input.behaviours}" if input.behaviours else ""),
     shell:
         "python -m crosscoders.collate --settings {params.settings:q} --latents {input.latents:q}"
         " --evaluations {input.evaluations:q} --histories {input.histories:q}"
@@ -46,8 +44,7 @@ for setting_name, setting in STUDY.settings.items():
         output:
             notebook=f"results/{{study}}/notebooks/{setting.notebook}-{setting_name}.ipynb",
             svg=[
-                f"results/{{study}}/figures/{name}.svg"
-                for name in sections.figure_names(STUDY, setting_name).values()
+                f"results/{{study}}/figures/{name}.svg" for name in sections.figure_names(STUDY, setting_name).values()
             ],
             png=report(
                 [

@@ -16,7 +16,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import artifacts
+from crosscoders import artifacts, dependencies
 from crosscoders.errors import UserError
 
 
@@ -79,7 +79,7 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     script = textwrap.dedent(
         """
         import sys, numpy as np, xarray as xr
-        from crosscoders import artifacts
+        from crosscoders import artifacts, dependencies
         print("ready", flush=True)
         for i in range(10**6):
             content = xr.Dataset({"a": artifacts.variable("x", np.full(400_000, float(i)), "values")})
@@ -137,13 +137,7 @@ def test_a_chunked_variable_is_not_mapped(tmp_path):
 
 def test_import_direction():
     """Settings and artifacts know no science, the core knows no files, a stage's `main` is called by no other module."""
-    folder = Path(artifacts.__file__).parent
-    imports = {
-        path.stem: {line.split()[1].removeprefix("crosscoders.").split(".")[0] if line.startswith("from crosscoders.") else name.strip()
-                    for line in path.read_text().splitlines() if line.startswith("from crosscoders")
-                    for name in (line.split(" import ")[1].split(",") if line.startswith("from crosscoders import") else [""])}
-        for path in folder.glob("*.py")
-    }  # fmt: skip
+    imports = {path.stem: dependencies.imports(path) for path in Path(artifacts.__file__).parent.glob("*.py")}
     assert imports["settings"] == imports["errors"] == set()
     assert imports["artifacts"] == {"errors"}
     core = {"crosscoder", "sparse", "gradients", "training", "bootstrap", "chats"}
