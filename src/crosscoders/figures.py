@@ -346,12 +346,12 @@ def nu_threshold_counts(summary: xr.Dataset) -> plt.Figure:
             one = summary.sel(crosscoder=name, seed=seed)
             indices = alive(one)
             chosen = indices[np.argsort(one["relative_norm"].values[indices], kind="stable")[::-1][:CHAT_SAMPLE]]
-            largest = np.fmax(np.abs(one["nu_error"].values[chosen]), np.abs(one["nu_reconstruction"].values[chosen]))
+            largest = np.fmax(one["nu_error"].values[chosen], one["nu_reconstruction"].values[chosen])
             counts.append([(largest < step).sum() for step in steps])
         counts = np.array(counts)
         axis.plot(steps, counts.mean(0), color=colour, label=name)
         axis.fill_between(steps, counts.min(0), counts.max(0), color=colour, alpha=0.2)
-    axis.set(xlabel="threshold π", ylabel=f"latents with both |ν| < π, of the {CHAT_SAMPLE} largest Δ", ylim=(0, None))
+    axis.set(xlabel="threshold π", ylabel=f"latents with both ν < π, of the {CHAT_SAMPLE} largest Δ", ylim=(0, None))
     axis.legend(title="band: range of seeds")
     sns.despine(figure)
     return figure

@@ -163,9 +163,7 @@ def scan(
 
 def specific(error: np.ndarray, reconstruction: np.ndarray, settings: Classification) -> np.ndarray:
     """Index into SPECIFIC from ν of (direction base, direction chat), each (2, m): both ν below their limits [M25]."""
-    below = (np.abs(error) < settings.specific_error_below) & (
-        np.abs(reconstruction) < settings.specific_reconstruction_below
-    )
+    below = (error < settings.specific_error_below) & (reconstruction < settings.specific_reconstruction_below)
     return np.where(below[1], SPECIFIC.index("chat"), np.where(below[0], SPECIFIC.index("base"), 0))
 
 
