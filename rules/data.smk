@@ -68,7 +68,7 @@ rule fine_tune:
     priority: 10
     conda:
         "../envs/crosscoders.yaml"
-    threads: 1
+    threads: 2
     resources:
         mem="4GB",
         runtime="2h",
@@ -98,6 +98,7 @@ rule measure_behaviours:
         model="|".join(FINE_TUNED) or "none",
     conda:
         "../envs/crosscoders.yaml"
+    threads: 2
     resources:
         mem="3GB",
         runtime="1h",
