@@ -7,7 +7,7 @@ from crosscoders.errors import UserError
 
 STUDY_FILES = list(workflow.configfiles) or ["config.yaml"]
 try:
-    STUDY = checks.load(*STUDY_FILES)
+    STUDY = checks.load(*STUDY_FILES, overrides=workflow.config_settings.config)
 except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 

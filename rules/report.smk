@@ -135,6 +135,7 @@ rule report:
         runtime="30m",
     params:
         files=STUDY_FILES,
+        overrides=["--config", *workflow.config_settings.config_args] if workflow.config_settings.config_args else [],
     shell:
-        "snakemake --nolock --cores 1 --configfile {params.files:q} --report {output:q}"
+        "snakemake --nolock --cores 1 --configfile {params.files:q} {params.overrides:q} --report {output:q}"
         " results/{wildcards.study}/manifest.json {input.pages:q} >{log:q} 2>&1 || (tail -n 20 {log:q}; exit 1)"

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load(*paths: Path | str) -> Study:
-    """Read and check a study; settings of later files replace those of earlier ones.
+def load(*paths: Path | str, overrides: Mapping[str, object] | None = None) -> Study:
+    """Read and check a study; settings of later files replace those of earlier ones, and `overrides` those of all.
 
     Raises
     ------
@@ -77,7 +77,18 @@ def load(*paths: Path | str) -> Study:
     content: dict = {}
     for path in map(Path, paths):
         content = merge(content, read(path))
+    for key, value in (overrides or {}).items():
+        content = merge(content, {key: _typed(value)})
     return check(content, Path(paths[-1]))
+
+
+def _typed(value: object) -> object:
+    """A command-line value as the study file would read it; Snakemake leaves the members of lists as text."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return yaml.load(value, Loader=_Loader) if isinstance(value, str) else value
 
 
 def merge(old: dict, new: dict) -> dict:

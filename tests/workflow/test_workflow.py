@@ -166,6 +166,12 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
     assert not {"extract_activations", "fit_normalisation", "fine_tune", "tokenize", "fetch_model"} & set(jobs)
 
 
+def test_a_setting_given_on_the_command_line_is_read_like_the_file(project):
+    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 4
+    done = snakemake(project, "-n", *SMOKE, "--config", "device=gpu", check=False)
+    assert "device: 'gpu' is not one of auto, cpu, cuda" in done.stdout + done.stderr
+
+
 def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, results):
     victim, reader = results / "latents/cross-layer/l1/seed-0.nc", results / "summary/cross-layer.nc"
     content, kept = victim.read_bytes(), reader.read_bytes()
