@@ -57,3 +57,19 @@ def test_bad_input_ends_with_one_line_and_status_1(capsys, tmp_path):
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: file.nc: corrupt\n"
     assert arguments.log.read_text() == "error: file.nc: corrupt\n"
+
+
+def test_a_disk_that_fills_up_under_another_library_is_one_line(capsys, tmp_path):
+    def fail(_):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(SystemExit):
+        stage.run(fail, argparse.Namespace(log=None, threads=0, output=tmp_path / "models" / "provenance.json"))
+    found = capsys.readouterr().err
+    assert found.startswith(f"error: {tmp_path}/models/provenance.json: disk full: needs more space, ")
+    assert len(found.splitlines()) == 1
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        stage.run(lambda _: 1 / 0, argparse.Namespace(log=None, threads=0))

@@ -141,21 +141,25 @@ def atomic(path: Path, write: Callable[[Path], None], needed: int = 0) -> None:
             os.close(descriptor)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise _storage_error(path, error, needed) from error
+        raise storage_error(path, error, needed) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def _storage_error(path: Path, error: Exception, needed: int) -> Exception:
-    """One line for a full disk or a read-only folder; any other error unchanged."""
-    number = getattr(error, "errno", None)
+def storage_error(path: Path, error: Exception, needed: int = 0) -> Exception:
+    """A `UserError` with path and bytes for a full disk or a read-only folder; any other error unchanged.
+
+    Libraries that write files themselves (safetensors, netCDF) raise errors of their own, so their text counts too.
+    """
+    number, text = getattr(error, "errno", None), str(error)
     folder = next((parent for parent in path.parents if parent.exists()), Path("."))
     free = shutil.disk_usage(folder).free
     wanted = f"needs {needed:,} bytes" if needed else "needs more space"
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Read-only file system" in text:
         return UserError(f"{path}: cannot write in {folder} (read-only or no permission): {wanted}")
-    if number == errno.ENOSPC or number == errno.EDQUOT or (needed and free < needed) or free < 1 << 20:
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text
+    if full or (needed and free < needed) or free < 1 << 20:
         return UserError(f"{path}: disk full: {wanted}, {free:,} bytes are free in {folder}")
     return error
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from crosscoders import artifacts
 from crosscoders.errors import UserError
 
 _log: list[TextIO] = []
@@ -32,6 +33,24 @@ def parser(description: str | None, *flags: str, lists: tuple[str, ...] = ()) ->
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
     """Run a stage: bad input ends it with one line and exit status 1, not with a traceback."""
+    try:
+        _start(arguments)
+        main(arguments)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        target = getattr(arguments, "output", None) or arguments.log or Path("results/x")
+        explained = error if isinstance(error, UserError) else artifacts.storage_error(Path(target), error)
+        if not isinstance(explained, UserError):
+            raise
+        for line in str(explained).splitlines():
+            say(f"error: {line}")
+        sys.exit(1)
+
+
+def _start(arguments: argparse.Namespace) -> None:
+    """Open the log, limit the threads, silence warnings that no user can act on."""
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
         _log.append(arguments.log.open("w", encoding="utf-8"))
@@ -39,14 +58,6 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         limit_threads(arguments.threads)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-    try:
-        main(arguments)
-    except UserError as error:
-        say(f"error: {error}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(130)
 
 
 def limit_threads(threads: int) -> None:
