@@ -46,6 +46,19 @@ def test_round_trip_with_provenance(tmp_path, dataset):
         assert plain["a"].shape == (200, 8)
 
 
+def test_one_long_string_does_not_pad_all_others(tmp_path):
+    text = np.array(["x" * 200_000, *["short"] * 20_000], dtype=object)
+    artifacts.write(xr.Dataset({"text": artifacts.variable("segment", text, "text")}), tmp_path / "t.nc")
+    script = (
+        "import resource, sys; from crosscoders import artifacts; "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "assert artifacts.read(sys.argv[1])['text'].values[1] == 'short'; "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "t.nc"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100_000, "kilobytes; padded, the strings would take 16 GB"
+
+
 def test_same_content_gives_same_bytes(tmp_path, dataset):
     for name in "ab":
         artifacts.write(dataset, tmp_path / name)

@@ -17,10 +17,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import h5py
+import netCDF4
 import numpy as np
 import xarray as xr
 
@@ -259,17 +260,19 @@ def verify(path: Path | str) -> None:
 
 
 def read(path: Path | str) -> xr.Dataset:
-    """Verify an artifact and load it whole into memory."""
-    verify(path)
-    with xr.open_dataset(path, engine="netcdf4", mask_and_scale=False) as dataset:
-        return dataset.load()
+    """Verify an artifact and load it whole into memory.
 
-
-def attributes(path: Path | str) -> Mapping[str, object]:
-    """Verify an artifact and return its global attributes."""
+    Text is read past xarray, which would pad every string to the length of the longest.
+    """
     verify(path)
-    with xr.open_dataset(path, engine="netcdf4", mask_and_scale=False) as dataset:
-        return dict(dataset.attrs)
+    with netCDF4.Dataset(path) as file:
+        texts = {
+            name: xr.Variable(stored.dimensions, np.asarray(stored[...], dtype=object), stored.__dict__)
+            for name, stored in file.variables.items()
+            if stored.dtype is str
+        }
+    with xr.open_dataset(path, engine="netcdf4", mask_and_scale=False, drop_variables=list(texts)) as dataset:
+        return dataset.load().assign(texts)
 
 
 def memory_map(path: Path | str, name: str) -> np.ndarray:
