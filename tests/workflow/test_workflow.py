@@ -16,7 +16,7 @@ import yaml
 from crosscoders import checks, sections
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("Snakefile", "config.yaml", "rules", "src", "notebooks", "studies", "profiles", "report", "pyproject.toml")
+COPIED = ("Snakefile", "config.yaml", "rules", "src", "notebooks", "studies", "profiles", "report", "envs", "pyproject.toml")
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "HF_HUB_OFFLINE": "1",
