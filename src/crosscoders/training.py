@@ -15,7 +15,7 @@ from crosscoders.gradients import Objective, Result, compute
 from crosscoders.settings import CrosscoderSettings
 
 HISTORY = ("loss", "l0", "dead_fraction", "learning_rate", "penalty_coefficient", "gradient_norm", "threshold")
-STEERING = 0.02
+STEERING = 0.01
 """Largest relative change of the penalty coefficient in one step."""
 THRESHOLD_DECAY = 0.999
 
