@@ -13,7 +13,7 @@ from crosscoders import sparse
 from crosscoders.crosscoder import Crosscoder, keep_largest
 
 DENSE_ABOVE = 0.04
-"""Density of the code above which dense products are faster than gathered rows (see benchmarks/)."""
+"""Density of the code above which dense products are taken instead of gathered rows."""
 AUXILIARY_TOKENS = 4
 """AuxK looks at one in so many tokens of a batch: dead latents need a direction, not precision."""
 
