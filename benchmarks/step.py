@@ -112,7 +112,7 @@ def main() -> None:
 
 def training_memory() -> None:
     """The same allocator settings as the training stage."""
-    from crosscoders.train import reuse_memory
+    from crosscoders.stage import reuse_memory
 
     reuse_memory()
 

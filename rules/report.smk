@@ -17,6 +17,8 @@ rule collate:
         "results/{study}/logs/collate/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/collate/{setting}.tsv"
+    wildcard_constraints:
+        setting="|".join(sorted(set(STUDY.settings) - set(PLANTED))) or "none",
     conda:
         "../envs/crosscoders.yaml"
     resources:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from crosscoders.members import ACTIVATIONS
 from crosscoders.settings import CrosscoderSettings
 
 
@@ -23,7 +24,7 @@ def member():
             {
                 "latents": latents,
                 "blocks": blocks or {"all": {"share": 1.0}},
-                "activation": {"kind": activation} | ({} if activation == "relu" else {"k": k}),
+                "activation": {"kind": activation} | ({"k": k} if ACTIVATIONS[activation].ranked_over else {}),
                 "penalty": {"kind": penalty, "coefficient": coefficient, "target_l0": target},
                 "training": {
                     "steps": 20, "batch_tokens": 32, "learning_rate": 1e-2, "warmup_steps": 2, "decay_share": 0.2,

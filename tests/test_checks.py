@@ -44,7 +44,7 @@ CASES = [
     ("crosscoders/l1/blocks/all/share", 0.5, "blocks: the shares sum to 0.5; expected 1"),
     ("crosscoders/l1/blocks/all/reads", [], "blocks.all.reads: empty"),
     ("crosscoders/l1/blocks/all/reads", ["layer-00", "layer-9"], "'layer-9' is not defined"),
-    ("crosscoders/l1/activation/kind", "batchtop", "'batchtop' is not one of relu, topk, batchtopk; did you mean 'batchtopk'?"),
+    ("crosscoders/l1/activation/kind", "batchtop", "'batchtop' is not one of relu, topk, batchtopk, jumprelu; did you mean 'batchtopk'?"),
     ("seeds", [True], "seeds.0: True does not fit; expected a valid integer"),
     ("seeds", [1, 1], "seeds: [1, 1] repeats a seed"),
     ("seeds", [], "seeds: a list does not fit"),
@@ -69,6 +69,11 @@ CASES = [
     ("models/base", {"kind": "folder", "path": "no/such/model"}, "models.base.path: 'no/such/model' does not exist"),
     ("models/base/kind", "weel", "models.base.kind: 'weel' is not one of"),
     ("study", "../escape", "study: '../escape' does not fit; expected a name of letters"),
+    ("settings/base-vs-chat/sources/difference", {"of": ["chat", "bass"]}, "sources.difference.of: 'bass' is not defined; known: base, chat; did you mean 'base'?"),
+    ("settings/base-vs-chat/sources/difference", {"of": ["chat", "chat"]}, "sources.difference.of: ['chat', 'chat'] names one source twice"),
+    ("crosscoders/l1/blocks/all", {"share": 1.0, "reads": "each", "writes": "onward", "window": 9}, "blocks.all.window: 9 is longer than the"),
+    ("crosscoders/l1/blocks/all/writes", "onward", "blocks.all.writes: 'onward' needs reads: each"),
+    ("crosscoders/l1/sources", ["layer-9"], "crosscoders ('l1'): sources: 'layer-9' is not defined"),
 ]  # fmt: skip
 
 

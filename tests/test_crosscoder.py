@@ -1,21 +1,28 @@
 """The fast paths equal the plain reference; what a block may not read or write stays exactly 0."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import crosscoder, gradients, sparse, training
+from crosscoders import crosscoder, gradients, members, sparse, training
 from crosscoders.crosscoder import Crosscoder
+from crosscoders.settings import Block
 
 MIXED = {
     "one-way": {"share": 0.4, "reads": ["p"], "writes": ["q", "r"]},
     "tied": {"share": 0.25, "tied": True, "penalty": 0.1},
     "free": {"share": 0.35},
 }
+CAUSAL = {"causal": {"share": 0.7, "reads": "each", "writes": "onward", "window": 1}, "own": {"share": 0.3, "reads": "each", "writes": "each"}}  # fmt: skip
 MEMBERS = [
     ("batchtopk", "none"), ("topk", "none"), ("relu", "l1_of_norms"), ("relu", "l2_of_norms"), ("batchtopk", "l1_of_norms"),
+    ("relu", "tanh"), ("jumprelu", "tanh"), ("jumprelu", "l1_of_norms"), ("batchtopk", "decoder_sparsity"),
 ]  # fmt: skip
+ACTIVATION_KINDS = ["batchtopk", "topk", "relu", "jumprelu"]
 
 
 def make(member, activation, penalty, blocks, seed=0, widths=(10, 10, 10), **options) -> Crosscoder:
@@ -25,26 +32,30 @@ def make(member, activation, penalty, blocks, seed=0, widths=(10, 10, 10), **opt
     return found
 
 
+def with_parameters(coder: Crosscoder, leaves: list[torch.Tensor]) -> Crosscoder:
+    names = ("encoder", "encoder_bias", "decoder", "decoder_bias", "log_threshold")
+    return dataclasses.replace(coder, **dict(zip(names, leaves, strict=False)))
+
+
 def inputs(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("blocks", [None, MIXED], ids=["acausal", "mixed"])
+@pytest.mark.parametrize("blocks", [None, MIXED, CAUSAL], ids=["acausal", "mixed", "causal"])
 @pytest.mark.parametrize(("activation", "penalty"), MEMBERS)
 @pytest.mark.parametrize("shift", [0.0, -2.0], ids=["dense", "sparse"])
 def test_loss_and_gradients_equal_autograd_in_float64(member, activation, penalty, blocks, shift):
     coder = make(member, activation, penalty, blocks)
-    coder.encoder_bias += shift if activation == "relu" else 0
+    coder.encoder_bias += 0 if coder.selection.ranked_over else shift
     x = inputs(32, 30)
     weights = torch.rand(30, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
     selection = sparse.BatchTopK()
-    objective = gradients.Objective(weights, penalty, 0.3, 4)
+    objective = gradients.Objective(weights, penalty, 0.3, 0.7, 4, 1.3)
     for _ in range(2):  # the second time with a carried threshold
         found = gradients.compute(coder, x, objective, selection)
     leaves = [parameter.clone().requires_grad_() for parameter in coder.parameters]
-    names = ("sources", "widths", "reads", "writes", "tied", "penalty", "activation", "k")
-    plain = Crosscoder(*leaves, *(getattr(coder, name) for name in names))
-    loss, code = crosscoder.reference_loss(plain, x, penalty, 0.3, weights, 4)
+    plain = with_parameters(coder, leaves)
+    loss, code = crosscoder.reference_loss(plain, x, penalty, 0.3, weights, 4, 0.7, 1.3)
     loss.backward()
     expected = [leaf.grad for leaf in leaves]
     coder.constrain(expected[0], expected[2])
@@ -88,9 +99,9 @@ def test_auxiliary_gradient_equals_autograd(member):
         assert (a - leaf.grad).norm() <= 1e-12 * leaf.grad.norm()
 
 
-@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu"])
+@pytest.mark.parametrize("activation", ACTIVATION_KINDS)
 def test_sparse_encoding_equals_dense_encoding(member, activation):
-    coder = make(member, activation, "none" if activation != "relu" else "l1_of_norms", MIXED)
+    coder = make(member, activation, "l1_of_norms", MIXED)
     coder.threshold = 2.0
     x = inputs(50, 30)
     code = sparse.encode(coder, x)
@@ -104,8 +115,7 @@ def test_a_long_trajectory_equals_plain_adam(member):
     fast = crosscoder.create(options, ["p", "q"], [8, 8], 0, torch.float64)
     state = training.start(fast, options)
     leaves = [parameter.clone().requires_grad_() for parameter in fast.parameters]
-    names = ("sources", "widths", "reads", "writes", "tied", "penalty", "activation", "k")
-    plain = Crosscoder(*leaves, *(getattr(fast, name) for name in names))
+    plain = with_parameters(fast, leaves)
     adam = torch.optim.Adam(leaves, lr=1e-3)
     weights = torch.ones(16, dtype=torch.float64)
     for step in range(300):
@@ -132,9 +142,9 @@ def test_masks_and_ties_hold_after_every_step(member, activation, penalty):
         assert torch.equal(parts[:, 0], parts[:, 2])
 
 
-@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu"])
+@pytest.mark.parametrize("activation", ACTIVATION_KINDS)
 def test_rescaling_a_latent_changes_no_output_and_no_selection(member, activation):
-    coder = make(member, activation, "none" if activation != "relu" else "l1_of_norms", None)
+    coder = make(member, activation, "l1_of_norms", None)
     coder.threshold = 1.5
     x = inputs(40, 30)
     before, active = coder.decode(coder.encode(x)), coder.encode(x) > 0
@@ -171,9 +181,53 @@ def test_carried_threshold_falls_back_when_activations_shrink(member):
 @given(latents=st.integers(1, 500), parts=st.lists(st.integers(1, 9), min_size=1, max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_block_sizes_sum_to_the_dictionary(latents, parts):
-    from crosscoders.settings import Block
+    shares = [part / sum(parts) for part in parts]
+    sizes = members.group_sizes(latents, shares)
+    assert sum(sizes) == latents
+    assert all(abs(size - latents * share) < 1 for size, share in zip(sizes, shares, strict=True))
 
-    blocks = {str(i): Block.model_construct(share=part / sum(parts)) for i, part in enumerate(parts)}
-    sizes = crosscoder.block_sizes(latents, blocks)
-    assert sum(sizes.values()) == latents
-    assert all(abs(size - latents * blocks[name].share) < 1 for name, size in sizes.items())
+
+@pytest.mark.parametrize(
+    ("block", "reads", "writes"),
+    [
+        ({"reads": "each", "writes": "onward"}, ["p", "q", "r"], ["pqr", "qr", "r"]),
+        ({"reads": "each", "writes": "onward", "window": 1}, ["p", "q", "r"], ["pq", "qr", "r"]),
+        ({"reads": "each", "writes": "each"}, ["p", "q", "r"], ["p", "q", "r"]),
+        ({"reads": ["p"], "writes": ["q", "r"]}, ["p"], ["qr"]),
+        ({}, ["pqr"], ["pqr"]),
+    ],
+    ids=["weakly causal", "window", "per-source", "transcoder", "acausal"],
+)
+def test_blocks_read_and_write_what_they_say(block, reads, writes):
+    found = members.groups({"b": Block.model_validate({"share": 1.0} | block)}, ["p", "q", "r"])
+    names = lambda mask: "".join(source for source, seen in zip("pqr", mask, strict=True) if seen)  # noqa: E731
+    assert [names(group.reads) for group in found] == reads
+    assert [names(group.writes) for group in found] == writes
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "relu", "jumprelu"])
+def test_folded_weights_give_the_same_output_on_raw_activations(member, activation):
+    coder = make(member, activation, "l1_of_norms", MIXED)
+    if not coder.selection.learns_threshold:
+        coder.threshold = 1.5
+    generator = np.random.default_rng(0)
+    means, scales = [generator.normal(size=10) for _ in range(3)], np.array([0.3, 2.0, 7.0])
+    folded = crosscoder.fold(coder, means, scales)
+    x = inputs(50, 30)
+    mean, scale = torch.from_numpy(np.concatenate(means)), torch.from_numpy(np.repeat(scales, 10))
+    expected = coder.decode(coder.encode(x)) * scale + mean
+    raw = x * scale + mean
+    assert torch.equal(folded.encode(raw) > 0, coder.encode(x) > 0)
+    torch.testing.assert_close(folded.decode(folded.encode(raw)), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ACTIVATION_KINDS)
+def test_permuting_latents_permutes_everything(member, activation):
+    coder = make(member, activation, "l1_of_norms", MIXED)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(64))
+    per_latent = ("encoder", "encoder_bias", "decoder", "reads", "writes", "tied", "penalty", "log_threshold")
+    moved = {name: getattr(coder, name)[order] for name in per_latent if getattr(coder, name) is not None}
+    permuted, x = dataclasses.replace(coder, **moved), inputs(40, 30)
+    torch.testing.assert_close(permuted.encode(x), coder.encode(x)[:, order], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(permuted.decode(permuted.encode(x)), coder.decode(coder.encode(x)), rtol=1e-12, atol=1e-12)  # fmt: skip
+    assert torch.equal(permuted.decoder_norms(), coder.decoder_norms()[order])

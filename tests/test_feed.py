@@ -1,12 +1,15 @@
 """The feed gives every token once an epoch, sources aligned, sinks left out, statistics of the training split."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import artifacts, extraction, feed, normalisation
+from crosscoders import artifacts, extraction, feed, normalisation, order
 from crosscoders.settings import Source
 
 SOURCES = {"base": Source(model="a", layer=0), "chat": Source(model="b", layer=0)}
@@ -18,7 +21,7 @@ def shards(tmp_path):
     generator, paths, first = np.random.default_rng(0), [], 0
     for number, count in enumerate((300, 213)):
         bits, norms = {}, {}
-        for source, width in (("base", 6), ("chat", 5)):
+        for source, width in (("base", 6), ("chat", 6)):
             values = generator.normal(2, 3, (count, width)).astype(np.float32)
             values[:, 0] = first + np.arange(count)
             values[:, 0] /= 100
@@ -37,26 +40,42 @@ def shards(tmp_path):
 
 def fitted(paths) -> xr.Dataset:
     opened = [artifacts.read(path) for path in paths]
-    found = normalisation.fit(
-        np.concatenate([part["norm"].values for part in opened]), [[part[name].values for name in SOURCES] for part in opened], 6.0
-    )  # fmt: skip
+    differences = {"difference": ["chat", "base"]}
+    names = [*SOURCES, *differences]
+    variables = [[[part[name].values for name in feed.parts_of(source, differences)] for source in names] for part in opened]  # fmt: skip
+    found = normalisation.fit(np.concatenate([part["norm"].values for part in opened]), variables, 6.0)
     dataset = xr.Dataset({"scale": ("source", found["scale"]), "sink_norm": ("source", found["sink_norm"])})
-    for name, mean in zip(SOURCES, found["mean"], strict=True):
+    for name, mean in zip(names, found["mean"], strict=True):
         dataset[f"mean_{name}"] = (f"width_{name}", mean)
-    return dataset.assign_coords(source=np.array(list(SOURCES), dtype=object))
+    dataset.attrs["differences"] = json.dumps(differences)
+    return dataset.assign_coords(source=np.array(names, dtype=object))
 
 
 def test_rows_are_normalised_aligned_and_free_of_sinks(shards):
     data = feed.Activations(shards, fitted(shards))
     assert len(data) == 513 - 6 - 5
     x = data.rows(np.arange(len(data))).double()
-    for columns, width in ((slice(0, 6), 6), (slice(6, 11), 5)):
+    for columns, width in ((slice(0, 6), 6), (slice(6, 12), 6)):
         assert x[:, columns].mean(0).abs().max() < 1e-5
         assert x[:, columns].pow(2).sum(1).mean().item() == pytest.approx(width, rel=1e-5)
     assert np.corrcoef(x[:, 0], x[:, 6])[0, 1] > 0.9999, "both sources are read at the same token"
     chosen = np.random.default_rng(1).permutation(len(data))
     assert (data.rows(chosen).double() == x[chosen]).all()
     assert (np.diff(data.metadata["token_index"].values) > 0).all()
+
+
+def test_a_difference_is_normalised_apart_and_read_at_the_same_tokens(shards):
+    statistics = fitted(shards)
+    both = feed.Activations(shards, statistics)
+    data = feed.Activations(shards, statistics, ["difference"])
+    assert (both.sources, data.sources, data.widths) == (["base", "chat"], ["difference"], [6])
+    assert np.array_equal(data.metadata["token_index"], both.metadata["token_index"])
+    x, sources = data.rows(np.arange(len(data))).double(), both.rows(np.arange(len(data))).double()
+    assert x.mean(0).abs().max() < 1e-5
+    assert x.pow(2).sum(1).mean().item() == pytest.approx(6, rel=1e-5)
+    scale = statistics["scale"].values
+    rebuilt = (sources[:, 6:] * scale[1] - sources[:, :6] * scale[0]) / scale[2]
+    torch.testing.assert_close(rebuilt - rebuilt.mean(0), x, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_equal_float64_numpy(shards):
@@ -71,22 +90,22 @@ def test_statistics_equal_float64_numpy(shards):
 @given(rows=st.integers(1, 3000), seed=st.integers(0, 5), start=st.integers(0, 9000), count=st.integers(1, 500))
 @settings(max_examples=60, deadline=None)
 def test_order_is_a_pure_function_that_visits_every_row_once_an_epoch(rows, seed, start, count):
-    whole = feed.Order(rows, seed).take(0, 2 * rows)
+    whole = order.Order(rows, seed).take(0, 2 * rows)
     assert sorted(whole[:rows]) == sorted(whole[rows:]) == list(range(rows))
-    order = feed.Order(rows, seed)
-    order.take(start + 7, 3)
-    assert np.array_equal(order.take(start, count), np.concatenate([feed.Order(rows, seed).take(start + i, 1) for i in range(count)]) if count < 20 else feed.Order(rows, seed).take(start, count))  # fmt: skip
+    drawn = order.Order(rows, seed)
+    drawn.take(start + 7, 3)
+    assert np.array_equal(drawn.take(start, count), np.concatenate([order.Order(rows, seed).take(start + i, 1) for i in range(count)]) if count < 20 else order.Order(rows, seed).take(start, count))  # fmt: skip
 
 
 def test_order_mixes_documents_and_depends_on_the_seed():
-    first, second = (feed.Order(200_000, seed).take(0, 1024) for seed in (0, 1))
-    assert len(np.unique(first // feed.BLOCK_ROWS)) > 400
+    first, second = (order.Order(200_000, seed).take(0, 1024) for seed in (0, 1))
+    assert len(np.unique(first // order.BLOCK_ROWS)) > 400
     assert not np.array_equal(first, second)
 
 
 def test_pools_cover_large_epochs():
-    rows = 3 * feed.BLOCK_ROWS * feed.POOL_BLOCKS + 77
-    assert np.array_equal(np.sort(feed.Order(rows, 0).take(0, rows)), np.arange(rows))
+    rows = 3 * order.BLOCK_ROWS * order.POOL_BLOCKS + 77
+    assert np.array_equal(np.sort(order.Order(rows, 0).take(0, rows)), np.arange(rows))
 
 
 def test_a_damaged_shard_is_named(shards):

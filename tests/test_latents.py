@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
-from crosscoders import bootstrap, crosscoder, latents, sparse
+from crosscoders import bootstrap, classification, crosscoder, latents, sparse
 from crosscoders.chats import BEHAVIOURS, ROLES
 from crosscoders.settings import Classification
 
@@ -45,12 +45,12 @@ def scanned(member, activation="batchtopk", tokens=300, widths=(9, 9), latent_co
     document = np.sort(np.random.default_rng(0).integers(0, 12, tokens))
     document = np.unique(document, return_inverse=True)[1]
     weights = bootstrap.resamples(int(document[-1]) + 1, 30, 0)
-    return coder, x, document, weights, latents.scan(coder, Tokens(x), document, (0, 1), weights)
+    return coder, x, document, weights, classification.scan(coder, Tokens(x), document, (0, 1), weights)
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "relu"])
 def test_closed_form_nu_equals_least_squares(member, activation, monkeypatch):
-    monkeypatch.setattr(latents, "BATCH", 50)  # several batches
+    monkeypatch.setattr(classification, "BATCH", 50)  # several batches
     coder, x, _, _, (scaling, pairs) = scanned(member, activation)
     f = coder.encode(x)
     assert len(pairs.value) == int((f > 0).sum())
@@ -76,8 +76,8 @@ def test_replicates_equal_recomputation_on_resampled_documents(member):
     counts = weights[4].astype(int)
     rows = np.concatenate([np.repeat(np.flatnonzero(document == d), n) for d, n in enumerate(counts) if n])
     rows = rows[np.argsort(document[rows], kind="stable")]
-    again, _ = latents.scan(coder, Tokens(x[rows]), np.unique(document[rows], return_inverse=True)[1], (0, 1), np.ones((1, len(np.unique(document[rows])))))  # fmt: skip
-    for target in latents.TARGETS:
+    again, _ = classification.scan(coder, Tokens(x[rows]), np.unique(document[rows], return_inverse=True)[1], (0, 1), np.ones((1, len(np.unique(document[rows])))))  # fmt: skip
+    for target in classification.TARGETS:
         np.testing.assert_allclose(scaling.nu(target, 1)[5], again.nu(target, 1)[0], rtol=1e-9, equal_nan=True)
 
 
@@ -97,30 +97,30 @@ def test_shrinkage_decoupling_and_specific_latents_are_told_apart(member, thresh
         coder.encoder[j, width:] = directions[j]
         coder.decoder[j, width:] = directions[j]
     coder.encoder[3, :width] = coder.decoder[3, :width] = directions[1]
-    scaling, _ = latents.scan(
+    scaling, _ = classification.scan(
         coder, Tokens(torch.cat([base, chat], 1)), np.repeat(np.arange(40), 100), (0, 1), np.ones((1, 40))
     )
     error, reconstruction = scaling.nu("error", 1)[0], scaling.nu("reconstruction", 1)[0]
     np.testing.assert_allclose(error[:3], [1, 0, 0], atol=1e-9)
     np.testing.assert_allclose(reconstruction[:3], [0, 1, 0], atol=1e-9)
     both = [np.stack([scaling.nu(t, d)[0] for d in (0, 1)]) for t in ("error", "reconstruction")]
-    assert latents.specific(*both, thresholds)[:3].tolist() == [0, 0, latents.SPECIFIC.index("chat")]
+    assert classification.specific(*both, thresholds)[:3].tolist() == [0, 0, classification.SPECIFIC.index("chat")]
 
 
 def test_relative_norm_and_classes(thresholds):
     base, chat = np.array([0.0, 1, 1, 1, 0]), np.array([1.0, 1, 0, 0.5, 0])
-    delta = latents.relative_norm(base, chat)
+    delta = classification.relative_norm(base, chat)
     np.testing.assert_allclose(delta, [1, 0.5, 0, 0.25, np.nan])
-    names = [latents.NORM_CLASSES[i] for i in latents.norm_class(delta, thresholds)]
+    names = [classification.NORM_CLASSES[i] for i in classification.norm_class(delta, thresholds)]
     assert names == ["chat-only", "shared", "base-only", "other", "other"]
     ratio = np.linspace(0.01, 0.99, 99)  # K24's n_chat / (n_base + n_chat): another scale, Δ ≥ 0.9 ⇔ R ≥ 0.833
-    assert ((latents.relative_norm(1 - ratio, ratio) >= 0.9) == (ratio >= 5 / 6)).all()
+    assert ((classification.relative_norm(1 - ratio, ratio) >= 0.9) == (ratio >= 5 / 6)).all()
 
 
 def planted(firings: np.ndarray, category: np.ndarray, documents: int):
     token, latent = np.nonzero(firings)
     document = np.repeat(np.arange(documents), len(firings) // documents)
-    return latents.Pairs(token, latent, np.ones(len(token))), document, bootstrap.resamples(documents, 200, 0)
+    return classification.Pairs(token, latent, np.ones(len(token))), document, bootstrap.resamples(documents, 200, 0)
 
 
 def test_enrichment_finds_planted_latents_and_nothing_under_the_null(thresholds):
@@ -156,7 +156,7 @@ def test_usage_shares(member):
         }
     )
     category = latents.categories(metadata)
-    pairs = latents.Pairs(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), np.array([1.0, 2, 5, 1]))
+    pairs = classification.Pairs(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 1]), np.array([1.0, 2, 5, 1]))
     usage = latents.usage_dataset(pairs, category, 3, 4)
     np.testing.assert_allclose(usage["density"], [0.75, 0.25, 0])
     np.testing.assert_allclose(usage["template_share"], [1 / 8, 0, np.nan])
@@ -172,7 +172,7 @@ def test_sparse_codes_never_grow_to_tokens_by_latents(member):
 
 def test_document_batches_hold_whole_documents_and_every_token():
     document = np.repeat(np.arange(50), np.random.default_rng(0).integers(1, 40, 50))
-    slices = list(latents.document_batches(document, 100))
+    slices = list(classification.document_batches(document, 100))
     assert slices[0].start == 0
     assert slices[-1].stop == len(document)
     for a, b in zip(slices, slices[1:], strict=False):

@@ -37,9 +37,10 @@ def test_a_pinned_wheel_is_fetched_and_checked(tmp_path):
 def test_progress_is_whole_lines_with_rate_and_time_left(capsys, monkeypatch, tmp_path):
     clock = iter([0.0, 2.0, 6.0, 10.0, 20.0])
     monkeypatch.setattr(stage.time, "monotonic", lambda: next(clock))
-    progress = stage.Progress("train x", 1000, done=100)
-    for _ in range(4):
-        progress.update(225, step=3, loss=0.12345, dead_fraction=0.5)
+    progress = stage.Progress("train x", 1000)
+    progress.reach(100)  # done before an interruption: no part of the rate
+    for done in (325, 550, 775, 1000):
+        progress.reach(done, step=3, loss=0.12345, dead_fraction=0.5)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "train x   55%  step 3  loss 0.1235  dead fraction 0.5  75 tokens/s  0:06 left"
     assert len(lines) == 2

@@ -18,8 +18,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from crosscoders.errors import UserError
+from crosscoders.members import ACTIVATIONS
 from crosscoders.settings import (
     SPLITS,
+    AnySetting,
     Corpus,
     CrosscoderSettings,
     FileCorpus,
@@ -27,13 +29,18 @@ from crosscoders.settings import (
     FolderModel,
     Model,
     PlantedChats,
+    PlantedSetting,
     RandomModel,
     Section,
     Setting,
     Source,
     Study,
+    SyntheticSource,
     WheelCorpus,
     WheelModel,
+    crosscoder_sources,
+    differences,
+    stored_sources,
 )
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -154,7 +161,7 @@ def check(content: dict, path: Path | str = "config") -> Study:
 def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
     """Cross-checks of the parts of a faulty study that are valid by themselves, so that all errors come at once."""
     parts: dict[str, Any] = {}
-    collections = {"models": Model, "corpora": Corpus, "settings": Setting, "crosscoders": CrosscoderSettings}
+    collections = {"models": Model, "corpora": Corpus, "settings": AnySetting, "crosscoders": CrosscoderSettings}
     for key, kind in collections.items():
         entries = content.get(key)
         parts[key] = {}
@@ -164,6 +171,7 @@ def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
             except ValidationError:
                 parts[key][name] = None
     splits = content.get("splits")
+    parts["chat_template"] = content.get("chat_template")
     parts["splits"] = splits if _are_ranges(splits) else {}
     return cross_checks(Study.model_construct(**parts), path)
 
@@ -177,7 +185,20 @@ def _are_ranges(splits: object) -> bool:
 
 def _line(item: dict, content: dict) -> str:
     """One pydantic error as one line: setting, value, expectation, nearest name."""
-    tags = {"wheel", "hub", "folder", "random", "fine_tuned", "file", "planted_chats"}
+    tags = {
+        "wheel",
+        "hub",
+        "folder",
+        "random",
+        "fine_tuned",
+        "file",
+        "planted_chats",
+        "source",
+        "difference",
+        "synthetic",
+        "text",
+        "planted",
+    }
     steps: list[Any] = []
     here: Any = content
     for step in item["loc"]:
@@ -255,13 +276,21 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
         problems += [f"models.{name}.{line}" for line in _model_problems(study, model)]
     for name, corpus in study.corpora.items():
         problems += [f"corpora.{name}.{line}" for line in _corpus_problems(study, corpus)]
-    problems += _split_problems(study.splits)
+    reads_text = any(isinstance(setting, Setting) for setting in study.settings.values())
+    if reads_text:
+        problems += _split_problems(study.splits)
+        if getattr(study, "chat_template", True) is None:
+            problems.append("chat_template: missing; settings that read text need it")
     for name, crosscoder in study.crosscoders.items():
         if crosscoder is not None:
             problems += [f"crosscoders.{name}.{line}" for line in _crosscoder_problems(crosscoder)]
     for name, setting in study.settings.items():
         if setting is not None:
-            problems += [f"settings.{name}.{line}" for line in _setting_problems(study, setting)]
+            problems += [f"settings.{name}.{line}" for line in _source_problems(study, setting)]
+        if isinstance(setting, Setting):
+            problems += [f"settings.{name}.{line}" for line in _text_problems(study, setting)]
+        if isinstance(setting, PlantedSetting):
+            problems += [f"settings.{name}.{line}" for line in _planted_problems(study, setting)]
     seeds = getattr(study, "seeds", [])
     if len(set(seeds)) != len(seeds):
         problems.append(f"seeds: {seeds} repeats a seed; expected different ones")
@@ -340,13 +369,15 @@ def _split_problems(splits: dict[str, list[float]]) -> list[str]:
 def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
     problems = []
     activation, penalty, m = crosscoder.activation, crosscoder.penalty, crosscoder.latents
-    if activation.kind == "relu":
-        if activation.k is not None:
-            problems.append(f"activation.k: {activation.k} has no meaning for relu; remove it or choose batchtopk")
-        if penalty.kind == "none":
-            problems.append("penalty.kind: none; relu needs a penalty to be sparse")
-    elif activation.k is None:
+    ranked = ACTIVATIONS[activation.kind].ranked_over
+    if ranked and activation.k is None:
         problems.append(f"activation.k: missing; {activation.kind} needs it")
+    if not ranked and activation.k is not None:
+        problems.append(
+            f"activation.k: {activation.k} has no meaning for {activation.kind}; remove it or choose batchtopk"
+        )
+    if not ranked and penalty.kind in ("none", "decoder_sparsity"):
+        problems.append(f"penalty.kind: {penalty.kind}; {activation.kind} needs a penalty to be sparse")
     for key in ("k", "initial_k"):
         value = getattr(activation, key)
         if value is not None and value > m:
@@ -362,17 +393,84 @@ def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
         for key in ("reads", "writes"):
             if not getattr(block, key):
                 problems.append(f"blocks.{name}.{key}: empty; expected sources or 'all'")
+        if block.writes in ("each", "onward") and block.reads != "each":
+            problems.append(f"blocks.{name}.writes: {block.writes!r} needs reads: each")
+        if block.window is not None and block.writes != "onward":
+            problems.append(f"blocks.{name}.window: {block.window} has no meaning without writes: onward")
     if crosscoder.training.warmup_steps > crosscoder.training.steps:
         problems.append(f"training.warmup_steps: {crosscoder.training.warmup_steps} exceeds the steps")
     return problems
 
 
-def _setting_problems(study: Study, setting: Setting) -> list[str]:
+def _source_problems(study: Study, setting: Setting | PlantedSetting) -> list[str]:
+    """Problems of sources, contrast and crosscoders."""
+    problems, stored = [], stored_sources(setting)
+    if len(stored) < 2:
+        problems.append(f"sources: {len(stored)} given; a crosscoder needs at least two")
+    for name, parts in differences(setting).items():
+        for part in parts:
+            problems += _unknown(f"sources.{name}.of", part, stored)
+        if parts[0] == parts[1]:
+            problems.append(f"sources.{name}.of: {parts} names one source twice")
+    for name in setting.contrast:
+        problems += _unknown("contrast", name, setting.sources)
+    if len(set(setting.contrast)) < len(setting.contrast):
+        problems.append(f"contrast: {setting.contrast} names one source twice")
+    tokens = setting.tokens.get("train", 0)
+    available = sum(tokens.values()) if isinstance(tokens, dict) else tokens
+    for name in setting.crosscoders:
+        problems += _unknown("crosscoders", name, study.crosscoders)
+        crosscoder = study.crosscoders.get(name)
+        if crosscoder is None:
+            continue
+        batch = crosscoder.training.batch_tokens
+        if 0 < available < batch:
+            problems.append(f"tokens.train: {available} tokens are fewer than a batch of {name!r} ({batch})")
+        problems += _block_problems(f"crosscoders ({name!r})", crosscoder, setting)
+    return list(dict.fromkeys(problems))
+
+
+def _planted_problems(study: Study, setting: PlantedSetting) -> list[str]:
+    """Problems of synthetic sources."""
+    problems = [
+        f"tokens.{split}: missing; expected a number for every split" for split in SPLITS if split not in setting.tokens
+    ]
+    stored = stored_sources(setting)
+    problems += [
+        f"sources.{name}: expected a width"
+        for name, source in stored.items()
+        if not isinstance(source, SyntheticSource)
+    ]
+    widths = {name: source.width for name, source in stored.items() if isinstance(source, SyntheticSource)}
+    for name, parts in differences(setting).items():
+        if len({widths[part] for part in parts if part in widths}) > 1:
+            problems.append(f"sources.{name}.of: widths {[widths[part] for part in parts]}; expected equal widths")
+    return problems + _width_problems(study, setting, widths)
+
+
+def _width_problems(study: Study, setting: PlantedSetting, widths: dict[str, int]) -> list[str]:
+    """Tied blocks over sources of unequal width."""
     problems = []
-    if len(setting.sources) < 2:
-        problems.append(f"sources: {len(setting.sources)} given; a crosscoder needs at least two")
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        for block_name, block in member.blocks.items() if member else ():
+            found = {widths[source] for source in crosscoder_sources(setting, member) if source in widths}
+            if block.tied and len(found) > 1:
+                problems.append(
+                    f"crosscoders ({name!r}): blocks.{block_name}.tied: sources of unequal widths {sorted(found)} cannot share"
+                    " a decoder direction"
+                )
+    return problems
+
+
+def _text_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of sources that are extracted from models."""
+    problems = []
     seen: dict[Source, str] = {}
-    for name, source in setting.sources.items():
+    for name, source in stored_sources(setting).items():
+        if not isinstance(source, Source):
+            problems.append(f"sources.{name}: expected model and layer")
+            continue
         problems += _unknown(f"sources.{name}.model", source.model, study.models)
         if source in seen:
             problems.append(f"sources.{name}: the same model, layer and hook as {seen[source]!r}")
@@ -383,10 +481,6 @@ def _setting_problems(study: Study, setting: Setting) -> list[str]:
             problems.append(f"sources.{name}.layer: {source.layer} is not below the depth {depth} of {source.model!r}")
         if context is not None and setting.context > context:
             problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
-    for name in setting.contrast:
-        problems += _unknown("contrast", name, setting.sources)
-    if len(set(setting.contrast)) < len(setting.contrast):
-        problems.append(f"contrast: {setting.contrast} names one source twice")
     for split in SPLITS:
         tokens = setting.tokens.get(split)
         if tokens is None or split not in setting.shards:
@@ -397,29 +491,24 @@ def _setting_problems(study: Study, setting: Setting) -> list[str]:
             problems += _unknown(f"tokens.{split}", corpus, study.corpora)
         if sum(tokens.values()) == 0:
             problems.append(f"tokens.{split}: 0 tokens in all; expected some")
-    available = sum(setting.tokens.get("train", {}).values())
-    for name in setting.crosscoders:
-        problems += _unknown("crosscoders", name, study.crosscoders)
-        crosscoder = study.crosscoders.get(name)
-        if crosscoder is None:
-            continue
-        if 0 < available < crosscoder.training.batch_tokens:
-            problems.append(
-                f"tokens.train: {available} tokens are fewer than a batch of {name!r} ({crosscoder.training.batch_tokens})"
-            )
-        problems += _block_problems(f"crosscoders ({name!r})", crosscoder, setting)
     return list(dict.fromkeys(problems))
 
 
-def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting) -> list[str]:
+def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting | PlantedSetting) -> list[str]:
     problems = []
+    for name in crosscoder.sources or ():
+        problems += _unknown(f"{where}: sources", name, setting.sources)
+    known = dict.fromkeys(crosscoder_sources(setting, crosscoder))
     for block_name, block in crosscoder.blocks.items():
         for key in ("reads", "writes"):
             names = getattr(block, key)
-            for name in names if names != "all" else ():
-                problems += _unknown(f"{where}: blocks.{block_name}.{key}", name, setting.sources)
+            for name in names if isinstance(names, list) else ():
+                problems += _unknown(f"{where}: blocks.{block_name}.{key}", name, known)
+        if block.window is not None and block.window >= len(known):
+            following = f"the {len(known) - 1} sources after the first"
+            problems.append(f"{where}: blocks.{block_name}.window: {block.window} is longer than {following}")
     for name in crosscoder.source_weights:
-        problems += _unknown(f"{where}: source_weights", name, setting.sources)
+        problems += _unknown(f"{where}: source_weights", name, known)
     return problems
 
 

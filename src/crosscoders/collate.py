@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 
 from crosscoders import artifacts, stage
-
-PADDING = {"f": np.nan, "i": -1, "O": ""}
-
-
-def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
-    """Datasets of single trainings along the dimensions `crosscoder` and `seed`.
-
-    Dictionaries and trainings of unequal length are padded: floats with NaN, flags and counts with −1, text with "".
-    """
-    names = list(dict.fromkeys(name for name, _ in datasets))
-    seeds = sorted({seed for _, seed in datasets})
-    dims: dict[str, int] = {}
-    for dataset in datasets.values():
-        for dim, size in dataset.sizes.items():
-            dims[dim] = max(size, dims.get(dim, 0))
-    first = next(iter(datasets.values()))
-    found = xr.Dataset(coords={"crosscoder": np.array(names, dtype=object), "seed": seeds})
-    for name, variable in first.data_vars.items():
-        shape = (len(names), len(seeds), *(dims[dim] for dim in variable.dims))
-        dtype = np.dtype(object) if variable.dtype.kind in "UTO" else variable.dtype
-        values = np.full(shape, PADDING[dtype.kind], dtype=dtype)
-        for (crosscoder, seed), dataset in datasets.items():
-            part = dataset[name]
-            place = (names.index(crosscoder), seeds.index(seed), *(slice(size) for size in part.shape))
-            values[place] = part.values
-        found[name] = (("crosscoder", "seed", *variable.dims), values, variable.attrs)
-    return found.assign_coords({name: item for name, item in first.coords.items()})
+from crosscoders.stacking import stack
 
 
 def main(arguments) -> None:

@@ -15,16 +15,9 @@ import xarray as xr
 
 from crosscoders import artifacts
 from crosscoders.errors import UserError
-from crosscoders.settings import Block, CrosscoderSettings
-
-
-def block_sizes(latents: int, blocks: dict[str, Block]) -> dict[str, int]:
-    """Latents of each block: the shares of `latents`, rounded so that they sum to it (largest remainder)."""
-    exact = {name: latents * block.share for name, block in blocks.items()}
-    sizes = {name: math.floor(value + 1e-9) for name, value in exact.items()}
-    for name in sorted(exact, key=lambda name: sizes[name] - exact[name])[: latents - sum(sizes.values())]:
-        sizes[name] += 1
-    return sizes
+from crosscoders.members import ACTIVATIONS, Selection, group_sizes, groups
+from crosscoders.penalties import PENALTIES
+from crosscoders.settings import CrosscoderSettings
 
 
 @dataclass
@@ -45,8 +38,10 @@ class Crosscoder:
         Factor on the sparsity penalty.
     activation, k
         How pre-activations become a code, and how many latents per token are kept.
-    threshold : float
-        Score below which a latent is off at inference (batchtopk).
+    threshold : float or (m,)
+        Score above which a latent is on at inference, unless its rank within the token decides.
+    log_threshold : (m,), optional
+        Logarithm of the scores above which latents are on, where they are learned.
     """
 
     encoder: torch.Tensor
@@ -61,7 +56,13 @@ class Crosscoder:
     penalty: torch.Tensor
     activation: str
     k: int | None
-    threshold: float = 0.0
+    threshold: float | torch.Tensor = 0.0
+    log_threshold: torch.Tensor | None = None
+
+    @property
+    def selection(self) -> Selection:
+        """How active latents are chosen."""
+        return ACTIVATIONS[self.activation]
 
     @property
     def latents(self) -> int:
@@ -76,8 +77,14 @@ class Crosscoder:
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """Encoder, encoder bias, decoder, decoder bias."""
-        return [self.encoder, self.encoder_bias, self.decoder, self.decoder_bias]
+        """Encoder, encoder bias, decoder, decoder bias, and the thresholds' logarithms where they are learned."""
+        found = [self.encoder, self.encoder_bias, self.decoder, self.decoder_bias]
+        return found if self.log_threshold is None else [*found, self.log_threshold]
+
+    @property
+    def on_above(self) -> float | torch.Tensor:
+        """Score above which a latent is on, one number or (m,)."""
+        return self.threshold if self.log_threshold is None else self.log_threshold.exp()
 
     def to(self, device: str) -> Crosscoder:
         """A copy on another device."""
@@ -95,11 +102,10 @@ class Crosscoder:
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Code at inference, (T, m), not negative; a latent's score is f_j Σ_s n_{j,s}."""
         f = self.preactivations(x).relu()
-        if self.activation == "batchtopk":
-            return f * (f * self.decoder_norms().sum(1) > self.threshold)
-        if self.activation == "topk":
-            return keep_largest(f, f * self.decoder_norms().sum(1), self.k)
-        return f
+        score = f * self.decoder_norms().sum(1)
+        if self.selection.ranked_over == "token":
+            return keep_largest(f, score, self.k)
+        return f * (score > self.on_above)
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:
         """Reconstruction x̂ = W_dec f + b_dec, (T, D)."""
@@ -153,14 +159,16 @@ def create(
     units = [draw / draw.norm(dim=1, keepdim=True) for draw in draws] * (len(widths) if equal else 1)
     decoder = torch.cat(units, dim=1).mul_(settings.training.decoder_norm).to(dtype)
     reads, writes, tied, penalty = [], [], [], []
-    for name, size in block_sizes(m, settings.blocks).items():
-        block = settings.blocks[name]
+    parts = groups(settings.blocks, sources)
+    for part, size in zip(parts, group_sizes(m, [part.share for part in parts]), strict=True):
+        block = settings.blocks[part.block]
         if block.tied and not equal:
-            raise UserError(f"blocks.{name}.tied: sources of unequal width {widths} cannot share a decoder direction")
-        for rows, names in ((reads, block.reads), (writes, block.writes)):
-            rows += [[names == "all" or source in names for source in sources]] * size
+            raise UserError(f"blocks.{part.block}.tied: sources of widths {widths} cannot share a decoder direction")
+        reads += [part.reads] * size
+        writes += [part.writes] * size
         tied += [block.tied] * size
         penalty += [block.penalty] * size
+    activation = settings.activation
     found = Crosscoder(
         encoder=decoder.clone(),
         encoder_bias=torch.zeros(m, dtype=dtype),
@@ -172,14 +180,36 @@ def create(
         writes=torch.tensor(writes),
         tied=torch.tensor(tied),
         penalty=torch.tensor(penalty, dtype=dtype),
-        activation=settings.activation.kind,
-        k=settings.activation.k,
+        activation=activation.kind,
+        k=activation.k,
     )
+    if found.selection.learns_threshold:
+        found.log_threshold = torch.full((m,), math.log(activation.initial_threshold), dtype=dtype)
     for latents, columns in found.forbidden(found.reads):
         found.encoder[latents, columns] = 0
     for latents, columns in found.forbidden(found.writes):
         found.decoder[latents, columns] = 0
     return found
+
+
+class StepThreshold(torch.autograd.Function):
+    """f · 1[score > θ], whose gradient reaches θ through a rectangle around the step.
+
+    A latent at its threshold is worth f = θ / N_j, so ∂f/∂θ is −θ / (N_j ε) within ε/2 of the step and 0 elsewhere
+    (Rajamanoharan et al. 2024, Eq. 11, for scores in place of pre-activations).
+    """
+
+    @staticmethod
+    def forward(ctx, f, score, norms, theta, bandwidth):  # noqa: D102
+        ctx.save_for_backward(score, norms, theta)
+        ctx.bandwidth = bandwidth
+        return f.relu() * (score > theta)
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: D102
+        score, norms, theta = ctx.saved_tensors
+        near = (score - theta).abs() < ctx.bandwidth / 2
+        return gradient * (score > theta), None, None, -(gradient * near).sum(0) * theta / (norms * ctx.bandwidth), None
 
 
 def reference_loss(
@@ -189,30 +219,87 @@ def reference_loss(
     coefficient: float,
     weights: torch.Tensor,
     k: int | None = None,
+    scale: float = 1.0,
+    bandwidth: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss in plain operations, for autograd: what every fast path is tested against.
 
-    Σ_s w_s ‖x_s − x̂_s‖², mean over tokens, plus λ Σ_j penalty_j f_j N_j with N_j = Σ_s n_{j,s} (`l1_of_norms`) or
-    √Σ_s n_{j,s}² (`l2_of_norms`) [L24; A25]. BatchTopK keeps the T·k largest scores f_j Σ_s n_{j,s} [B24].
+    Σ_s w_s ‖x_s − x̂_s‖², mean over tokens, plus a penalty of :mod:`crosscoders.penalties` [L24; A25]. BatchTopK keeps
+    the T·k largest scores f_j Σ_s n_{j,s} [B24].
 
     Returns
     -------
     loss : scalar
     code : (T, m)
     """
-    norms = crosscoder.decoder_norms()
-    f = crosscoder.preactivations(x).relu()
+    norms, selection = crosscoder.decoder_norms(), crosscoder.selection
+    preactivations = crosscoder.preactivations(x)
+    f = preactivations.relu()
     score = f * norms.sum(1)
-    if crosscoder.activation == "batchtopk":
+    if selection.ranked_over == "batch":
         f = keep_largest(f.reshape(1, -1), score.reshape(1, -1), k * len(x)).view_as(f)
-    elif crosscoder.activation == "topk":
+    elif selection.ranked_over == "token":
         f = keep_largest(f, score, k)
+    elif selection.learns_threshold:
+        size = norms.sum(1).detach()
+        f = StepThreshold.apply(preactivations, (preactivations * size).detach(), size, crosscoder.on_above, bandwidth)
     error = x - crosscoder.decode(f)
     loss = ((error**2).sum(0) * weights).sum() / len(x)
     if penalty_kind != "none":
-        size = norms.sum(1) if penalty_kind == "l1_of_norms" else norms.pow(2).sum(1).sqrt()
-        loss = loss + coefficient * (f * size * crosscoder.penalty).sum() / len(x)
+        penalty = PENALTIES[penalty_kind]
+        pressed = f if penalty.presses_code else f.detach()
+        value = penalty.value(pressed * penalty.join(norms), scale)
+        loss = loss + coefficient * (value * crosscoder.penalty).sum() / len(x)
     return loss, f
+
+
+def fold(crosscoder: Crosscoder, means: list[np.ndarray], scales: np.ndarray) -> Crosscoder:
+    """The same crosscoder on raw activations: normalisation goes into the weights, and into the thresholds.
+
+    Folded norms are σ_s n_{j,s}, which changes every score; a threshold per latent keeps each one's decision.
+
+    Parameters
+    ----------
+    means : list of (d_s,)
+        μ_s.
+    scales : (S,)
+        σ_s.
+
+    Raises
+    ------
+    UserError
+        The activation ranks scores within a token, which no threshold can say.
+    """
+    if crosscoder.selection.ranked_over == "token":
+        raise UserError(f"{crosscoder.activation} ranks latents by their normalised scores and cannot be folded")
+    dtype = crosscoder.encoder.dtype
+    scale = torch.cat([torch.full((width,), float(s), dtype=dtype) for s, width in zip(scales, crosscoder.widths, strict=True)])  # fmt: skip
+    mean = torch.cat([torch.as_tensor(values, dtype=dtype) for values in means])
+    encoder, norms = crosscoder.encoder / scale, crosscoder.decoder_norms().sum(1)
+    folded = replace(
+        crosscoder,
+        encoder=encoder,
+        encoder_bias=crosscoder.encoder_bias - encoder @ mean,
+        decoder=crosscoder.decoder * scale,
+        decoder_bias=crosscoder.decoder_bias * scale + mean,
+    )
+    ratio = folded.decoder_norms().sum(1) / norms.clamp_min(1e-30)
+    if crosscoder.log_threshold is not None:
+        folded.log_threshold = crosscoder.log_threshold + ratio.clamp_min(1e-30).log()
+    else:
+        folded.threshold = crosscoder.threshold * ratio
+    return folded
+
+
+def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float) -> None:
+    """Set encoder biases so that over x, (T, D), every latent fires equally often and `l0` of them per token.
+
+    A dense start costs the first hundred steps of a penalised training: latents have to be silenced one by one.
+    """
+    wanted = max(1, round(len(x) * l0 / crosscoder.latents))
+    crosscoder.encoder_bias.zero_()
+    ordered = crosscoder.preactivations(x).topk(wanted + 1, dim=0).values
+    crosscoder.encoder_bias.copy_(-(ordered[-2] + ordered[-1]) / 2)
 
 
 # -- as a dataset ------------------------------------------------------------------------------------------------------
@@ -221,7 +308,8 @@ def reference_loss(
 def to_dataset(crosscoder: Crosscoder, normalisation: xr.Dataset) -> xr.Dataset:
     """The crosscoder with the normalisation it needs: everything required to apply it to raw activations."""
     v = artifacts.variable
-    dataset = normalisation[["scale", "sink_norm"] + [f"mean_{name}" for name in crosscoder.sources]].copy()
+    dataset = normalisation[["scale", "sink_norm"] + [f"mean_{name}" for name in crosscoder.sources]]
+    dataset = dataset.sel(source=crosscoder.sources)
     dataset.attrs = {}
     for name, columns in zip(crosscoder.sources, crosscoder.columns, strict=True):
         width = f"width_{name}"
@@ -229,7 +317,9 @@ def to_dataset(crosscoder: Crosscoder, normalisation: xr.Dataset) -> xr.Dataset:
         dataset[f"decoder_{name}"] = v(("latent", width), crosscoder.decoder[:, columns].numpy(), f"decoder for {name}")
         dataset[f"decoder_bias_{name}"] = v(width, crosscoder.decoder_bias[columns].numpy(), f"decoder bias for {name}")
     dataset["encoder_bias"] = v("latent", crosscoder.encoder_bias.numpy(), "encoder bias")
-    dataset["threshold"] = v((), np.float64(crosscoder.threshold), "score below which a latent is off at inference")
+    on_above = crosscoder.on_above
+    threshold = ("latent", on_above.numpy()) if isinstance(on_above, torch.Tensor) else ((), np.float64(on_above))
+    dataset["threshold"] = v(*threshold, "score above which a latent is on at inference")
     dataset["reads"] = v(("latent", "source"), crosscoder.reads.numpy().astype(np.int8), "encoder reads the source")
     dataset["writes"] = v(("latent", "source"), crosscoder.writes.numpy().astype(np.int8), "decoder writes the source")
     dataset["tied"] = v("latent", crosscoder.tied.numpy().astype(np.int8), "one decoder direction for all sources")
@@ -247,7 +337,8 @@ def from_dataset(dataset: xr.Dataset) -> Crosscoder:
     def joined(name: str) -> torch.Tensor:
         return torch.cat([tensor(f"{name}_{source}") for source in sources], dim=-1)
 
-    return Crosscoder(
+    threshold = dataset["threshold"]
+    found = Crosscoder(
         encoder=joined("encoder"),
         encoder_bias=tensor("encoder_bias"),
         decoder=joined("decoder"),
@@ -260,5 +351,8 @@ def from_dataset(dataset: xr.Dataset) -> Crosscoder:
         penalty=tensor("penalty"),
         activation=dataset.attrs["activation"],
         k=int(dataset.attrs["k"]) or None,
-        threshold=float(dataset["threshold"]),
+        threshold=tensor("threshold") if threshold.ndim else float(threshold),
     )
+    if found.selection.learns_threshold:
+        found.log_threshold, found.threshold = found.threshold.log(), 0.0
+    return found

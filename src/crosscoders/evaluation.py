@@ -6,43 +6,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, bootstrap, crosscoder, sparse, stage
+from crosscoders import artifacts, bootstrap, crosscoder, stage
 from crosscoders.crosscoder import Crosscoder
-from crosscoders.feed import Activations, consecutive
-
-BATCH = 2048
-
-
-def reconstruction(coder: Crosscoder, data: Activations, document: np.ndarray) -> dict[str, np.ndarray]:
-    """Sums within each document that evaluation is made of.
-
-    Parameters
-    ----------
-    document : (tokens,)
-        Consecutive document numbers from 0.
-
-    Returns
-    -------
-    dict
-        `error` and `variance` (documents, sources), `active` and `tokens` (documents,), `fired` (latents,).
-        The variance is about the split's own mean.
-    """
-    documents, sources = int(document[-1]) + 1, len(coder.widths)
-    mean = sum(x.double().sum(0) for _, x in data.batches(BATCH)) / len(data)
-    sums = {"error": np.zeros((documents, sources)), "variance": np.zeros((documents, sources))}
-    sums |= {"active": np.zeros(documents), "tokens": np.bincount(document, minlength=documents).astype(float)}
-    fired = np.zeros(coder.latents, np.int64)
-    for chosen, x in data.batches(BATCH):
-        code = sparse.encode(coder, x)
-        error = (x - sparse.decode(code, coder.decoder, coder.decoder_bias)).double().pow(2)
-        variance = (x.double() - mean).pow(2)
-        inside = document[chosen]
-        for s, columns in enumerate(coder.columns):
-            for name, squares in (("error", error), ("variance", variance)):
-                sums[name][:, s] += np.bincount(inside, squares[:, columns].sum(1).numpy(), documents)
-        sums["active"] += np.bincount(inside, code.offsets.diff().numpy(), documents)
-        fired += np.bincount(code.latents.numpy(), minlength=coder.latents)
-    return {**sums, "fired": fired}
+from crosscoders.feed import Activations
+from crosscoders.order import consecutive
+from crosscoders.reconstruction import reconstruction
 
 
 def to_dataset(
@@ -75,12 +43,12 @@ def main(arguments) -> None:
     torch.set_grad_enabled(False)
     trained = artifacts.read(arguments.crosscoder)
     coder = crosscoder.from_dataset(trained)
-    data = Activations(arguments.activations, artifacts.read(arguments.normalisation))
+    data = Activations(arguments.activations, artifacts.read(arguments.normalisation), coder.sources)
     sums = reconstruction(coder, data, consecutive(data.metadata["document"].values))
     chosen = section["bootstrap"]
     dataset = to_dataset(coder, sums, chosen["bootstrap_replicates"], chosen["confidence"], chosen["seed"])
     for name in ("l0_training", "penalty_coefficient", "threshold", "threshold_training"):
-        dataset[name] = trained[name]
+        dataset[name] = trained[name].mean(keep_attrs=True)  # of thresholds per latent, where they are learned
     attributes = artifacts.provenance(section["study"], "evaluate", section, section["seed"])
     artifacts.write(dataset.assign_attrs(**attributes, title="evaluation on test documents"), arguments.output)
     explained = ", ".join(f"{name} {value:.3f}" for name, value in zip(coder.sources, dataset["fraction_variance_explained"].values, strict=True))  # fmt: skip

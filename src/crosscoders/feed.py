@@ -6,6 +6,7 @@ shuffled again within pools of many blocks. A resumed training needs no record o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,48 +16,16 @@ import xarray as xr
 
 from crosscoders import artifacts
 
-BLOCK_ROWS = 128
-POOL_BLOCKS = 512
+
+def raw_values(mapped: list[np.ndarray], rows: np.ndarray | slice) -> np.ndarray:
+    """Activations of some rows of a source, float32: of one file variable, or the difference of two."""
+    first, *other = (artifacts.from_bits(bits[rows]) for bits in mapped)
+    return first - other[0] if other else first
 
 
-class Order:
-    """An endless, seeded sequence of row numbers in [0, rows): each epoch visits every row once.
-
-    Parameters
-    ----------
-    rows : int
-        Number of rows.
-    seed : int
-        Seed of the shuffles.
-    """
-
-    def __init__(self, rows: int, seed: int):
-        self.rows, self.seed = rows, seed
-        self._pool_rows = BLOCK_ROWS * POOL_BLOCKS
-        self._cached: tuple[tuple[int, int], np.ndarray] | None = None
-
-    def take(self, start: int, count: int) -> np.ndarray:
-        """Rows at positions `start` … `start + count` of the sequence."""
-        parts = []
-        while count > 0:
-            epoch, inside = divmod(start, self.rows)
-            pool, offset = divmod(inside, self._pool_rows)
-            part = self._pool(epoch, pool)[offset : offset + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts)
-
-    def _pool(self, epoch: int, pool: int) -> np.ndarray:
-        """Shuffled rows of one pool of blocks."""
-        if self._cached is None or self._cached[0] != (epoch, pool):
-            blocks = np.random.default_rng([self.seed, epoch]).permutation(-(-self.rows // BLOCK_ROWS))
-            last = np.flatnonzero(blocks == len(blocks) - 1)[0]
-            blocks[[last, -1]] = blocks[[-1, last]]  # the one block that may be short comes last
-            chosen = blocks[pool * POOL_BLOCKS : (pool + 1) * POOL_BLOCKS]
-            rows = (chosen[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
-            rows = np.random.default_rng([self.seed, epoch, pool]).permutation(rows[rows < self.rows])
-            self._cached = ((epoch, pool), rows)
-        return self._cached[1]
+def parts_of(source: str, differences: dict[str, list[str]]) -> list[str]:
+    """File variables that a source is made of: itself, or [minuend, subtrahend]."""
+    return differences.get(source, [source])
 
 
 class Activations:
@@ -70,26 +39,33 @@ class Activations:
         Activation files of one split, in order; each is verified.
     normalisation : xarray.Dataset
         Means, scales and sink norms, fitted on the training split.
+    sources : list of str, optional
+        The sources wanted, all that are no differences where absent; tokens are left out by all of them in any case.
     """
 
-    def __init__(self, shards: list[Path], normalisation: xr.Dataset):
-        self.sources = [str(name) for name in normalisation["source"].values]
-        sink_norm = normalisation["sink_norm"].values
+    def __init__(self, shards: list[Path], normalisation: xr.Dataset, sources: list[str] | None = None):
+        differences = json.loads(normalisation.attrs.get("differences", "{}"))
+        stored = [str(name) for name in normalisation["source"].values if str(name) not in differences]
+        self.sources = list(sources or stored)
+        sink_norm = normalisation["sink_norm"].sel(source=stored).values
+        normalisation = normalisation.sel(source=self.sources)
         self._maps, self._kept, self._shard, metadata = [], [], [], []
         for number, path in enumerate(shards):
             artifacts.verify(path)
             with xr.open_dataset(path, mask_and_scale=False) as opened:
                 small = opened[["token_id", "document", "position", "role", "planted_behaviour", "norm"]].load()
                 first = int(opened.attrs["first_token"])
-            kept = np.flatnonzero((small["norm"].sel(source=self.sources).values <= sink_norm).all(axis=1))
-            self._maps.append([artifacts.memory_map(path, name) for name in self.sources])
+            kept = np.flatnonzero((small["norm"].sel(source=stored).values <= sink_norm).all(axis=1))
+            self._maps.append(
+                [[artifacts.memory_map(path, part) for part in parts_of(name, differences)] for name in self.sources]
+            )
             self._kept.append(kept)
             self._shard.append(np.full(len(kept), number, np.int32))
             small = small.assign(token_index=("token", first + np.arange(small.sizes["token"])))
             metadata.append(small.isel(token=kept))
         self.metadata = xr.concat(metadata, dim="token", data_vars="minimal", coords="minimal", compat="override")
         self._kept, self._shard = np.concatenate(self._kept), np.concatenate(self._shard)
-        self.widths = [mapped.shape[1] for mapped in self._maps[0]]
+        self.widths = [parts[0].shape[1] for parts in self._maps[0]]
         self._mean = [normalisation[f"mean_{name}"].values.astype(np.float32) for name in self.sources]
         self._scale = normalisation["scale"].values.astype(np.float32)
 
@@ -105,8 +81,7 @@ class Activations:
             part = out[:, column : column + width]
             for number in np.unique(shard):
                 inside = np.flatnonzero(shard == number)
-                bits = self._maps[number][source][self._kept[index[inside]]]
-                part[inside] = artifacts.from_bits(bits)
+                part[inside] = raw_values(self._maps[number][source], self._kept[index[inside]])
             part -= self._mean[source]
             part /= self._scale[source]
             column += width
@@ -117,8 +92,3 @@ class Activations:
         for start in range(0, len(self), count):
             chosen = slice(start, min(start + count, len(self)))
             yield chosen, self.rows(np.arange(chosen.start, chosen.stop))
-
-
-def consecutive(document: np.ndarray) -> np.ndarray:
-    """Document numbers renumbered from 0 without gaps, in order of appearance."""
-    return np.r_[0, np.cumsum(document[1:] != document[:-1])]

@@ -11,6 +11,7 @@ import torch
 
 from crosscoders import sparse
 from crosscoders.crosscoder import Crosscoder, keep_largest
+from crosscoders.penalties import PENALTIES
 
 DENSE_ABOVE = 0.04
 """Density of the code above which dense products are taken instead of gathered rows."""
@@ -26,7 +27,11 @@ class Objective:
     """Weight of every column's squared error, (D,)."""
     penalty: str = "none"
     coefficient: float = 0.0
+    scale: float = 1.0
+    """Scale of a penalty that saturates."""
     k: int | None = None
+    bandwidth: float = 1.0
+    """Width, in units of the score, of the rectangle through which learned thresholds get their gradient."""
     auxiliary_coefficient: float = 0.0
     dead: torch.Tensor | None = None
     """Latents that count as dead, (m,) bool."""
@@ -51,15 +56,7 @@ def compute(crosscoder: Crosscoder, x: torch.Tensor, objective: Objective, selec
     """Loss and gradients on normalised activations x, (T, D)."""
     norms = crosscoder.decoder_norms()
     preactivations = crosscoder.preactivations(x)
-    threshold = 0.0
-    if crosscoder.activation == "batchtopk":
-        code, threshold = selection(preactivations, norms.sum(1), objective.k)
-    elif crosscoder.activation == "topk":
-        kept = keep_largest(preactivations.relu(), preactivations.relu() * norms.sum(1), objective.k)
-        code = _as_code(kept)
-    else:
-        code = _as_code(preactivations.relu())
-    passes = _Dense(code) if isinstance(code, torch.Tensor) else _Sparse(code)
+    passes, threshold = _select(crosscoder, preactivations, norms.sum(1), objective, selection)
     error = x - passes.decode(crosscoder)
     weighted = error * objective.weights
     result = _backward(crosscoder, x, weighted.mul(-2 / len(x)), passes, objective, norms)
@@ -73,11 +70,39 @@ def compute(crosscoder: Crosscoder, x: torch.Tensor, objective: Objective, selec
     return result
 
 
-def _as_code(f: torch.Tensor) -> torch.Tensor | sparse.Code:
-    """The code itself where it is dense, its pairs where it is sparse."""
-    if int((f > 0).sum()) > DENSE_ABOVE * f.numel():
-        return f
-    return sparse.of_dense(f)
+def _select(
+    crosscoder: Crosscoder, preactivations: torch.Tensor, norms: torch.Tensor, objective: Objective,
+    selection: sparse.BatchTopK,
+) -> tuple[_Sparse | _Dense, float]:  # fmt: skip
+    """The code, ready for the passes over it, and the smallest score kept where a batch is ranked."""
+    rule = crosscoder.selection
+    if rule.ranked_over == "batch":
+        code, threshold = selection(preactivations, norms, objective.k)
+        return _Sparse(code), threshold
+    if rule.learns_threshold:
+        return _thresholded(preactivations, norms, crosscoder.on_above, objective.bandwidth), 0.0
+    f = preactivations.relu()
+    if rule.ranked_over == "token":
+        f = keep_largest(f, f * norms, objective.k)
+    return _passes(f, f > 0), 0.0
+
+
+def _passes(f: torch.Tensor, wanted: torch.Tensor) -> _Sparse | _Dense:
+    """Passes over the code itself where many entries are wanted, over the wanted pairs where they are few."""
+    if int(wanted.sum()) > DENSE_ABOVE * f.numel():
+        return _Dense(f)
+    index = sparse.flatnonzero(wanted)
+    return _Sparse(sparse.from_flat(index, f.reshape(-1)[index], tuple(f.shape)))
+
+
+def _thresholded(preactivations: torch.Tensor, norms: torch.Tensor, theta: torch.Tensor, bandwidth: float):
+    """The code above learned thresholds; pairs just below them are kept with value 0, as thresholds learn from them."""
+    score = preactivations * norms
+    near = (score - theta).abs() < bandwidth / 2
+    on = score > theta
+    passes = _passes(preactivations.relu() * on, on | near)
+    passes.near = passes.pick(near)
+    return passes
 
 
 class _Sparse:
@@ -86,6 +111,7 @@ class _Sparse:
     def __init__(self, code: sparse.Code):
         self.code, self.by_latent, self.values = code, sparse.ByLatent(code), code.values
         self.counts = torch.zeros_like(self.by_latent.counts).index_add_(0, code.latents, (code.values > 0).long())
+        self.near: torch.Tensor | None = None
 
     def decode(self, crosscoder: Crosscoder) -> torch.Tensor:
         return sparse.decode(self.code, crosscoder.decoder, crosscoder.decoder_bias)
@@ -95,6 +121,9 @@ class _Sparse:
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent[self.code.latents]
+
+    def pick(self, values: torch.Tensor) -> torch.Tensor:
+        return values[self.code.tokens, self.code.latents]
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return self.by_latent.weight_gradient(values, rows)
@@ -109,6 +138,7 @@ class _Dense:
     def __init__(self, code: torch.Tensor):
         self.values = code
         self.counts = (code > 0).sum(0)
+        self.near: torch.Tensor | None = None
 
     def decode(self, crosscoder: Crosscoder) -> torch.Tensor:
         return crosscoder.decode(self.values)
@@ -118,6 +148,9 @@ class _Dense:
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent
+
+    def pick(self, values: torch.Tensor) -> torch.Tensor:
+        return values
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return values.T @ rows
@@ -135,20 +168,23 @@ def _backward(
     decoder_gradient = passes.weight_gradient(f, gradient)
     parts = {}
     if objective.penalty != "none":
-        rate = objective.coefficient * crosscoder.penalty / len(x)
-        use = passes.total(f)
-        if objective.penalty == "l1_of_norms":
-            size, per_source = norms.sum(1), use * rate
-            factor = per_source[:, None] / norms.clamp_min(1e-30)
-        else:
-            size = norms.pow(2).sum(1).sqrt()
-            factor = (use * rate / size.clamp_min(1e-30))[:, None].expand_as(norms)
-        f_gradient = f_gradient + passes.active(rate * size)
+        penalty, rate = PENALTIES[objective.penalty], objective.coefficient * crosscoder.penalty / len(x)
+        size = penalty.join(norms)
+        contribution = f * passes.active(size)
+        slope = penalty.slope(contribution, objective.scale)
+        factor = (passes.total(f * slope) * rate)[:, None] * penalty.share(norms) / norms.clamp_min(1e-30)
+        if penalty.presses_code:
+            f_gradient = f_gradient + passes.active(rate * size) * slope
         for s, columns in enumerate(crosscoder.columns):
             decoder_gradient[:, columns].addcmul_(crosscoder.decoder[:, columns], factor[:, s, None])
-        parts["penalty"] = float((use * rate * size).sum())
+        parts["penalty"] = float((passes.total(penalty.value(contribution, objective.scale)) * rate).sum())
+    at_step = f_gradient
     f_gradient = f_gradient * (f > 0)
     gradients = [passes.weight_gradient(f_gradient, x), passes.total(f_gradient), decoder_gradient, gradient.sum(0)]
+    if crosscoder.log_threshold is not None:  # as in crosscoder.StepThreshold, times dθ / d log θ = θ
+        theta = crosscoder.on_above
+        reached = passes.total(at_step * passes.near)
+        gradients.append(-reached * theta.square() / (norms.sum(1) * objective.bandwidth))
     return Result(0.0, gradients, torch.empty(0), passes.counts, parts=parts)
 
 

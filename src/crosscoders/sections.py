@@ -8,10 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 
-from crosscoders.settings import FineTunedModel, PlantedChats, Study
+from crosscoders.settings import (
+    FineTunedModel,
+    PlantedChats,
+    PlantedSetting,
+    Source,
+    Study,
+    crosscoder_sources,
+    differences,
+    stored_sources,
+)
 
 FIGURES = {
     "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift"],
+    "planted": ["d26-planted", "ours-confusion"],
+    "planted_layers": ["d26-planted", "ours-onset"],
     "model_diffing": [
         "training",
         "evaluation",
@@ -41,9 +52,15 @@ def _dump(value) -> dict:
     return value.model_dump(mode="json")
 
 
+def planted_settings(study: Study) -> list[str]:
+    """Settings whose sources are synthetic."""
+    return [name for name, setting in study.settings.items() if isinstance(setting, PlantedSetting)]
+
+
 def setting_models(study: Study, setting: str) -> list[str]:
-    """Models that a setting's sources need, each once."""
-    return list(dict.fromkeys(source.model for source in study.settings[setting].sources.values()))
+    """Models that a setting's sources need, each once; synthetic sources need none."""
+    sources = stored_sources(study.settings[setting]).values()
+    return list(dict.fromkeys(source.model for source in sources if isinstance(source, Source)))
 
 
 def setting_corpora(study: Study, setting: str) -> list[str]:
@@ -132,7 +149,7 @@ def _extract_activations(study: Study, setting: str, split: str, shard: str) -> 
         "split": split,
         "shard": int(shard),
         "shards": chosen.shards[split],
-        "sources": {name: _dump(source) for name, source in chosen.sources.items()},
+        "sources": {name: _dump(source) for name, source in stored_sources(chosen).items()},
         "models": setting_models(study, setting),
         "batch_tokens": chosen.batch_tokens,
         "dtype": chosen.dtype,
@@ -142,7 +159,12 @@ def _extract_activations(study: Study, setting: str, split: str, shard: str) -> 
 
 def _fit_normalisation(study: Study, setting: str) -> dict:
     chosen = study.settings[setting]
-    return {"setting_name": setting, "sources": list(chosen.sources), "sink_threshold": chosen.sink_threshold}
+    return {
+        "setting_name": setting,
+        "sources": list(stored_sources(chosen)),
+        "differences": differences(chosen),
+        "sink_threshold": chosen.sink_threshold,
+    }
 
 
 def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
@@ -150,6 +172,7 @@ def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) ->
         "setting_name": setting,
         "crosscoder_name": crosscoder,
         "crosscoder": _dump(study.crosscoders[crosscoder]),
+        "sources": crosscoder_sources(study.settings[setting], study.crosscoders[crosscoder]),
         "seed": int(seed),
         "device": study.device,
     }
@@ -187,6 +210,34 @@ def _notebook(study: Study, setting: str) -> dict:
     return {"setting_name": setting, "figures": figure_names(study, setting)}
 
 
+def _trial(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "crosscoder_name": crosscoder,
+        "planted": _dump(chosen.planted),
+        "widths": {name: source.width for name, source in stored_sources(chosen).items()},
+        "differences": differences(chosen),
+        "contrast": chosen.contrast,
+        "tokens": chosen.tokens,
+        "crosscoder": _dump(study.crosscoders[crosscoder]),
+        "sources": crosscoder_sources(chosen, study.crosscoders[crosscoder]),
+        "classification": _dump(study.classification),
+        "seed": int(seed),
+    }
+
+
+def _collate_trials(study: Study, setting: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "crosscoders": chosen.crosscoders,
+        "seeds": study.seeds,
+        "planted": _dump(chosen.planted),
+        "confidence": study.classification.confidence,
+    }
+
+
 def _manifest(study: Study) -> dict:
     settings = json.dumps(_dump(study), sort_keys=True)
     return {"settings_sha256": hashlib.sha256(settings.encode()).hexdigest()}
@@ -207,6 +258,8 @@ _SECTIONS = {
         _classify_latents,
         _collate,
         _notebook,
+        _trial,
+        _collate_trials,
         _manifest,
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -212,10 +212,36 @@ class Source(Section):
     hook: Hook = "resid_post"
 
 
+class SyntheticSource(Section):
+    """A source that is drawn, not extracted."""
+
+    width: Count
+
+
+class Difference(Section):
+    """A derived source: what the first source has and the second lacks, token by token."""
+
+    of: list[Name] = Field(min_length=2, max_length=2)
+    """[minuend, subtrahend], two sources of the setting of equal width."""
+
+
+def _source_kind(value: object) -> str:
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
+    return "difference" if "of" in keys else "synthetic" if "width" in keys else "source"
+
+
+AnySource = Annotated[
+    Annotated[Source, Tag("source")]
+    | Annotated[Difference, Tag("difference")]
+    | Annotated[SyntheticSource, Tag("synthetic")],
+    Discriminator(_source_kind),
+]
+
+
 class Setting(Section):
     """Sources that see the same tokens, the tokens, and the crosscoders trained on them."""
 
-    sources: dict[Name, Source]
+    sources: dict[Name, AnySource]
     contrast: list[Name] = Field(min_length=2, max_length=2)
     """The two sources that relative norm, cosine and latent scaling compare: [base, chat] or [first, last]."""
     tokens: dict[Literal["train", "validation", "test"], dict[Name, Annotated[int, Field(ge=0)]]]
@@ -234,6 +260,52 @@ class Setting(Section):
     notebook: Name
 
 
+class Planted(Section):
+    """Concepts of known classes in synthetic sources."""
+
+    concepts: dict[Literal["shared", "base-only", "chat-only", "shrunk", "rotated", "decoupled", "spanning"], Count] = (
+        Field(min_length=1)
+    )
+    """Concepts of each class; `spanning` ones live from one layer to another."""
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    """Share of tokens on which a concept fires."""
+    topics: Count = 8
+    """Groups of concepts that tend to fire in the same documents."""
+    topic_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the variance behind firing that a topic's concepts have in common within a document."""
+    document_tokens: Count = 50
+    drift: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    """Angle (radians) by which directions turn from one source to the next."""
+    shrink: Share = 0.1
+    """Strength in base of a `shrunk` concept."""
+    overlap: Share = 0.7
+    """Share of the occurrences of a `decoupled` concept that show in both sources."""
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    recovered_above: Annotated[float, Field(gt=0, lt=1)] = 0.83
+    """Absolute cosine above which a latent stands for a concept."""
+
+
+class PlantedSetting(Section):
+    """Synthetic sources with known concepts, and the crosscoders judged on them."""
+
+    planted: Planted
+    sources: dict[Name, AnySource]
+    contrast: list[Name] = Field(min_length=2, max_length=2)
+    tokens: dict[Literal["train", "validation", "test"], Count]
+    crosscoders: list[Name] = Field(min_length=1)
+    notebook: Name
+
+
+def _setting_kind(value: object) -> str:
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
+    return "planted" if "planted" in keys else "text"
+
+
+AnySetting = Annotated[
+    Annotated[Setting, Tag("text")] | Annotated[PlantedSetting, Tag("planted")], Discriminator(_setting_kind)
+]
+
+
 # -- crosscoders -------------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +314,13 @@ class Block(Section):
 
     share: Annotated[float, Field(gt=0, le=1)]
     """Share of the dictionary; the shares of all blocks sum to 1."""
-    reads: Literal["all"] | list[Name] = "all"
-    writes: Literal["all"] | list[Name] = "all"
+    reads: Literal["all", "each"] | list[Name] = "all"
+    """Sources that the encoder sees; `each`: one group of latents per source, in the order of the sources."""
+    writes: Literal["all", "each", "onward"] | list[Name] = "all"
+    """Sources that the decoder serves; with `reads: each`, `each` is the group's own source, `onward` that and all
+    later ones."""
+    window: Annotated[int, Field(ge=0)] | None = None
+    """Later sources that `onward` reaches at most."""
     tied: bool = False
     """One decoder direction for all written sources."""
     penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -253,23 +330,29 @@ class Block(Section):
 class Activation(Section):
     """How pre-activations become a sparse code."""
 
-    kind: Literal["relu", "topk", "batchtopk"]
+    kind: Literal["relu", "topk", "batchtopk", "jumprelu"]
     k: Annotated[int, Field(gt=0)] | None = None
     """Latents per token (topk, batchtopk)."""
     initial_k: Annotated[int, Field(gt=0)] | None = None
     """k at the start, annealed linearly to `k`."""
     anneal_share: Share = 0.0
     """Share of training over which k is annealed."""
+    initial_threshold: Positive = 0.1
+    """Score above which latents are on at the start (jumprelu)."""
+    bandwidth: Positive = 2.0
+    """Width, in units of the score, of the step's gradient (jumprelu)."""
 
 
 class Penalty(Section):
     """Sparsity penalty; its coefficient ramps up linearly, then follows `target_l0` where one is given."""
 
-    kind: Literal["none", "l1_of_norms", "l2_of_norms"] = "none"
+    kind: Literal["none", "l1_of_norms", "l2_of_norms", "tanh", "decoder_sparsity"] = "none"
     coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    scale: Positive = 1.0
+    """c of `tanh`: λ Σ tanh(c f Σ n)."""
     ramp_share: Share = 0.0
     target_l0: Positive | None = None
-    """Latents per token to steer the coefficient to; it is frozen when the learning rate starts to decay."""
+    """Latents per token to steer the coefficient to."""
 
 
 class Training(Section):
@@ -286,6 +369,8 @@ class Training(Section):
     gradient_clip: Positive
     decoder_norm: Positive
     """Norm of every decoder vector at the start."""
+    initial_l0: Positive | None = None
+    """Latents per token at the start, reached by equal firing rates; where absent, encoder biases start at 0."""
     auxiliary_coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.03125
     dead_tokens: Count
     """A latent silent for this many tokens counts as dead."""
@@ -297,6 +382,8 @@ class CrosscoderSettings(Section):
     """One member of the family: latent blocks, activation, penalty, training."""
 
     latents: Count
+    sources: list[Name] | None = None
+    """Sources it is trained on; where absent, all of a setting that are no differences."""
     blocks: dict[Name, Block]
     activation: Activation
     penalty: Penalty = Penalty()
@@ -337,18 +424,33 @@ class Behaviours(Section):
     batch_prompts: Count = 24
 
 
+def stored_sources(setting: Setting | PlantedSetting) -> dict[str, Source | SyntheticSource]:
+    """Sources that are extracted or drawn, in order; differences are made from them on reading."""
+    return {name: source for name, source in setting.sources.items() if not isinstance(source, Difference)}
+
+
+def differences(setting: Setting | PlantedSetting) -> dict[str, list[str]]:
+    """Derived sources: name to [minuend, subtrahend]."""
+    return {name: source.of for name, source in setting.sources.items() if isinstance(source, Difference)}
+
+
+def crosscoder_sources(setting: Setting | PlantedSetting, crosscoder: CrosscoderSettings) -> list[str]:
+    """Sources that a crosscoder of a setting is trained on."""
+    return crosscoder.sources or list(stored_sources(setting))
+
+
 class Study(Section):
     """A complete study."""
 
     study: Name
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    models: dict[Name, Model]
-    corpora: dict[Name, Corpus]
-    chat_template: ChatTemplate
-    splits: dict[Literal["fine_tune", "train", "validation", "test"], list[Share]]
+    models: dict[Name, Model] = {}
+    corpora: dict[Name, Corpus] = {}
+    chat_template: ChatTemplate | None = None
+    splits: dict[Literal["fine_tune", "train", "validation", "test"], list[Share]] = {}
     """Half-open ranges of a hash of the document's name, so that splits never share a document."""
-    settings: dict[Name, Setting]
+    settings: dict[Name, AnySetting] = Field(min_length=1)
     crosscoders: dict[Name, CrosscoderSettings]
     classification: Classification
     behaviours: Behaviours | None = None

@@ -90,16 +90,13 @@ class BatchTopK:
 
 def encode(crosscoder: Crosscoder, x: torch.Tensor) -> Code:
     """The code of :meth:`Crosscoder.encode`, sparse."""
-    if crosscoder.activation == "topk":
+    if crosscoder.selection.ranked_over == "token":
         return of_dense(crosscoder.encode(x))
-    preactivations = crosscoder.preactivations(x)
+    preactivations, norms, limit = crosscoder.preactivations(x), crosscoder.decoder_norms().sum(1), crosscoder.on_above
     index = flatnonzero(preactivations > 0)
-    values = preactivations.reshape(-1)[index]
-    if crosscoder.activation == "batchtopk":
-        norms = crosscoder.decoder_norms().sum(1)
-        keep = values * norms[index % crosscoder.latents] > crosscoder.threshold
-        index, values = index[keep], values[keep]
-    return from_flat(index, values, tuple(preactivations.shape))
+    values, latents = preactivations.reshape(-1)[index], index % crosscoder.latents
+    keep = values * norms[latents] > (limit[latents] if isinstance(limit, torch.Tensor) else limit)
+    return from_flat(index[keep], values[keep], tuple(preactivations.shape))
 
 
 def of_dense(f: torch.Tensor) -> Code:

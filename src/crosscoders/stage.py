@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import platform
 import sys
 import time
 import warnings
@@ -56,6 +58,7 @@ def _start(arguments: argparse.Namespace) -> None:
         _log.append(arguments.log.open("w", encoding="utf-8"))
     if arguments.threads:
         limit_threads(arguments.threads)
+    reuse_memory()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
@@ -66,6 +69,15 @@ def limit_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
+
+
+def reuse_memory() -> None:
+    """Let glibc keep large freed buffers: giving them back costs a page fault per 4 KB at every step."""
+    if platform.system() == "Linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def say(line: str) -> None:
@@ -86,13 +98,13 @@ class Progress:
         Number of units of work.
     unit : str
         What a unit is, shown as a rate.
-    done : int
-        Units already done when resuming.
+    seconds : float
+        Time between lines.
     """
 
-    def __init__(self, name: str, total: int, unit: str = "tokens", done: int = 0, seconds: float = 5.0):
+    def __init__(self, name: str, total: int, unit: str = "tokens", seconds: float = 5.0):
         self.name, self.total, self.unit, self.seconds = name, max(total, 1), unit, seconds
-        self.done = self.start = done
+        self.done = self.start = 0
         self.began = self.shown = time.monotonic()
 
     def update(self, amount: int, **fields: float) -> None:
@@ -102,6 +114,13 @@ class Progress:
         if now - self.shown >= self.seconds or (self.done >= self.total and now - self.began > self.seconds):
             self.shown = now
             self._print(now - self.began, fields)
+
+    def reach(self, done: int, **fields: float) -> None:
+        """Count up to `done` units; what a resumed stage finds done counts for no rate."""
+        if self.done == 0:
+            self.start = self.done = done
+            return
+        self.update(done - self.done, **fields)
 
     def _print(self, elapsed: float, fields: dict[str, float]) -> None:
         rate = (self.done - self.start) / max(elapsed, 1e-9)

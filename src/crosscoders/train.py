@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
 import json
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +13,8 @@ import xarray as xr
 
 from crosscoders import artifacts, crosscoder, pick, stage, training
 from crosscoders.errors import UserError
-from crosscoders.feed import Activations, Order
+from crosscoders.feed import Activations
 from crosscoders.settings import CrosscoderSettings
-
-
-def reuse_memory() -> None:
-    """Let glibc keep large freed buffers: returning them to the system costs a page fault per 4 KB at every step."""
-    if platform.system() == "Linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 class Checkpoint:
@@ -54,6 +43,7 @@ class Checkpoint:
             stage.say(f"{self.path}: checkpoint not used: it belongs to other settings or inputs")
             return False
         state.restore(saved)
+        stage.say(f"resuming at step {state.step}")
         return True
 
 
@@ -72,43 +62,31 @@ def main(arguments) -> None:
     """Train one crosscoder and save it with its training curves."""
     section = arguments.settings
     settings = CrosscoderSettings.model_validate(section["crosscoder"])
-    reuse_memory()
     torch.set_grad_enabled(False)
     device = pick.device(section["device"])
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")  # some CUDA kernels have no such version
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     normalisation = artifacts.read(arguments.normalisation)
-    data = Activations(arguments.activations, normalisation)
-    order = Order(len(data), section["seed"])
-    batch_tokens, steps = settings.training.batch_tokens, settings.training.steps
+    data = Activations(arguments.activations, normalisation, section["sources"])
+    held_out = Activations(arguments.validation, normalisation, section["sources"])
+    batch_tokens = settings.training.batch_tokens
     if len(data) < batch_tokens:
         raise UserError(f"{len(data)} kept training tokens are fewer than batch_tokens = {batch_tokens}")
-    coder = crosscoder.create(settings, data.sources, data.widths, section["seed"]).to(device)
-    state = training.start(coder, settings)
     digests = [artifacts.digest(path) for path in (arguments.normalisation, *arguments.activations)]
     checkpoint = Checkpoint(
         arguments.output.with_suffix(".checkpoint"), {**section, "inputs": digests, "versions": artifacts.versions()}
     )
-    if checkpoint.restore(state):
-        stage.say(f"resuming at step {state.step}")
     name = f"train {section['setting_name']}/{section['crosscoder_name']}/seed-{section['seed']}"
-    progress = stage.Progress(name, steps * batch_tokens, done=state.step * batch_tokens)
+    progress = stage.Progress(name, settings.training.steps * batch_tokens)
 
-    def after_step(state: training.State) -> None:
+    def report(state: training.State) -> None:
         last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
-        progress.update(batch_tokens, step=state.step, **last)
-        if state.step % settings.training.checkpoint_steps == 0 and state.step < steps:
-            checkpoint.save(state)
+        progress.reach(state.step * batch_tokens, step=state.step, **last)
 
     try:
-        training.run(state, settings, lambda step: data.rows(order.take(step * batch_tokens, batch_tokens)), after_step)
+        state = training.fit(settings, data, held_out, section["seed"], device, checkpoint, report)
     except FloatingPointError as error:
         raise UserError(f"crosscoders.{section['crosscoder_name']}: {error}; expected a lower learning_rate") from None
-    held_out = Activations(arguments.validation, normalisation)
-    if coder.activation == "batchtopk":
-        batches = ((chosen, x.to(device)) for chosen, x in held_out.batches(batch_tokens))
-        coder.threshold = training.fit_threshold(coder, batches, coder.k)
-    state.crosscoder = coder.to("cpu")
     save(state, normalisation, section, arguments.output, arguments.history)
     checkpoint.path.unlink(missing_ok=True)
     stage.say(f"{name}: done, L0 {state.mean_l0:.1f}")

@@ -10,14 +10,21 @@ import numpy as np
 import torch
 
 from crosscoders import sparse
-from crosscoders.crosscoder import Crosscoder
+from crosscoders.crosscoder import Crosscoder, create, equalise_rates
 from crosscoders.gradients import Objective, Result, compute
+from crosscoders.order import Order
 from crosscoders.settings import CrosscoderSettings
 
 HISTORY = ("loss", "l0", "dead_fraction", "learning_rate", "penalty_coefficient", "gradient_norm", "threshold")
-STEERING = 0.01
-"""Largest relative change of the penalty coefficient in one step."""
+STEERING, STEERING_LIMIT = 0.02, 0.01
+"""Relative change of the penalty coefficient in one step, per unit of log(L0 expected / L0 wanted); and the largest."""
+HORIZON = 120
+"""Steps ahead for which L0 is expected: it follows the coefficient with about this delay."""
 THRESHOLD_DECAY = 0.999
+RATE_TOKENS = 4096
+"""Tokens on which firing rates are equalised at the start."""
+STEERED = ("coefficient", "threshold", "mean_l0", "l0_trend", "step")
+"""Numbers of the state that a checkpoint holds."""
 
 
 @dataclass
@@ -68,6 +75,9 @@ class State:
     threshold: float = 0.0
     """Moving average of the smallest score kept."""
     mean_l0: float = 0.0
+    """Moving average of L0 …"""
+    l0_trend: float = 0.0
+    """… and of the change of its logarithm in one step."""
     step: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
 
@@ -79,7 +89,7 @@ class State:
             "silent_tokens": self.silent_tokens,
             "carried": self.selection.carried,
             "history": self.history,
-        } | {name: getattr(self, name) for name in ("coefficient", "threshold", "mean_l0", "step")}
+        } | {name: getattr(self, name) for name in STEERED}
 
     def restore(self, saved: dict) -> None:
         """Take over a checkpoint."""
@@ -89,7 +99,7 @@ class State:
         self.silent_tokens.copy_(saved["silent_tokens"])
         self.history = saved["history"]
         self.selection.carried = saved["carried"]
-        for name in ("coefficient", "threshold", "mean_l0", "step"):
+        for name in STEERED:
             setattr(self, name, saved[name])
 
 
@@ -118,7 +128,9 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         weights=weights,
         penalty=settings.penalty.kind,
         coefficient=state.coefficient * schedule.ramp(state.step),
+        scale=settings.penalty.scale,
         k=schedule.k(state.step),
+        bandwidth=settings.activation.bandwidth,
         auxiliary_coefficient=training.auxiliary_coefficient,
         dead=state.silent_tokens >= training.dead_tokens,
     )
@@ -159,12 +171,19 @@ def _keep_books(state: State, result: Result, settings: CrosscoderSettings, sche
     if result.threshold > 0:
         previous = state.threshold or result.threshold
         state.threshold = THRESHOLD_DECAY * previous + (1 - THRESHOLD_DECAY) * result.threshold
-    l0 = float(result.counts.sum()) / tokens
-    state.mean_l0 = 0.9 * (state.mean_l0 or l0) + 0.1 * l0
-    target = settings.penalty.target_l0
-    if target and schedule.ramp(state.step) >= 1 and state.step < schedule.decay_start:
-        pull = math.log(max(state.mean_l0, 1e-6) / target)
-        state.coefficient *= math.exp(min(STEERING, max(-STEERING, STEERING * pull)))
+    l0 = max(float(result.counts.sum()) / tokens, 1e-6)
+    previous = state.mean_l0 or l0
+    state.mean_l0 = 0.9 * previous + 0.1 * l0
+    state.l0_trend = 0.95 * state.l0_trend + 0.05 * math.log(state.mean_l0 / previous)
+    if settings.penalty.target_l0 and schedule.ramp(state.step) >= 1:
+        state.coefficient *= math.exp(_steering(state, settings, schedule))
+
+
+def _steering(state: State, settings: CrosscoderSettings, schedule: Schedule) -> float:
+    """Change of the coefficient's logarithm: towards the wanted L0, as fast as the learning rate lets L0 follow."""
+    expected = math.log(state.mean_l0 / settings.penalty.target_l0) + HORIZON * state.l0_trend
+    speed = schedule.learning_rate(state.step) / settings.training.learning_rate
+    return speed * min(STEERING_LIMIT, max(-STEERING_LIMIT, STEERING * expected))
 
 
 def run(
@@ -203,3 +222,42 @@ def fit_threshold(crosscoder: Crosscoder, batches, k: int) -> float:
         return 0.0
     ordered = np.partition(kept, [len(kept) - k * tokens - 1, len(kept) - k * tokens])
     return float(ordered[len(kept) - k * tokens - 1 : len(kept) - k * tokens + 1].mean(dtype=np.float64))
+
+
+def fit(
+    settings: CrosscoderSettings, data, held_out, seed: int, device: str = "cpu",
+    checkpoint=None, report: Callable[[State], None] = lambda state: None,
+) -> State:  # fmt: skip
+    """Train one crosscoder on `data` and fit its threshold, where it has one, on `held_out`.
+
+    Parameters
+    ----------
+    data, held_out : feed.Activations or alike
+        Have `sources`, `widths`, a length, `rows(index)` and `batches(count)`.
+    checkpoint : optional
+        Has `restore(state)`, true where a state was taken over, and `save(state)`.
+    report : called after every step
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is not finite.
+    """
+    order, batch_tokens = Order(len(data), seed), settings.training.batch_tokens
+    coder = create(settings, data.sources, data.widths, seed).to(device)
+    state = start(coder, settings)
+    resumed = checkpoint is not None and checkpoint.restore(state)
+    if not resumed and settings.training.initial_l0:
+        equalise_rates(coder, data.rows(order.take(0, RATE_TOKENS)).to(device), settings.training.initial_l0)
+
+    def after_step(state: State) -> None:
+        report(state)
+        if checkpoint and state.step % settings.training.checkpoint_steps == 0 and state.step < settings.training.steps:
+            checkpoint.save(state)
+
+    run(state, settings, lambda step: data.rows(order.take(step * batch_tokens, batch_tokens)), after_step)
+    if coder.selection.ranked_over == "batch":
+        batches = ((chosen, x.to(device)) for chosen, x in held_out.batches(batch_tokens))
+        coder.threshold = fit_threshold(coder, batches, coder.k)
+    state.crosscoder = coder.to("cpu")
+    return state

@@ -1,0 +1,49 @@
+# Members of the family judged on synthetic sources whose concepts are known.
+# Needs: nothing but the settings.
+# Gives: planted/{setting}/{crosscoder}/seed-{seed}.nc, summary/{setting}.nc
+
+
+rule trial:
+    input:
+        code=code("trial"),
+    output:
+        "results/{study}/planted/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/trial/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/trial/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        setting="|".join(PLANTED) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="2GB",
+        runtime="1h",
+    params:
+        settings=settings_of("trial"),
+    shell:
+        "python -m crosscoders.trial --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule collate_trials:
+    input:
+        trials=over_trainings("planted"),
+        code=code("collate_trials"),
+    output:
+        "results/{study}/summary/{setting}.nc",
+    log:
+        "results/{study}/logs/collate_trials/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/collate_trials/{setting}.tsv"
+    wildcard_constraints:
+        setting="|".join(PLANTED) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="1GB",
+        runtime="30m",
+    params:
+        settings=settings_of("collate_trials"),
+    shell:
+        "python -m crosscoders.collate_trials --settings {params.settings:q} --trials {input.trials:q}"
+        " --output {output:q} --log {log:q}"

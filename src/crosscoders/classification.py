@@ -1,0 +1,218 @@
+"""What the decoder norms and one streaming pass over held-out documents say about every latent.
+
+Relative norm, cosine and classes [M25 §2]; latent scaling ν with intervals by bootstrap over documents [M25 §2.3].
+Only active (token, latent) pairs contribute, so cost is tokens · L0 · width, and no (tokens × m × width) array exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+
+from crosscoders import artifacts, bootstrap, sparse
+from crosscoders.crosscoder import Crosscoder
+from crosscoders.settings import Classification
+
+NORM_CLASSES = ("base-only", "shared", "chat-only", "other")
+SPECIFIC = ("none", "base", "chat")
+TARGETS = ("error", "reconstruction", "activation")
+BATCH = 2048
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------------
+
+
+def relative_norm(base: np.ndarray, chat: np.ndarray) -> np.ndarray:
+    """Δ = ½ [1 + (n_chat − n_base) / max(n_chat, n_base)], in [0, 1]; NaN where both norms are 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 0.5 * (1 + (chat - base) / np.maximum(chat, base))
+
+
+def norm_class(delta: np.ndarray, settings: Classification) -> np.ndarray:
+    """Index into NORM_CLASSES by thresholds on Δ."""
+    low, high = settings.shared_between
+    found = np.full(delta.shape, NORM_CLASSES.index("other"))
+    found[delta <= settings.base_only_below] = NORM_CLASSES.index("base-only")
+    found[(delta >= low) & (delta <= high)] = NORM_CLASSES.index("shared")
+    found[delta >= settings.chat_only_above] = NORM_CLASSES.index("chat-only")
+    return found
+
+
+def source_cosine(decoders: list[torch.Tensor]) -> np.ndarray:
+    """Cosine between a latent's decoder vectors, (m, S, S); NaN where widths differ or a vector is 0."""
+    found = np.full((len(decoders[0]), len(decoders), len(decoders)), np.nan)
+    for i, a in enumerate(decoders):
+        for j, b in enumerate(decoders):
+            if a.shape == b.shape:
+                norms = a.norm(dim=1) * b.norm(dim=1)
+                found[:, i, j] = torch.where(norms > 0, (a * b).sum(1) / norms, torch.nan).numpy()
+    return found
+
+
+# -- latent scaling ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scaling:
+    """Sums over tokens from which β and ν follow, for each resample of documents (replicate 0 is the data itself).
+
+    With d_j the decoder of the direction source (first axis of `activation`, `reconstruction`):
+    activation[i, s, r, j] = Σ_t f ⟨d_j, x_s⟩, reconstruction[i, s, r, j] = Σ_t f ⟨d_j, x̂_s⟩, squares[r, j] = Σ_t f².
+    """
+
+    activation: np.ndarray
+    reconstruction: np.ndarray
+    squares: np.ndarray
+    own: np.ndarray
+    """⟨d_j^i, W_dec,j^s⟩, (2, 2, m): what a latent's own part adds to the error."""
+
+    def beta(self, target: str) -> np.ndarray:
+        """Numerators of β_j^s for a target, (direction, source, replicate, latent); denominators cancel in ν."""
+        if target == "activation":
+            return self.activation
+        if target == "reconstruction":
+            return self.reconstruction
+        return self.activation - self.reconstruction + self.squares * self.own[:, :, None, :]
+
+    def nu(self, target: str, direction: int) -> np.ndarray:
+        """ν of every replicate and latent: β of the other source over β of the direction's source."""
+        beta = self.beta(target)[direction]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return beta[1 - direction] / beta[direction]
+
+
+@dataclass
+class Pairs:
+    """All active pairs of a split: token, latent and value."""
+
+    token: np.ndarray
+    latent: np.ndarray
+    value: np.ndarray
+
+
+def document_batches(document: np.ndarray, count: int) -> Iterator[slice]:
+    """Slices of whole documents, `count` tokens or a little more at a time."""
+    starts = np.r_[np.flatnonzero(np.r_[True, document[1:] != document[:-1]]), len(document)]
+    first = 0
+    for edge in starts[1:]:
+        if edge - first >= count or edge == len(document):
+            yield slice(int(first), int(edge))
+            first = edge
+
+
+def scan(
+    coder: Crosscoder, data, document: np.ndarray, contrast: tuple[int, ...], weights: np.ndarray
+) -> tuple[Scaling, Pairs]:
+    """One pass over the split: sums for latent scaling under every resample, and all active pairs.
+
+    Parameters
+    ----------
+    document : (tokens,)
+        Consecutive document numbers.
+    contrast : pair of source indices
+        (base, chat); empty where the crosscoder lacks one of them, and every ν is NaN.
+    weights : (replicates, documents)
+        Resamples; a row of ones for the data itself is put before them.
+    """
+    weights = np.vstack([np.ones(weights.shape[1]), weights])
+    m, columns = coder.latents, [coder.columns[s] for s in contrast]
+    decoders = [coder.decoder[:, c].contiguous() for c in columns]
+    shape = (2, 2, len(weights), m)
+    activation, reconstruction = np.zeros(shape), np.zeros(shape)
+    squares = np.zeros(shape[2:])
+    pairs: list[tuple[np.ndarray, ...]] = []
+    for chosen in document_batches(document, BATCH):
+        x = data.rows(np.arange(chosen.start, chosen.stop))
+        code = sparse.encode(coder, x)
+        rebuilt = sparse.decode(code, coder.decoder, coder.decoder_bias)
+        tokens, latents = code.tokens.numpy(), code.latents.numpy()
+        f = code.values.double().numpy()
+        inside = document[chosen]
+        cell = (inside[tokens] - inside[0]) * m + latents
+        drawn = weights[:, inside[0] : inside[-1] + 1]
+
+        def spread(values: np.ndarray, cell: np.ndarray = cell, drawn: np.ndarray = drawn) -> np.ndarray:
+            return drawn @ np.bincount(cell, values, drawn.shape[1] * m).reshape(-1, m)
+
+        squares += spread(f * f)
+        for direction, decoder in enumerate(decoders):
+            for s, column in enumerate(columns):
+                for total, target in ((activation, x), (reconstruction, rebuilt)):
+                    if decoder.shape[1] == column.stop - column.start:
+                        inner = sparse.value_gradients(code, target[:, column].contiguous(), decoder)
+                        total[direction, s] += spread(f * inner.double().numpy())
+        pairs.append((tokens + chosen.start, latents, f))
+    joined = Pairs(*(np.concatenate(parts) for parts in zip(*pairs, strict=True)))
+    own = np.full((2, 2, m), np.nan)
+    for i, a in enumerate(decoders):
+        for j, b in enumerate(decoders):
+            if a.shape == b.shape:
+                own[i, j] = (a * b).sum(1).double().numpy()
+    return Scaling(activation, reconstruction, squares, own), joined
+
+
+def specific(error: np.ndarray, reconstruction: np.ndarray, settings: Classification) -> np.ndarray:
+    """Index into SPECIFIC from ν of (direction base, direction chat), each (2, m): both ν below their limits [M25]."""
+    below = (error < settings.specific_error_below) & (reconstruction < settings.specific_reconstruction_below)
+    return np.where(below[1], SPECIFIC.index("chat"), np.where(below[0], SPECIFIC.index("base"), 0))
+
+
+# -- as datasets -------------------------------------------------------------------------------------------------------
+
+
+def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Classification) -> xr.Dataset:
+    """Decoder norms and what follows from them alone; without a contrast, Δ and the cosine are NaN."""
+    norms = coder.decoder_norms().double().numpy()
+    angles = source_cosine([coder.decoder[:, c].double() for c in coder.columns])
+    delta = cosine = np.full(coder.latents, np.nan)
+    if contrast:
+        base, chat = contrast
+        delta, cosine = relative_norm(norms[:, base], norms[:, chat]), angles[:, base, chat]
+    v = artifacts.variable
+    dims = ("latent", "source")
+    return xr.Dataset(
+        {
+            "decoder_norm": v(dims, norms, "norm of the decoder vector"),
+            "relative_norm": v("latent", delta, "relative decoder norm Δ"),
+            "decoder_cosine": v("latent", cosine, "cosine of the two decoder vectors"),
+            "norm_class": artifacts.flags(
+                "latent", norm_class(delta, settings), NORM_CLASSES, "class by relative norm"
+            ),
+            "peak_source": v(
+                "latent", norms.argmax(1).astype(np.int32), "index of the source with the largest decoder norm"
+            ),
+            "persistence": v(
+                "latent",
+                (norms >= 0.5 * norms.max(1, keepdims=True)).sum(1),
+                "sources with at least half the peak norm",
+            ),
+            "source_cosine": v((*dims, "other_source"), angles, "cosine of decoder vectors of two sources"),
+        },
+        coords={
+            name: (name, np.array(coder.sources, dtype=object), {"long_name": name.replace("_", " ")})
+            for name in ("source", "other_source")
+        },
+    )
+
+
+def scaling_dataset(scaling: Scaling, settings: Classification) -> xr.Dataset:
+    """ν of every latent for the three targets and both directions, with intervals, and `specific`."""
+    v, found, estimates = artifacts.variable, {}, {}
+    for target in TARGETS:
+        for direction, suffix in ((1, ""), (0, "_reversed")):
+            nu = scaling.nu(target, direction)
+            nu = np.where(np.isfinite(nu), nu, np.nan)
+            low, high = bootstrap.interval(nu[1:], settings.confidence)
+            estimates[target, direction] = nu[0]
+            toward = "base over chat" if direction else "chat over base"
+            name = f"nu_{target}{suffix}"
+            found[name] = v("latent", nu[0], f"latent scaling of the {target}, {toward}")
+            found[f"{name}_low"] = v("latent", low, "lower end of its interval over documents")
+            found[f"{name}_high"] = v("latent", high, "upper end of its interval over documents")
+    both = [np.stack([estimates[target, d] for d in (0, 1)]) for target in TARGETS[:2]]
+    found["specific"] = artifacts.flags("latent", specific(*both, settings), SPECIFIC, "passes latent scaling")
+    return xr.Dataset(found)

@@ -1,0 +1,24 @@
+"""Stage collate_trials: the judged members of one setting with synthetic sources, over members and seeds, in one dataset."""
+
+from __future__ import annotations
+
+from crosscoders import artifacts, stage
+from crosscoders.stacking import stack
+
+
+def main(arguments) -> None:
+    """Collate one setting."""
+    section = arguments.settings
+    keys = [(name, seed) for name in section["crosscoders"] for seed in section["seeds"]]
+    dataset = stack({key: artifacts.read(path) for key, path in zip(keys, arguments.trials, strict=True)})
+    dataset.attrs = artifacts.provenance(section["study"], "collate_trials", section) | {
+        "title": f"summary of {section['setting_name']}",
+        "setting": section["setting_name"],
+        "planted": artifacts.json_text(section["planted"]),
+        "confidence": section["confidence"],
+    }
+    artifacts.write(dataset, arguments.output)
+
+
+if __name__ == "__main__":
+    stage.run(main, stage.parser(__doc__, "output", lists=("trials",)).parse_args())

@@ -1,0 +1,42 @@
+"""What a crosscoder rebuilds of held-out tokens, as sums within documents."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crosscoders import sparse
+from crosscoders.crosscoder import Crosscoder
+
+BATCH = 2048
+
+
+def reconstruction(coder: Crosscoder, data, document: np.ndarray) -> dict[str, np.ndarray]:
+    """Sums within each document that evaluation is made of.
+
+    Parameters
+    ----------
+    document : (tokens,)
+        Consecutive document numbers from 0.
+
+    Returns
+    -------
+    dict
+        `error` and `variance` (documents, sources), `active` and `tokens` (documents,), `fired` (latents,).
+        The variance is about the split's own mean.
+    """
+    documents, sources = int(document[-1]) + 1, len(coder.widths)
+    mean = sum(x.double().sum(0) for _, x in data.batches(BATCH)) / len(data)
+    sums = {"error": np.zeros((documents, sources)), "variance": np.zeros((documents, sources))}
+    sums |= {"active": np.zeros(documents), "tokens": np.bincount(document, minlength=documents).astype(float)}
+    fired = np.zeros(coder.latents, np.int64)
+    for chosen, x in data.batches(BATCH):
+        code = sparse.encode(coder, x)
+        error = (x - sparse.decode(code, coder.decoder, coder.decoder_bias)).double().pow(2)
+        variance = (x.double() - mean).pow(2)
+        inside = document[chosen]
+        for s, columns in enumerate(coder.columns):
+            for name, squares in (("error", error), ("variance", variance)):
+                sums[name][:, s] += np.bincount(inside, squares[:, columns].sum(1).numpy(), documents)
+        sums["active"] += np.bincount(inside, code.offsets.diff().numpy(), documents)
+        fired += np.bincount(code.latents.numpy(), minlength=coder.latents)
+    return {**sums, "fired": fired}

@@ -1,0 +1,47 @@
+"""Datasets of single trainings, over crosscoders and seeds, as one."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+PADDING = {"f": np.nan, "i": -1, "O": ""}
+
+
+def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
+    """Datasets of single trainings along the dimensions `crosscoder` and `seed`.
+
+    Labelled dimensions hold every label that any training has; dictionaries and trainings of unequal length are padded:
+    floats with NaN, flags and counts with −1, text with "".
+    """
+    names = list(dict.fromkeys(name for name, _ in datasets))
+    seeds = sorted({seed for _, seed in datasets})
+    dims: dict[str, int] = {}
+    labels: dict[str, list] = {}
+    for dataset in datasets.values():
+        for dim, size in dataset.sizes.items():
+            if dim in dataset.coords:
+                labels[dim] = list(dict.fromkeys([*labels.get(dim, []), *dataset[dim].values.tolist()]))
+            dims[dim] = len(labels[dim]) if dim in labels else max(size, dims.get(dim, 0))
+    first = next(iter(datasets.values()))
+    found = xr.Dataset(coords={"crosscoder": np.array(names, dtype=object), "seed": seeds})
+    for name, variable in first.data_vars.items():
+        shape = (len(names), len(seeds), *(dims[dim] for dim in variable.dims))
+        dtype = np.dtype(object) if variable.dtype.kind in "UTO" else variable.dtype
+        values = np.full(shape, PADDING[dtype.kind], dtype=dtype)
+        for (crosscoder, seed), dataset in datasets.items():
+            part = dataset[name]
+            inside = [
+                [labels[dim].index(label) for label in dataset[dim].values.tolist()] if dim in labels else range(size)
+                for dim, size in part.sizes.items()
+            ]
+            block = values[names.index(crosscoder), seeds.index(seed)]
+            if part.ndim:
+                block[np.ix_(*inside)] = part.values
+            else:
+                values[names.index(crosscoder), seeds.index(seed)] = part.values
+        found[name] = (("crosscoder", "seed", *variable.dims), values, variable.attrs)
+    coordinates = {
+        dim: (dim, np.array(values, dtype=first[dim].dtype), first[dim].attrs) for dim, values in labels.items()
+    }
+    return found.assign_coords(coordinates)
