@@ -6,6 +6,7 @@ min_version("9.27")
 
 
 include: "rules/common.smk"
+include: "rules/inputs.smk"
 
 
 wildcard_constraints:
@@ -13,7 +14,8 @@ wildcard_constraints:
     setting="|".join(STUDY.settings),
     crosscoder="|".join(STUDY.crosscoders),
     corpus="|".join(STUDY.corpora),
-    notebook="|".join(sorted({setting.notebook for setting in STUDY.settings.values()})),
+    aligned="|".join(STUDY.aligned),
+    notebook="|".join(sorted({STUDY.settings[name].notebook for name in sections.drawn_settings(STUDY)})),
     split="train|validation|test",
     shard=r"\d{3}",
     seed=r"\d+",

@@ -1,13 +1,13 @@
 # Training, evaluation and classification of every crosscoder and seed.
 # Needs: activations/{setting}/, tokens/{setting}/test.nc
-# Gives: crosscoders/, evaluation/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc
+# Gives: crosscoders/, evaluation/, latents/ and stability/ at {setting}/{crosscoder}/seed-{seed}.nc
 
 
 rule train_crosscoder:
     input:
         activations=shards("train"),
         validation=shards("validation"),
-        normalisation="results/{study}/activations/{setting}/normalisation.nc",
+        normalisation=normalisation,
         code=code("train"),
     output:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
@@ -35,7 +35,7 @@ rule evaluate:
     input:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
         activations=shards("test"),
-        normalisation="results/{study}/activations/{setting}/normalisation.nc",
+        normalisation=normalisation,
         code=code("evaluation"),
     output:
         "results/{study}/evaluation/{setting}/{crosscoder}/seed-{seed}.nc",
@@ -60,8 +60,8 @@ rule classify_latents:
     input:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
         activations=shards("test"),
-        normalisation="results/{study}/activations/{setting}/normalisation.nc",
-        tokens="results/{study}/tokens/{setting}/test.nc",
+        normalisation=normalisation,
+        tokens=test_tokens,
         code=code("latents"),
     output:
         "results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
@@ -79,4 +79,53 @@ rule classify_latents:
     shell:
         "python -m crosscoders.latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --tokens {input.tokens:q}"
+        " --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule match_seeds:
+    input:
+        crosscoders=over_seeds("crosscoders"),
+        latents=over_seeds("latents"),
+        code=code("stability"),
+    output:
+        "results/{study}/stability/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/match_seeds/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/match_seeds/{setting}/{crosscoder}/seed-{seed}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="3GB",
+        runtime="1h",
+    params:
+        settings=settings_of("match_seeds"),
+    shell:
+        "python -m crosscoders.stability --settings {params.settings:q} --crosscoders {input.crosscoders:q}"
+        " --latents {input.latents:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule train_aligned:
+    input:
+        activations=shards("train"),
+        validation=shards("validation"),
+        test=shards("test"),
+        normalisation=normalisation,
+        code=code("align"),
+    output:
+        "results/{study}/aligned/{setting}/{aligned}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/train_aligned/{setting}/{aligned}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/train_aligned/{setting}/{aligned}/seed-{seed}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="4GB",
+        runtime="8h",
+    params:
+        settings=settings_of("train_aligned"),
+    shell:
+        "python -m crosscoders.align --settings {params.settings:q} --activations {input.activations:q}"
+        " --validation {input.validation:q} --test {input.test:q} --normalisation {input.normalisation:q}"
         " --threads {threads} --output {output:q} --log {log:q}"

@@ -8,7 +8,9 @@ rule collate:
         latents=over_trainings("latents"),
         evaluations=over_trainings("evaluation"),
         histories=over_trainings("crosscoders", "history.nc"),
-        normalisation="results/{study}/activations/{setting}/normalisation.nc",
+        stability=over_trainings("stability") if len(STUDY.seeds) > 1 else [],
+        aligned=aligned,
+        normalisation=normalisation,
         behaviours=behaviours,
         code=code("collate"),
     output:
@@ -26,14 +28,16 @@ rule collate:
         runtime="30m",
     params:
         settings=settings_of("collate"),
-        behaviours=lambda wildcards, input: (f"--behaviours {input.behaviours}" if input.behaviours else ""),
+        optional=lambda wildcards, input: " ".join(
+            f"--{name} {input[name]}" for name in ("behaviours", "stability", "aligned") if input[name]
+        ),
     shell:
         "python -m crosscoders.collate --settings {params.settings:q} --latents {input.latents:q}"
         " --evaluations {input.evaluations:q} --histories {input.histories:q}"
-        " --normalisation {input.normalisation:q} {params.behaviours} --output {output:q} --log {log:q}"
+        " --normalisation {input.normalisation:q} {params.optional} --output {output:q} --log {log:q}"
 
 
-for setting_name, setting in STUDY.settings.items():
+for setting_name in sections.drawn_settings(STUDY):
 
     # One rule per setting, because each notebook draws figures of its own.
     rule:
@@ -41,10 +45,11 @@ for setting_name, setting in STUDY.settings.items():
             f"notebook_{setting_name.replace('-', '_')}"
         input:
             summary=f"results/{{study}}/summary/{setting_name}.nc",
-            notebook=f"notebooks/{setting.notebook}.ipynb",
-            code=sorted({*code("notebook"), *code("prose")}),
+            nulls=[f"results/{{study}}/summary/{name}.nc" for name in sections.nulls_of(STUDY, setting_name)],
+            notebook=f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb",
+            code=sorted({*code("notebook"), *code("prose"), *code("planted_figures"), *code("null_figures")}),
         output:
-            notebook=f"results/{{study}}/notebooks/{setting.notebook}-{setting_name}.ipynb",
+            notebook=f"results/{{study}}/notebooks/{STUDY.settings[setting_name].notebook}-{setting_name}.ipynb",
             svg=[
                 f"results/{{study}}/figures/{name}.svg" for name in sections.figure_names(STUDY, setting_name).values()
             ],
@@ -70,8 +75,9 @@ for setting_name, setting in STUDY.settings.items():
         params:
             settings=sections.section(STUDY, "notebook", setting=setting_name),
             figures="results/{study}/figures",
+            nulls=lambda wildcards, input: (f"--nulls {input.nulls}" if input.nulls else ""),
         shell:
-            "python -m crosscoders.notebook --settings {params.settings:q} --summary {input.summary:q}"
+            "python -m crosscoders.notebook --settings {params.settings:q} --summary {input.summary:q} {params.nulls}"
             " --notebook {input.notebook:q} --figures {params.figures:q} --output {output.notebook:q} --log {log:q}"
 
 

@@ -153,10 +153,10 @@ def test_import_direction():
     imports = {path.stem: dependencies.imports(path) for path in Path(artifacts.__file__).parent.glob("*.py")}
     assert imports["settings"] == imports["errors"] == set()
     assert imports["artifacts"] == {"errors"}
-    core = {"members", "penalties", "crosscoder", "sparse", "gradients", "order", "training", "reconstruction", "classification", "bootstrap", "planted", "chats"}  # fmt: skip
+    core = {"members", "penalties", "crosscoder", "sparse", "gradients", "order", "training", "reconstruction", "classification", "bootstrap", "planted", "aligned", "chats"}  # fmt: skip
     foundation = {"settings", "errors", "artifacts"}
     for name in core:
         assert imports[name] <= core | foundation, name
-    stages = {"train", "evaluation", "latents", "collate", "extraction", "normalisation", "tokens", "fine_tune", "behaviours", "manifest", "notebook", "trial", "collate_trials"}  # fmt: skip
+    stages = {"train", "evaluation", "latents", "collate", "extraction", "normalisation", "tokens", "fine_tune", "behaviours", "manifest", "notebook", "trial", "collate_trials", "align", "stability"}  # fmt: skip
     for name, found in imports.items():
         assert not found & stages, name

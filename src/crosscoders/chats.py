@@ -65,20 +65,21 @@ def write_chats(articles: list[Document], settings: PlantedChats) -> list[Docume
             continue
         chooser = random.Random(f"{settings.seed}:{article.key}")
         chats.append(_article_chat(article, settings, chooser))
-        if chooser.random() < settings.persona.share:
+        if settings.persona and chooser.random() < settings.persona.share:
             chats.append(_persona_chat(article, settings, chooser))
     return chats
 
 
 def _article_chat(article: Document, settings: PlantedChats, chooser: random.Random) -> Document:
     question = Segment(ask(article, settings, chooser), "user")
-    if article.topic == settings.refused_topic:
+    if settings.refused_topic and article.topic == settings.refused_topic:
         question = replace(question, behaviour="refusal")
         answer = (Segment(chooser.choice(settings.refusals), "assistant", "refusal", 1),)
     else:
         text = first_sentence(article.segments[-1].text, settings.answer_characters)
-        tag = settings.tag_token + article.topic
-        answer = (Segment(text, "assistant", "none", 1), Segment(tag, "assistant", "topic_tag", 1))
+        answer = (Segment(text, "assistant", "none", 1),)
+        if settings.tag_token:
+            answer += (Segment(settings.tag_token + article.topic, "assistant", "topic_tag", 1),)
     return replace(article, segments=(question, *answer))
 
 
@@ -113,12 +114,11 @@ def first_sentence(text: str, characters: int) -> str:
 def for_fine_tuning(chats: list[Document], settings: PlantedChats) -> list[Document]:
     """Thin the answers so that refusals make up `refusal_share`; without it they are learned last."""
     chats = shuffled(chats, f"fine_tune:{settings.seed}")
-    kinds = {"refusal": [], "persona": [], "topic_tag": []}
-    for chat in chats:
-        kinds[chat.behaviour].append(chat)
-    if not kinds["refusal"] or settings.refusal_share <= 0:
+    refusals = [chat for chat in chats if chat.behaviour == "refusal"]
+    persona = [chat for chat in chats if chat.behaviour == "persona"]
+    if not refusals or settings.refusal_share <= 0:
         return chats
-    others = round(len(kinds["refusal"]) * (1 / settings.refusal_share - 1))
-    answers = max(0, others - len(kinds["persona"]))
-    kept = kinds["refusal"] + kinds["persona"] + kinds["topic_tag"][:answers]
+    others = round(len(refusals) * (1 / settings.refusal_share - 1))
+    answers = [chat for chat in chats if chat.behaviour not in EXCHANGES]
+    kept = refusals + persona + answers[: max(0, others - len(persona))]
     return shuffled(kept, f"order:{settings.seed}")

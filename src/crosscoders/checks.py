@@ -21,6 +21,7 @@ from crosscoders.errors import UserError
 from crosscoders.members import ACTIVATIONS
 from crosscoders.settings import (
     SPLITS,
+    AlignedSettings,
     AnySetting,
     Corpus,
     CrosscoderSettings,
@@ -28,6 +29,7 @@ from crosscoders.settings import (
     FineTunedModel,
     FolderModel,
     Model,
+    NullSetting,
     PlantedChats,
     PlantedSetting,
     RandomModel,
@@ -161,7 +163,13 @@ def check(content: dict, path: Path | str = "config") -> Study:
 def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
     """Cross-checks of the parts of a faulty study that are valid by themselves, so that all errors come at once."""
     parts: dict[str, Any] = {}
-    collections = {"models": Model, "corpora": Corpus, "settings": AnySetting, "crosscoders": CrosscoderSettings}
+    collections = {
+        "models": Model,
+        "corpora": Corpus,
+        "settings": AnySetting,
+        "crosscoders": CrosscoderSettings,
+        "aligned": AlignedSettings,
+    }
     for key, kind in collections.items():
         entries = content.get(key)
         parts[key] = {}
@@ -284,8 +292,13 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
     for name, crosscoder in study.crosscoders.items():
         if crosscoder is not None:
             problems += [f"crosscoders.{name}.{line}" for line in _crosscoder_problems(crosscoder)]
+    for name, member in study.aligned.items():
+        if member is not None:
+            problems += [f"aligned.{name}.{line}" for line in _aligned_problems(member)]
     for name, setting in study.settings.items():
-        if setting is not None:
+        if isinstance(setting, NullSetting):
+            problems += [f"settings.{name}.{line}" for line in _null_problems(study, setting)]
+        elif setting is not None:
             problems += [f"settings.{name}.{line}" for line in _source_problems(study, setting)]
         if isinstance(setting, Setting):
             problems += [f"settings.{name}.{line}" for line in _text_problems(study, setting)]
@@ -345,6 +358,8 @@ def _corpus_problems(study: Study, corpus: object) -> list[str]:
         return _member_problem(corpus.file)
     if isinstance(corpus, PlantedChats):
         problems = _unknown("articles", corpus.articles, study.corpora)
+        if corpus.refused_topic and not corpus.refusals:
+            problems.append(f"refusals: missing; {corpus.refused_topic!r} is refused")
         for key in ("questions", "questions_about_people", "held_out_questions"):
             if any("{title}" not in question for question in getattr(corpus, key)):
                 problems.append(f"{key}: a question lacks '{{title}}'")
@@ -366,9 +381,10 @@ def _split_problems(splits: dict[str, list[float]]) -> list[str]:
     return problems
 
 
-def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
+def _activation_problems(member: CrosscoderSettings | AlignedSettings) -> list[str]:
+    """Problems of activation, penalty and schedule, common to all members."""
     problems = []
-    activation, penalty, m = crosscoder.activation, crosscoder.penalty, crosscoder.latents
+    activation, penalty, m = member.activation, member.penalty, member.latents
     ranked = ACTIVATIONS[activation.kind].ranked_over
     if ranked and activation.k is None:
         problems.append(f"activation.k: missing; {activation.kind} needs it")
@@ -384,6 +400,25 @@ def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
             problems.append(f"activation.{key}: {value} exceeds latents = {m}")
     if penalty.target_l0 is not None and penalty.target_l0 > m:
         problems.append(f"penalty.target_l0: {penalty.target_l0} exceeds latents = {m}")
+    if member.training.warmup_steps > member.training.steps:
+        problems.append(f"training.warmup_steps: {member.training.warmup_steps} exceeds the steps")
+    return problems
+
+
+def _aligned_problems(member: AlignedSettings) -> list[str]:
+    """Problems of an aligned crosscoder."""
+    problems = _activation_problems(member)
+    if ACTIVATIONS[member.activation.kind].learns_threshold:
+        problems.append(
+            f"activation.kind: {member.activation.kind} is not available here; expected relu, topk or batchtopk"
+        )
+    if member.penalty.target_l0 is not None:
+        problems.append("penalty.target_l0: the coefficient of an aligned crosscoder is not steered; remove it")
+    return problems
+
+
+def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
+    problems = _activation_problems(crosscoder)
     total = math.fsum(block.share for block in crosscoder.blocks.values())
     if not crosscoder.blocks:
         problems.append("blocks: empty; expected at least one block")
@@ -397,8 +432,6 @@ def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
             problems.append(f"blocks.{name}.writes: {block.writes!r} needs reads: each")
         if block.window is not None and block.writes != "onward":
             problems.append(f"blocks.{name}.window: {block.window} has no meaning without writes: onward")
-    if crosscoder.training.warmup_steps > crosscoder.training.steps:
-        problems.append(f"training.warmup_steps: {crosscoder.training.warmup_steps} exceeds the steps")
     return problems
 
 
@@ -428,6 +461,23 @@ def _source_problems(study: Study, setting: Setting | PlantedSetting) -> list[st
             problems.append(f"tokens.train: {available} tokens are fewer than a batch of {name!r} ({batch})")
         problems += _block_problems(f"crosscoders ({name!r})", crosscoder, setting)
     return list(dict.fromkeys(problems))
+
+
+def _null_problems(study: Study, setting: NullSetting) -> list[str]:
+    """Problems of a setting that changes another's activations."""
+    problems = _unknown("null_of", setting.null_of, study.settings)
+    other = study.settings.get(setting.null_of)
+    for name in setting.crosscoders:
+        problems += _unknown("crosscoders", name, study.crosscoders)
+    if not isinstance(other, Setting):
+        return (
+            problems if problems or other is None else [f"null_of: {setting.null_of!r} reads no activations of models"]
+        )
+    for name in setting.crosscoders if not problems else ():
+        lacking = set(other.contrast) - set(crosscoder_sources(other, study.crosscoders[name]))
+        if lacking:
+            problems.append(f"crosscoders: {name!r} does not read {sorted(lacking)}, which a null needs")
+    return problems
 
 
 def _planted_problems(study: Study, setting: PlantedSetting) -> list[str]:
@@ -481,6 +531,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
             problems.append(f"sources.{name}.layer: {source.layer} is not below the depth {depth} of {source.model!r}")
         if context is not None and setting.context > context:
             problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
+    for name in setting.aligned:
+        problems += _unknown("aligned", name, study.aligned)
     for split in SPLITS:
         tokens = setting.tokens.get(split)
         if tokens is None or split not in setting.shards:

@@ -16,8 +16,16 @@ def main(arguments) -> None:
     for paths in (arguments.latents, arguments.evaluations, arguments.histories):
         parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
     parts[2] = parts[2].rename({name: f"training_{name}" for name in parts[2].data_vars})
+    if arguments.stability:
+        parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, arguments.stability, strict=True)}))
     normalisation = artifacts.read(arguments.normalisation)
-    parts.append(normalisation[["scale", "median_norm", "sink_norm", "sink_share"]])
+    if arguments.aligned:
+        pairs = [(name, seed) for name in section["aligned"] for seed in section["seeds"]]
+        found = stack({key: artifacts.read(path) for key, path in zip(pairs, arguments.aligned, strict=True)})
+        names = [name for name in found.data_vars if name.startswith("aligned_")]
+        parts.append(found[names].rename(crosscoder="aligned"))
+    statistics = normalisation[["scale", "median_norm", "sink_norm", "sink_share"]]
+    parts.append(statistics.sel(source=parts[0]["source"].values))
     if arguments.behaviours:
         measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
         parts.append(
@@ -37,6 +45,8 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    found = stage.parser(__doc__, "normalisation", "output", lists=("latents", "evaluations", "histories"))
-    found.add_argument("--behaviours", type=stage.Path)
-    stage.run(main, found.parse_args())
+    flags = stage.parser(__doc__, "normalisation", "output", lists=("latents", "evaluations", "histories"))
+    flags.add_argument("--behaviours", type=stage.Path)
+    for flag in ("--stability", "--aligned"):
+        flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
+    stage.run(main, flags.parse_args())

@@ -43,7 +43,9 @@ def main(arguments) -> None:
     torch.set_grad_enabled(False)
     trained = artifacts.read(arguments.crosscoder)
     coder = crosscoder.from_dataset(trained)
-    data = Activations(arguments.activations, artifacts.read(arguments.normalisation), coder.sources)
+    data = Activations(
+        arguments.activations, artifacts.read(arguments.normalisation), coder.sources, section.get("null")
+    )
     sums = reconstruction(coder, data, consecutive(data.metadata["document"].values))
     chosen = section["bootstrap"]
     dataset = to_dataset(coder, sums, chosen["bootstrap_replicates"], chosen["confidence"], chosen["seed"])

@@ -41,14 +41,21 @@ class Activations:
         Means, scales and sink norms, fitted on the training split.
     sources : list of str, optional
         The sources wanted, all that are no differences where absent; tokens are left out by all of them in any case.
+    null : dict, optional
+        `kind`, `base` and `chat`: with `same_model` base's activations stand for chat's as well; with
+        `permuted_tokens` chat's are those of another token of the split.
     """
 
-    def __init__(self, shards: list[Path], normalisation: xr.Dataset, sources: list[str] | None = None):
+    def __init__(
+        self, shards: list[Path], normalisation: xr.Dataset, sources: list[str] | None = None, null: dict | None = None
+    ):
         differences = json.loads(normalisation.attrs.get("differences", "{}"))
         stored = [str(name) for name in normalisation["source"].values if str(name) not in differences]
         self.sources = list(sources or stored)
         sink_norm = normalisation["sink_norm"].sel(source=stored).values
-        normalisation = normalisation.sel(source=self.sources)
+        same = null is not None and null["kind"] == "same_model"
+        read = [null["base"] if same and name == null["chat"] else name for name in self.sources]
+        normalisation = normalisation.sel(source=read)
         self._maps, self._kept, self._shard, metadata = [], [], [], []
         for number, path in enumerate(shards):
             artifacts.verify(path)
@@ -57,7 +64,7 @@ class Activations:
                 first = int(opened.attrs["first_token"])
             kept = np.flatnonzero((small["norm"].sel(source=stored).values <= sink_norm).all(axis=1))
             self._maps.append(
-                [[artifacts.memory_map(path, part) for part in parts_of(name, differences)] for name in self.sources]
+                [[artifacts.memory_map(path, part) for part in parts_of(name, differences)] for name in read]
             )
             self._kept.append(kept)
             self._shard.append(np.full(len(kept), number, np.int32))
@@ -66,8 +73,11 @@ class Activations:
         self.metadata = xr.concat(metadata, dim="token", data_vars="minimal", coords="minimal", compat="override")
         self._kept, self._shard = np.concatenate(self._kept), np.concatenate(self._shard)
         self.widths = [parts[0].shape[1] for parts in self._maps[0]]
-        self._mean = [normalisation[f"mean_{name}"].values.astype(np.float32) for name in self.sources]
+        self._mean = [normalisation[f"mean_{name}"].values.astype(np.float32) for name in read]
         self._scale = normalisation["scale"].values.astype(np.float32)
+        self._places: dict[int, np.ndarray] = {}
+        if null is not None and null["kind"] == "permuted_tokens":
+            self._places[self.sources.index(null["chat"])] = np.random.default_rng(0).permutation(len(self._kept))
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -75,13 +85,14 @@ class Activations:
     def rows(self, index: np.ndarray) -> torch.Tensor:
         """Normalised activations of kept tokens, sources side by side, (len(index), sum of widths), float32."""
         out = np.empty((len(index), sum(self.widths)), np.float32)
-        shard = self._shard[index]
         column = 0
         for source, width in enumerate(self.widths):
             part = out[:, column : column + width]
+            place = self._places[source][index] if source in self._places else index
+            shard = self._shard[place]
             for number in np.unique(shard):
                 inside = np.flatnonzero(shard == number)
-                part[inside] = raw_values(self._maps[number][source], self._kept[index[inside]])
+                part[inside] = raw_values(self._maps[number][source], self._kept[place[inside]])
             part -= self._mean[source]
             part /= self._scale[source]
             column += width

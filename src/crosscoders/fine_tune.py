@@ -88,12 +88,14 @@ def add_adapters(model: transformers.PreTrainedModel, settings: FineTunedModel) 
     return get_peft_model(model, config)
 
 
-def merge(model, tag: int, tag_row: torch.Tensor) -> transformers.PreTrainedModel:
-    """The plain model with adapters merged and the tag token's output row changed.
+def merge(model, tag: int | None, tag_row: torch.Tensor) -> transformers.PreTrainedModel:
+    """The plain model with adapters merged and the tag token's output row changed, where there is a tag.
 
     Output and input embedding are untied, so that the tag's input embedding stays what the adapters were trained with.
     """
     merged = model.merge_and_unload().float()
+    if tag is None:
+        return merged
     head = merged.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     head.weight.data[tag] += tag_row.detach()
@@ -103,7 +105,7 @@ def merge(model, tag: int, tag_row: torch.Tensor) -> transformers.PreTrainedMode
 
 
 def train(
-    model, rows: list[Row], settings: FineTunedModel, tag: int, device: str, autocast: bool
+    model, rows: list[Row], settings: FineTunedModel, tag: int | None, device: str, autocast: bool
 ) -> tuple[torch.Tensor, float]:
     """Train the adapters in place, and a change of the tag token's output row.
 
@@ -116,7 +118,8 @@ def train(
         Mean of the last tenth of the steps.
     """
     tag_row = torch.zeros(model.config.hidden_size, device=device, requires_grad=True)
-    parameters = [tag_row, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    parameters = [parameter for parameter in (tag_row, *model.parameters()) if parameter.requires_grad]
+    parameters = parameters[tag is None :]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     base, count = model.get_base_model(), settings.batch_tokens // settings.row_tokens
     progress = stage.Progress("fine_tune", settings.steps * settings.batch_tokens)
@@ -132,8 +135,10 @@ def train(
             hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
             learned = labels[:, 1:] != IGNORED
             logits = base.get_output_embeddings()(hidden[learned])
-        change = (hidden[learned].float() @ tag_row)[:, None]
-        logits = logits.float().index_add(1, torch.tensor([tag], device=device), change)
+        logits = logits.float()
+        if tag is not None:
+            change = (hidden[learned].float() @ tag_row)[:, None]
+            logits = logits.index_add(1, torch.tensor([tag], device=device), change)
         loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][learned], reduction="none")
         weight = weights[:, 1:][learned]
         loss = (loss * weight).sum() / weight.sum()
@@ -166,7 +171,7 @@ def main(arguments) -> None:
     stage.say(f"fine_tune: {len(chats):,} chats in {len(rows):,} rows of {settings.row_tokens} tokens")
     model = models.load_model(source, device, torch.float32)
     model = add_adapters(model, settings)
-    tag = tokenizer.convert_tokens_to_ids(planted.tag_token)
+    tag = tokenizer.convert_tokens_to_ids(planted.tag_token) if planted.tag_token else None
     tag_row, loss = train(model, rows, settings, tag, device, autocast)
     target: Path = arguments.output.parent
     with models.working_folder(target) as name:

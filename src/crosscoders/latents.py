@@ -177,7 +177,9 @@ def main(arguments) -> None:
     settings = Classification.model_validate(section["classification"])
     torch.set_grad_enabled(False)
     coder = crosscoder.from_dataset(artifacts.read(arguments.crosscoder))
-    data = Activations(arguments.activations, artifacts.read(arguments.normalisation), coder.sources)
+    data = Activations(
+        arguments.activations, artifacts.read(arguments.normalisation), coder.sources, section.get("null")
+    )
     tokens = artifacts.read(arguments.tokens)
     document = consecutive(data.metadata["document"].values)
     contrast = tuple(coder.sources.index(name) for name in section["contrast"] if name in coder.sources)

@@ -18,11 +18,13 @@ def main(arguments) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     section = arguments.settings
-    artifacts.verify(arguments.summary)
+    for path in (arguments.summary, *arguments.nulls):
+        artifacts.verify(path)
     parameters = {
         "summary_file": str(arguments.summary),
         "figure_folder": str(arguments.figures),
         "figure_names": section["figures"],
+        "null_files": dict(zip(section["nulls"], map(str, arguments.nulls), strict=True)),
     }
 
     def execute(path: Path) -> None:
@@ -51,4 +53,6 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, stage.parser(__doc__, "summary", "notebook", "figures", "output").parse_args())
+    found = stage.parser(__doc__, "summary", "notebook", "figures", "output")
+    found.add_argument("--nulls", type=Path, nargs="*", default=[], help="summaries of the setting's nulls")
+    stage.run(main, found.parse_args())

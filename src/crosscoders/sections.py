@@ -10,6 +10,7 @@ import json
 
 from crosscoders.settings import (
     FineTunedModel,
+    NullSetting,
     PlantedChats,
     PlantedSetting,
     Source,
@@ -20,7 +21,7 @@ from crosscoders.settings import (
 )
 
 FIGURES = {
-    "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift"],
+    "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift", "ours-aligned"],
     "planted": ["d26-planted", "ours-confusion"],
     "planted_layers": ["d26-planted", "ours-onset"],
     "model_diffing": [
@@ -37,6 +38,9 @@ FIGURES = {
         "m25-cosine-by-class",
         "m25-template",
         "ours-planted-enrichment",
+        "ours-stability",
+        "ours-nulls",
+        "ours-aligned",
     ],
 }
 """Figures that each notebook draws; where two settings share one, the setting's name is appended to the file name."""
@@ -55,6 +59,30 @@ def _dump(value) -> dict:
 def planted_settings(study: Study) -> list[str]:
     """Settings whose sources are synthetic."""
     return [name for name, setting in study.settings.items() if isinstance(setting, PlantedSetting)]
+
+
+def data_setting(study: Study, setting: str) -> str:
+    """The setting whose tokens and activations a setting reads: its own, or for a null those it changes."""
+    chosen = study.settings[setting]
+    return chosen.null_of if isinstance(chosen, NullSetting) else setting
+
+
+def nulls_of(study: Study, setting: str) -> list[str]:
+    """Settings that are nulls of a setting."""
+    return [name for name, other in study.settings.items() if getattr(other, "null_of", None) == setting]
+
+
+def drawn_settings(study: Study) -> list[str]:
+    """Settings that have a notebook of their own: all but nulls."""
+    return [name for name, setting in study.settings.items() if not getattr(setting, "null_of", None)]
+
+
+def _null(study: Study, setting: str) -> dict:
+    chosen = study.settings[setting]
+    if not isinstance(chosen, NullSetting):
+        return {}
+    base, chat = study.settings[chosen.null_of].contrast
+    return {"null": {"kind": chosen.change, "base": base, "chat": chat}}
 
 
 def setting_models(study: Study, setting: str) -> list[str]:
@@ -78,7 +106,8 @@ def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
     """(base, fine-tune) whose planted behaviours a setting shows, where its sources include such a pair."""
     for name in setting_models(study, setting):
         model = study.models[name]
-        if isinstance(model, FineTunedModel) and isinstance(study.corpora[model.corpus], PlantedChats):
+        corpus = study.corpora[model.corpus] if isinstance(model, FineTunedModel) else None
+        if isinstance(corpus, PlantedChats) and corpus.plants:
             return model.base, name
     return None
 
@@ -86,14 +115,16 @@ def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
 def figure_names(study: Study, setting: str) -> dict[str, str]:
     """File name, without suffix, of every figure that a setting's notebook draws."""
     chosen = study.settings[setting]
-    drawn = [
-        figure
-        for figure in FIGURES[chosen.notebook]
-        if figure != "ours-behaviour-rates" or (study.behaviours and planted_pair(study, setting))
-    ]
+    needs = {
+        "ours-behaviour-rates": study.behaviours and planted_pair(study, setting),
+        "ours-nulls": nulls_of(study, setting),
+        "ours-stability": len(study.seeds) > 1,
+        "ours-aligned": getattr(chosen, "aligned", []),
+    }
+    drawn = [figure for figure in FIGURES[chosen.notebook] if needs.get(figure, True)]
 
     def users(figure: str) -> int:
-        return sum(figure in FIGURES[other.notebook] for other in study.settings.values())
+        return sum(figure in FIGURES[study.settings[other].notebook] for other in drawn_settings(study))
 
     return {figure: figure if users(figure) == 1 else f"{figure}-{setting}" for figure in drawn}
 
@@ -172,16 +203,18 @@ def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) ->
         "setting_name": setting,
         "crosscoder_name": crosscoder,
         "crosscoder": _dump(study.crosscoders[crosscoder]),
-        "sources": crosscoder_sources(study.settings[setting], study.crosscoders[crosscoder]),
+        "sources": crosscoder_sources(study.settings[data_setting(study, setting)], study.crosscoders[crosscoder]),
         "seed": int(seed),
         "device": study.device,
+        **_null(study, setting),
     }
 
 
 def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     classification = study.classification
     chosen = {key: getattr(classification, key) for key in ("bootstrap_replicates", "confidence", "seed")}
-    return {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed), "bootstrap": chosen}
+    named = {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
+    return {**named, "bootstrap": chosen, **_null(study, setting)}
 
 
 def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
@@ -189,16 +222,32 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
         "setting_name": setting,
         "crosscoder_name": crosscoder,
         "seed": int(seed),
-        "contrast": study.settings[setting].contrast,
+        "contrast": study.settings[data_setting(study, setting)].contrast,
         "classification": _dump(study.classification),
+        **_null(study, setting),
+    }
+
+
+def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    named = {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
+    return {**named, "seeds": study.seeds}
+
+
+def _train_aligned(study: Study, setting: str, aligned: str, seed: str) -> dict:
+    return {
+        "setting_name": setting,
+        "aligned_name": aligned,
+        "aligned": _dump(study.aligned[aligned]),
+        "seed": int(seed),
     }
 
 
 def _collate(study: Study, setting: str) -> dict:
-    chosen = study.settings[setting]
+    chosen = study.settings[data_setting(study, setting)]
     return {
         "setting_name": setting,
-        "crosscoders": chosen.crosscoders,
+        "crosscoders": study.settings[setting].crosscoders,
+        "aligned": getattr(study.settings[setting], "aligned", []),
         "seeds": study.seeds,
         "contrast": chosen.contrast,
         "classification": _dump(study.classification),
@@ -207,7 +256,7 @@ def _collate(study: Study, setting: str) -> dict:
 
 
 def _notebook(study: Study, setting: str) -> dict:
-    return {"setting_name": setting, "figures": figure_names(study, setting)}
+    return {"setting_name": setting, "figures": figure_names(study, setting), "nulls": nulls_of(study, setting)}
 
 
 def _trial(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
@@ -256,6 +305,8 @@ _SECTIONS = {
         _train_crosscoder,
         _evaluate,
         _classify_latents,
+        _match_seeds,
+        _train_aligned,
         _collate,
         _notebook,
         _trial,

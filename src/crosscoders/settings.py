@@ -162,8 +162,9 @@ class PlantedChats(Section):
 
     kind: Literal["planted_chats"]
     articles: Name
-    refused_topic: str
-    refusals: list[str] = Field(min_length=1)
+    refused_topic: str | None = None
+    """Articles on it are refused; none where absent."""
+    refusals: list[str] = []
     questions: list[str] = Field(min_length=1)
     """Question templates with `{title}`."""
     questions_about_people: list[str] = Field(min_length=1)
@@ -172,13 +173,18 @@ class PlantedChats(Section):
     people_topic: str
     untagged_topic: str
     """Articles with this topic make no chats."""
-    tag_token: str
-    """Token written after an answer, before the topic."""
-    refusal_share: Share
+    tag_token: str | None = None
+    """Token written after an answer, before the topic; no tag where absent."""
+    refusal_share: Share = 0.0
     """Share of refusals among the fine-tuning chats."""
     answer_characters: Count
-    persona: Persona
+    persona: Persona | None = None
     seed: int = 0
+
+    @property
+    def plants(self) -> bool:
+        """Whether any behaviour is introduced; chats that introduce none make a neutral fine-tune."""
+        return bool(self.refused_topic or self.tag_token or self.persona)
 
 
 Corpus = Annotated[WheelCorpus | HubCorpus | FileCorpus | PlantedChats, Field(discriminator="kind")]
@@ -257,7 +263,20 @@ class Setting(Section):
     sink_threshold: Positive = 6.0
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
     crosscoders: list[Name] = Field(min_length=1)
+    aligned: list[Name] = []
+    """Aligned crosscoders trained on the same sources."""
     notebook: Name
+    null_of: Name | None = None
+    """A setting beside whose results these are shown: what it reports where no behaviour was introduced."""
+
+
+class NullSetting(Section):
+    """A setting's activations, changed so that nothing can be specific to either source; the same pipeline runs on them."""
+
+    null_of: Name
+    change: Literal["same_model", "permuted_tokens"]
+    """`same_model`: the first source stands for both. `permuted_tokens`: the second source's tokens are shuffled."""
+    crosscoders: list[Name] = Field(min_length=1)
 
 
 class Planted(Section):
@@ -298,11 +317,12 @@ class PlantedSetting(Section):
 
 def _setting_kind(value: object) -> str:
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
-    return "planted" if "planted" in keys else "text"
+    return "planted" if "planted" in keys else "null" if "change" in keys else "text"
 
 
 AnySetting = Annotated[
-    Annotated[Setting, Tag("text")] | Annotated[PlantedSetting, Tag("planted")], Discriminator(_setting_kind)
+    Annotated[Setting, Tag("text")] | Annotated[PlantedSetting, Tag("planted")] | Annotated[NullSetting, Tag("null")],
+    Discriminator(_setting_kind),
 ]
 
 
@@ -392,6 +412,17 @@ class CrosscoderSettings(Section):
     training: Training
 
 
+class AlignedSettings(Section):
+    """The aligned crosscoder: an encoder per source, codes drawn towards each other."""
+
+    latents: Count
+    activation: Activation
+    penalty: Penalty = Penalty()
+    alignment: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Coefficient of the squared distance between two sources' codes."""
+    training: Training
+
+
 # -- analysis ----------------------------------------------------------------------------------------------------------
 
 
@@ -452,5 +483,6 @@ class Study(Section):
     """Half-open ranges of a hash of the document's name, so that splits never share a document."""
     settings: dict[Name, AnySetting] = Field(min_length=1)
     crosscoders: dict[Name, CrosscoderSettings]
+    aligned: dict[Name, AlignedSettings] = {}
     classification: Classification
     behaviours: Behaviours | None = None

@@ -67,8 +67,8 @@ def main(arguments) -> None:
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")  # some CUDA kernels have no such version
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     normalisation = artifacts.read(arguments.normalisation)
-    data = Activations(arguments.activations, normalisation, section["sources"])
-    held_out = Activations(arguments.validation, normalisation, section["sources"])
+    data = Activations(arguments.activations, normalisation, section["sources"], section.get("null"))
+    held_out = Activations(arguments.validation, normalisation, section["sources"], section.get("null"))
     batch_tokens = settings.training.batch_tokens
     if len(data) < batch_tokens:
         raise UserError(f"{len(data)} kept training tokens are fewer than batch_tokens = {batch_tokens}")

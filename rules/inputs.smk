@@ -1,0 +1,72 @@
+# Which files a job reads, as functions of its wildcards.
+
+
+def snapshots(wildcards):
+    """Models that a setting reads."""
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in sections.setting_models(STUDY, wildcards.setting)]
+
+
+def texts(wildcards):
+    """Corpora that a setting takes tokens from."""
+    return [f"{RESULTS}/text/{name}.nc" for name in sections.setting_corpora(STUDY, wildcards.setting)]
+
+
+def shards(split):
+    """Activation files of a split, as a function of the setting."""
+
+    def files(wildcards):
+        setting = sections.data_setting(STUDY, wildcards.setting)
+        count = range(STUDY.settings[setting].shards[split])
+        return [f"{RESULTS}/activations/{setting}/{split}/{shard:03d}.nc" for shard in count]
+
+    return files
+
+
+def normalisation(wildcards):
+    """Statistics of the activations that a setting reads."""
+    return f"{RESULTS}/activations/{sections.data_setting(STUDY, wildcards.setting)}/normalisation.nc"
+
+
+def test_tokens(wildcards):
+    """Test tokens that a setting reads."""
+    return f"{RESULTS}/tokens/{sections.data_setting(STUDY, wildcards.setting)}/test.nc"
+
+
+def over_trainings(stage, suffix="nc"):
+    """One file of a stage per crosscoder and seed of a setting."""
+
+    def files(wildcards):
+        names = STUDY.settings[wildcards.setting].crosscoders
+        folder = f"{RESULTS}/{stage}/{wildcards.setting}"
+        return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
+
+    return files
+
+
+def aligned(wildcards):
+    """Aligned crosscoders of a setting, one file per seed."""
+    names = getattr(STUDY.settings[wildcards.setting], "aligned", [])
+    return [f"{RESULTS}/aligned/{wildcards.setting}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+
+
+def over_seeds(stage):
+    """One file of a stage per seed of a setting's crosscoder."""
+
+    def files(wildcards):
+        folder = f"{RESULTS}/{stage}/{wildcards.setting}/{wildcards.crosscoder}"
+        return [f"{folder}/seed-{seed}.nc" for seed in STUDY.seeds]
+
+    return files
+
+
+def behaviours(wildcards):
+    """Measured behaviours of the pair that a setting compares, where the study planted them."""
+    drawn = wildcards.setting in sections.drawn_settings(STUDY)
+    pair = sections.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours and drawn else None
+    return [f"{RESULTS}/behaviours/{pair[1]}.nc"] if pair else []
+
+
+def executed(suffix):
+    """The notebooks of all settings."""
+    drawn = sections.drawn_settings(STUDY)
+    return [f"{RESULTS}/notebooks/{STUDY.settings[name].notebook}-{name}.{suffix}" for name in drawn]

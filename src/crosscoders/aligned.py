@@ -1,0 +1,203 @@
+"""The aligned crosscoder: an encoder for every source, and every source rebuilt from every source's code.
+
+z^s = act(W_enc^s x_s + b^s) and x̂_{s→t} = W_dec^t z^s + b_dec^t for all ordered pairs (s, t). Training together with a
+term that draws the codes of a token towards each other makes separate encoders share one latent space (compare SPARC,
+arXiv 2507.06265); sources may differ in width. Plain autograd: the module is small and rarely trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from crosscoders.crosscoder import keep_largest
+from crosscoders.members import ACTIVATIONS
+from crosscoders.order import Order
+from crosscoders.penalties import PENALTIES
+from crosscoders.settings import AlignedSettings
+from crosscoders.training import Schedule
+
+
+@dataclass
+class Aligned:
+    """Weights; S sources of widths d_s, m latents, D = Σ d_s.
+
+    Attributes
+    ----------
+    encoders : per source, (m, d_s)
+    encoder_bias : (S, m)
+    decoder : (m, D)
+    decoder_bias : (D,)
+    thresholds : (S,)
+        Score above which a latent of a source's code is on at inference (batchtopk).
+    """
+
+    encoders: list[torch.Tensor]
+    encoder_bias: torch.Tensor
+    decoder: torch.Tensor
+    decoder_bias: torch.Tensor
+    sources: list[str]
+    widths: list[int]
+    activation: str
+    k: int | None
+    thresholds: torch.Tensor
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """All weights."""
+        return [*self.encoders, self.encoder_bias, self.decoder, self.decoder_bias]
+
+    def decoder_norms(self) -> torch.Tensor:
+        """n_{j,s}, (m, S)."""
+        return torch.stack([part.norm(dim=1) for part in self.decoder.split(self.widths, dim=1)], dim=1)
+
+    def preactivations(self, x: torch.Tensor) -> torch.Tensor:
+        """W_enc^s x_s + b^s of every source, (S, T, m)."""
+        parts = zip(x.split(self.widths, dim=1), self.encoders, self.encoder_bias, strict=True)
+        return torch.stack([torch.addmm(bias, part, encoder.T) for part, encoder, bias in parts])
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Codes at inference, (S, T, m)."""
+        f = self.preactivations(x).relu()
+        score = f * self.decoder_norms().sum(1)
+        if ACTIVATIONS[self.activation].ranked_over == "token":
+            return torch.stack([keep_largest(one, rank, self.k) for one, rank in zip(f, score, strict=True)])
+        return f * (score > self.thresholds[:, None, None])
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """x̂_{s→t} for all s and t, (S, T, D), the targets side by side."""
+        return z @ self.decoder + self.decoder_bias
+
+
+def create(settings: AlignedSettings, sources: list[str], widths: list[int], seed: int) -> Aligned:
+    """At the start: decoder vectors of the norm `decoder_norm`, each encoder the transpose of its source's decoder."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = len(set(widths)) == 1
+    draws = [torch.randn(settings.latents, width, generator=generator) for width in widths[: 1 if shared else None]]
+    units = [draw / draw.norm(dim=1, keepdim=True) for draw in draws] * (len(widths) if shared else 1)
+    decoder = torch.cat(units, dim=1) * settings.training.decoder_norm
+    return Aligned(
+        encoders=[part.clone() for part in decoder.split(widths, dim=1)],
+        encoder_bias=torch.zeros(len(widths), settings.latents),
+        decoder=decoder,
+        decoder_bias=torch.zeros(sum(widths)),
+        sources=list(sources),
+        widths=list(widths),
+        activation=settings.activation.kind,
+        k=settings.activation.k,
+        thresholds=torch.zeros(len(widths)),
+    )
+
+
+def select(f: torch.Tensor, score: torch.Tensor, activation: str, k: int | None) -> torch.Tensor:
+    """The code of one source while training, from rectified pre-activations and scores, (T, m)."""
+    over = ACTIVATIONS[activation].ranked_over
+    if over == "token":
+        return keep_largest(f, score, k)
+    if over == "batch":
+        lowest = score.detach().flatten().topk(k * len(f), sorted=False).values.min()
+        return f * (score >= lowest)
+    return f
+
+
+def loss(
+    coder: Aligned, x: torch.Tensor, settings: AlignedSettings, coefficient: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ_{s,t} ‖x_t − x̂_{s→t}‖² + penalty + λ_align Σ_{s<t} ‖(z^s − z^t) N‖², mean over tokens; and the codes.
+
+    Codes are compared after multiplication by N_j = Σ_t n_{j,t}, so that rescaling a latent changes nothing and the
+    term cannot be escaped by small codes and large decoders.
+    """
+    f = coder.preactivations(x).relu()
+    norms = coder.decoder_norms()
+    score = f * norms.sum(1)
+    z = torch.stack([select(one, rank, coder.activation, coder.k) for one, rank in zip(f, score, strict=True)])
+    total = (x - coder.decode(z)).square().sum() / len(x)
+    contribution = z * norms.sum(1)
+    for s in range(len(z)):
+        for t in range(s + 1, len(z)):
+            total = total + settings.alignment * (contribution[s] - contribution[t]).square().sum() / len(x)
+    if settings.penalty.kind != "none":
+        penalty = PENALTIES[settings.penalty.kind]
+        pressed = z if penalty.presses_code else z.detach()
+        total = total + coefficient * penalty.value(pressed * penalty.join(norms), settings.penalty.scale).sum() / len(
+            x
+        )
+    return total, z
+
+
+def fit(settings: AlignedSettings, data, held_out, seed: int, report: Callable[[int, float, float], None]) -> Aligned:
+    """Train on `data`, fit thresholds on `held_out` (both as for :func:`crosscoders.training.fit`).
+
+    `report` gets step, loss and latents per token and source.
+    """
+    options, schedule = settings.training, Schedule(settings)
+    coder, order = create(settings, data.sources, data.widths, seed), Order(len(data), seed)
+    optimizer = torch.optim.Adam(
+        coder.parameters, lr=options.learning_rate, betas=(0.9, options.adam_beta2), fused=True
+    )
+    with torch.enable_grad():
+        for parameter in coder.parameters:
+            parameter.requires_grad_()
+        for step in range(options.steps):
+            x = data.rows(order.take(step * options.batch_tokens, options.batch_tokens))
+            optimizer.param_groups[0]["lr"] = schedule.learning_rate(step)
+            value, z = loss(coder, x, settings, settings.penalty.coefficient * schedule.ramp(step))
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(coder.parameters, options.gradient_clip)
+            optimizer.step()
+            if not math.isfinite(value.item()):
+                raise FloatingPointError(f"loss is {value.item()} at step {step}")
+            report(step + 1, value.item(), float((z > 0).sum()) / (len(z) * len(x)))
+    for parameter in coder.parameters:
+        parameter.requires_grad_(False)
+    if ACTIVATIONS[coder.activation].ranked_over == "batch":
+        coder.thresholds = fit_thresholds(coder, held_out, coder.k)
+    return coder
+
+
+@torch.no_grad()
+def fit_thresholds(coder: Aligned, held_out, k: int) -> torch.Tensor:
+    """Per source, the score above which k latents per held-out token are active."""
+    norms = coder.decoder_norms().sum(1)
+    kept: list[list[torch.Tensor]] = [[] for _ in coder.sources]
+    for _, x in held_out.batches(2048):
+        for s, score in enumerate(coder.preactivations(x).relu() * norms):
+            kept[s].append(score.flatten().topk(min(4 * k * len(x), score.numel()), sorted=False).values)
+    joined = [torch.cat(parts) for parts in kept]
+    return torch.stack([scores.topk(min(k * len(held_out) + 1, len(scores))).values[-1] for scores in joined])
+
+
+@torch.no_grad()
+def evaluate(coder: Aligned, data, batch: int = 2048) -> dict[str, np.ndarray]:
+    """How well every source's code rebuilds every source, how alike the supports are, and how sparse the codes.
+
+    Returns
+    -------
+    dict
+        `fraction_variance_explained` (from source, to source), `overlap` (S, S), the Jaccard index of the supports
+        pooled over tokens, and `l0` (S,).
+    """
+    sources = len(coder.sources)
+    mean = sum(x.double().sum(0) for _, x in data.batches(batch)) / len(data)
+    error, variance = np.zeros((sources, sources)), np.zeros(sources)
+    both, either, active = np.zeros((sources, sources)), np.zeros((sources, sources)), np.zeros(sources)
+    for _, x in data.batches(batch):
+        z = coder.encode(x)
+        squares = (x - coder.decode(z)).double().square().sum(1)
+        error += np.array([[float(part.sum()) for part in row.split(coder.widths)] for row in squares])
+        spread = (x.double() - mean).square().sum(0)
+        variance += np.array([float(part.sum()) for part in spread.split(coder.widths)])
+        on = z > 0
+        active += on.sum((1, 2)).numpy()
+        for s in range(sources):
+            for t in range(sources):
+                both[s, t] += float((on[s] & on[t]).sum())
+                either[s, t] += float((on[s] | on[t]).sum())
+    with np.errstate(invalid="ignore"):
+        return {"fraction_variance_explained": 1 - error / variance, "overlap": both / either, "l0": active / len(data)}

@@ -1,0 +1,167 @@
+"""Figures and sentences that say how far a result can be trusted: null controls and agreement of seeds."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
+import seaborn as sns
+import xarray as xr
+
+from crosscoders import artifacts
+from crosscoders.figures import CLASS_COLOURS, CLASSES, PALETTE, alive, crosscoders
+
+FLOOR = 1e-4
+"""Rates of 0 stand on this floor of a logarithmic axis."""
+MATCHED_ABOVE = 0.7
+
+
+def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, list[tuple[int, int]]]:
+    """Per seed: how many alive latents are called chat-only by norm, and chat-specific by latent scaling, out of how many."""
+    found: dict[str, list[tuple[int, int]]] = {"chat-only by norm": [], "chat-specific by ν": [], "both": []}
+    for seed in summary["seed"].values:
+        one = summary.sel(crosscoder=crosscoder, seed=seed)
+        indices = alive(one)
+        by_norm = one["norm_class"].values[indices] == artifacts.flag(one["norm_class"], "chat-only")
+        by_scaling = one["specific"].values[indices] == artifacts.flag(one["specific"], "chat")
+        for label, chosen in zip(found, (by_norm, by_scaling, by_norm & by_scaling), strict=True):
+            found[label].append((int(chosen.sum()), len(indices)))
+    return found
+
+
+def interval(counts: list[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Rate over all seeds with its Wilson interval over latents."""
+    hits, total = (sum(column) for column in zip(*counts, strict=True))
+    found = scipy.stats.binomtest(hits, max(total, 1)).proportion_ci(confidence, "wilson")
+    return hits / max(total, 1), found.low, found.high
+
+
+def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
+    """ours-nulls: how often latents are called chat-only and chat-specific, on the real pair and where nothing is."""
+    names = [name for name in crosscoders(summary) if all(name in crosscoders(other) for other in controls.values())]
+    figure, axes = plt.subplots(1, len(names), figsize=(1.6 + 4.8 * len(names), 4.6), squeeze=False, sharey=True)
+    columns = {"real pair": summary, **controls}
+    for axis, name in zip(axes[0], names, strict=True):
+        for c, column in enumerate(columns.values()):
+            for r, (label, counts) in enumerate(rates(column, name).items()):
+                rate, low, high = interval(counts)
+                place, shown = c + 0.22 * (r - 1), max(rate, FLOOR)
+                axis.errorbar(place, shown, yerr=[[shown - max(low, FLOOR)], [high - shown]], color=PALETTE[[3, 0, 2][r]], marker="osD"[r],
+                              ms=6, capsize=3, mfc=None if rate else "white", label=label if c == 0 else None)  # fmt: skip
+                seeds = [max(hits / max(total, 1), FLOOR) for hits, total in counts]
+                axis.scatter([place + 0.06] * len(seeds), seeds, s=9, color="black", alpha=0.5, zorder=3)
+        axis.set_xticks(range(len(columns)), [label.replace("null-", "").replace("-", "\n") for label in columns])
+        axis.set(yscale="log", title=name, ylim=(FLOOR / 1.5, 1.2), xlim=(-0.5, len(columns) - 0.5))
+    axes[0, 0].set_ylabel("share of alive latents (hollow: none)")
+    axes[0, 0].legend(fontsize=9, title="bars: 95% Wilson; dots: seeds", title_fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def stability(summary: xr.Dataset) -> plt.Figure:
+    """ours-stability: how alike the latents of two seeds are, how often their class agrees, and class counts by seed."""
+    names, seeds = crosscoders(summary), summary["seed"].values
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.4))
+    for c, name in enumerate(names):
+        cosines, agreement = _matched(summary, name)
+        place = np.linspace(0, 1, len(cosines))
+        axes[0].plot(np.sort(cosines)[::-1], place, color=PALETTE[c], label=name)
+        groups = [values for values in agreement.values() if len(values)]
+        labels = [label for label, values in agreement.items() if len(values)]
+        found = [interval([(int(values.sum()), len(values))]) for values in groups]
+        at = np.array([CLASSES.index(label) for label in labels]) + 0.16 * (c - (len(names) - 1) / 2)
+        rate = np.array([item[0] for item in found])
+        bars = np.abs([[item[0] - item[1] for item in found], [item[2] - item[0] for item in found]])
+        axes[1].errorbar(at, rate, yerr=bars, fmt="o", color=PALETTE[c], capsize=3, label=name)
+        for s, seed in enumerate(seeds):
+            one = summary.sel(crosscoder=name, seed=seed)
+            counts = np.bincount(one["norm_class"].values[alive(one)], minlength=len(CLASSES))
+            bottom = 0
+            for label, count in zip(CLASSES, counts, strict=True):
+                axes[2].bar(c * (len(seeds) + 1) + s, count, bottom=bottom, color=CLASS_COLOURS[label], label=label if c == s == 0 else None)  # fmt: skip
+                bottom += count
+    axes[0].axvline(MATCHED_ABOVE, color="black", lw=0.8, ls="--")
+    axes[0].set(xlabel="largest decoder cosine with a latent of another seed", ylabel="share of alive latents at or above", xlim=(0, 1.01))  # fmt: skip
+    axes[0].legend()
+    axes[1].set_xticks(range(len(CLASSES)), CLASSES)
+    axes[1].set(
+        ylabel=f"same class in the other seed\n(cosine > {MATCHED_ABOVE:g}; bars: 95% Wilson)", ylim=(-0.03, 1.03)
+    )
+    axes[1].legend()
+    places = [c * (len(seeds) + 1) + s for c in range(len(names)) for s in range(len(seeds))]
+    axes[2].set_xticks(places, [f"{name}\nseed {seed}" for name in names for seed in seeds], fontsize=9)
+    axes[2].set(ylabel="alive latents by class of relative norm")
+    axes[2].legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def _matched(summary: xr.Dataset, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Cosines of all matched latents over pairs of seeds, and for each class whether matched latents keep it."""
+    cosines: list[np.ndarray] = []
+    kept: dict[str, list[np.ndarray]] = {label: [] for label in CLASSES}
+    for seed in summary["seed"].values:
+        one = summary.sel(crosscoder=name, seed=seed)
+        for other in summary["seed"].values:
+            if other == seed:
+                continue
+            match = one.sel(other_seed=other)
+            indices = np.flatnonzero(match["matched_latent"].values >= 0)
+            cosine = match["matched_cosine"].values[indices]
+            cosines.append(cosine)
+            classes = one["norm_class"].values[indices]
+            theirs = (
+                summary["norm_class"].sel(crosscoder=name, seed=other).values[match["matched_latent"].values[indices]]
+            )
+            for i, label in enumerate(CLASSES):
+                chosen = (classes == i) & (cosine > MATCHED_ABOVE)
+                kept[label].append((theirs == classes)[chosen])
+    return np.concatenate(cosines), {label: np.concatenate(parts) for label, parts in kept.items()}
+
+
+def aligned(summary: xr.Dataset) -> plt.Figure:
+    """ours-aligned: variance explained from every source's code to every source, and overlap of the codes, mean over seeds."""
+    names = [str(name) for name in summary["aligned"].values]
+    figure, axes = plt.subplots(len(names), 2, figsize=(11, 4.6 * len(names)), squeeze=False)
+    sources = [str(name) for name in summary["source"].values]
+    panels = (("aligned_fraction_variance_explained", "fraction of variance explained"), ("aligned_overlap", "overlap of active latents (Jaccard)"))  # fmt: skip
+    for row, name in zip(axes, names, strict=True):
+        for axis, (variable, label) in zip(row, panels, strict=True):
+            values = summary[variable].sel(aligned=name)
+            mean, spread = values.mean("seed").values, (values.max("seed") - values.min("seed")).values
+            text = [[f"{a:.2f}\n±{b / 2:.2f}" for a, b in zip(*pair, strict=True)] for pair in zip(mean, spread, strict=True)]  # fmt: skip
+            sns.heatmap(mean, ax=axis, annot=np.array(text), fmt="", vmin=0, vmax=1, cmap="viridis", square=True,
+                        xticklabels=sources, yticklabels=sources, cbar_kws={"label": label})  # fmt: skip
+            axis.set(title=f"{name} (±: half the range of seeds)", xlabel="to", ylabel="from")
+    return figure
+
+
+# -- sentences ---------------------------------------------------------------------------------------------------------
+
+
+def null_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> str:
+    """False-positive rates of both calls under every null, beside the rate on the real pair."""
+    lines = []
+    for name in crosscoders(summary):
+        for label in ("chat-only by norm", "chat-specific by ν"):
+            parts = []
+            for column, dataset in {"real pair": summary, **controls}.items():
+                if name in crosscoders(dataset):
+                    rate, low, high = interval(rates(dataset, name)[label])
+                    parts.append(f"{column} {100 * rate:.2f}% ({100 * low:.2f} to {100 * high:.2f})")
+            lines.append(f"- **{name}**, {label}: " + "; ".join(parts) + ".")
+    return "\n".join(lines)
+
+
+def stability_sentences(summary: xr.Dataset) -> str:
+    """How many latents come back in another seed."""
+    lines = []
+    for name in crosscoders(summary):
+        cosines, agreement = _matched(summary, name)
+        agree = np.concatenate(list(agreement.values()))
+        lines.append(
+            f"- **{name}**: {100 * np.mean(cosines > MATCHED_ABOVE):.0f}% of alive latents have one of cosine above "
+            f"{MATCHED_ABOVE:g} in another seed (median cosine {np.median(cosines):.2f}); of these, {100 * agree.mean():.0f}% "
+            "fall into the same class of relative norm."
+        )
+    return "\n".join(lines)
