@@ -47,7 +47,7 @@ for setting_name in sections.drawn_settings(STUDY):
             summary=f"results/{{study}}/summary/{setting_name}.nc",
             nulls=[f"results/{{study}}/summary/{name}.nc" for name in sections.nulls_of(STUDY, setting_name)],
             notebook=f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb",
-            code=sorted({*code("notebook"), *code("prose"), *code("planted_figures"), *code("null_figures")}),
+            code=code("notebook", "prose", "planted_figures", "null_figures", "comparison"),
         output:
             notebook=f"results/{{study}}/notebooks/{STUDY.settings[setting_name].notebook}-{setting_name}.ipynb",
             svg=[

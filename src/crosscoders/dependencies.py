@@ -8,10 +8,10 @@ from pathlib import Path
 FOLDER = Path("src/crosscoders")
 
 
-def code(module: str) -> list[str]:
-    """Paths, from the project's folder, of a module and of the first-party modules it imports, directly or not."""
+def code(*modules: str) -> list[str]:
+    """Paths, from the project's folder, of modules and of the first-party modules they import, directly or not."""
     found: set[str] = set()
-    waiting = {module}
+    waiting = set(modules)
     while waiting:
         path = FOLDER / f"{waiting.pop()}.py"
         found.add(str(path))

@@ -22,6 +22,7 @@ from crosscoders.settings import (
 
 FIGURES = {
     "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift", "ours-aligned"],
+    "compare": ["training", "evaluation", "ours-compare", "ours-stability", "ours-aligned"],
     "planted": ["d26-planted", "ours-confusion"],
     "planted_layers": ["d26-planted", "ours-onset"],
     "model_diffing": [

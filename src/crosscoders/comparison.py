@@ -1,0 +1,111 @@
+"""Which crosscoder should I use? Members trained on one set of activations, side by side, from a summary alone."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+
+from crosscoders import artifacts
+from crosscoders.figures import PALETTE, alive, crosscoders
+
+MATCHED = 0.2
+"""Largest relative distance of L0 from the median of the members at which it counts as matched."""
+COLUMNS = {
+    "fve": "fraction of variance explained\n(mean of its sources)",
+    "l0": "L0",
+    "dead": "dead share",
+    "chat_only": "chat-only by norm\n(share of alive latents)",
+    "specific": "chat-specific by ν\n(share of alive latents)",
+    "lift": "lift of planted and template tokens,\nhighest Δ",
+}
+
+
+def measures(summary: xr.Dataset, name: str, seed: int) -> dict[str, float]:
+    """What is compared, for one training; NaN where a member has no such thing."""
+    one = summary.sel(crosscoder=name, seed=seed)
+    indices = alive(one)
+    lift = one["enrichment_lift"].sel(category="planted_or_template").values if "category" in one.dims else [np.nan]
+    return {
+        "fve": float(one["fraction_variance_explained"].mean()),
+        "l0": float(one["l0"]),
+        "dead": float(one["dead_fraction"]),
+        "chat_only": _share(one["norm_class"], indices, "chat-only"),
+        "specific": _share(one["specific"], indices, "chat"),
+        "lift": float(lift[-1]),
+    }
+
+
+def _share(flags: xr.DataArray, indices: np.ndarray, meaning: str) -> float:
+    return float((flags.values[indices] == artifacts.flag(flags, meaning)).mean()) if len(indices) else np.nan
+
+
+def table(summary: xr.Dataset) -> dict[str, dict[str, list[float]]]:
+    """Measures of every member, a value per seed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in crosscoders(summary):
+        rows = [measures(summary, name, int(seed)) for seed in summary["seed"].values]
+        found[name] = {key: [row[key] for row in rows] for key in COLUMNS}
+    return found
+
+
+def compare(summary: xr.Dataset) -> plt.Figure:
+    """ours-compare: every measure by member; a mark per seed."""
+    found = table(summary)
+    figure, axes = plt.subplots(1, len(COLUMNS), figsize=(3.1 * len(COLUMNS), 0.9 + 0.42 * len(found)), sharey=True)
+    for axis, (key, label) in zip(axes, COLUMNS.items(), strict=True):
+        for row, columns in enumerate(found.values()):
+            axis.plot(columns[key], np.full(len(columns[key]), row), "o", ms=6, alpha=0.75, color=PALETTE[0])
+        axis.set_xlabel(label, fontsize=10)
+        axis.grid(axis="y", lw=0.4)
+    axes[0].set_yticks(range(len(found)), list(found))
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(None, 1)
+    sns.despine(figure, left=True)
+    return figure
+
+
+def as_markdown(summary: xr.Dataset) -> str:
+    """The table in Markdown: the range over seeds."""
+
+    def shown(values: list[float], form: str) -> str:
+        if np.isnan(values).all():
+            return "–"
+        low, high = form.format(np.nanmin(values)), form.format(np.nanmax(values))
+        return low if low == high else f"{low}–{high}"
+
+    forms = {
+        "fve": "{:.3f}",
+        "l0": "{:.1f}",
+        "dead": "{:.3f}",
+        "chat_only": "{:.4f}",
+        "specific": "{:.4f}",
+        "lift": "{:.1f}",
+    }
+    heads = ["member", "FVE", "L0", "dead", "chat-only", "chat-specific", "lift"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name, columns in table(summary).items():
+        lines.append("| " + " | ".join([name, *(shown(columns[key], form) for key, form in forms.items())]) + " |")
+    return "\n".join(lines)
+
+
+def answer(summary: xr.Dataset) -> str:
+    """Three lines: the best reconstruction at matched L0, the best ranking, and the member that claims most."""
+    found = {name: {key: float(np.nanmean(values)) if not np.isnan(values).all() else np.nan for key, values in columns.items()} for name, columns in table(summary).items()}  # fmt: skip
+    middle = float(np.median([columns["l0"] for columns in found.values()]))
+    diffing = {name: columns for name, columns in found.items() if np.isfinite(columns["chat_only"])}
+    matched = {name: columns for name, columns in diffing.items() if abs(columns["l0"] / middle - 1) <= MATCHED}
+    best = lambda group, key: max(group, key=lambda name: np.nan_to_num(group[name][key], nan=-1))  # noqa: E731
+    rebuilt, ranked, claims = best(matched, "fve"), best(diffing, "lift"), best(diffing, "chat_only")
+    outside = sorted(set(diffing) - set(matched))
+    return "\n".join(
+        [
+            f"- **Reconstruction**: {rebuilt} explains most ({found[rebuilt]['fve']:.3f}) among members with L0 within "
+            f"{MATCHED:.0%} of {middle:.0f}" + (f"; not matched: {', '.join(outside)}." if outside else "."),
+            f"- **Ranking**: the highest Δ of {ranked} fall most on what was planted "
+            f"({found[ranked]['lift']:.1f} times the base rate).",
+            f"- **Claims**: {claims} calls the largest share of its latents chat-only ({found[claims]['chat_only']:.2%}); "
+            f"{found[claims]['specific']:.2%} pass latent scaling.",
+        ]
+    )
