@@ -78,6 +78,20 @@ def test_a_difference_is_normalised_apart_and_read_at_the_same_tokens(shards):
     torch.testing.assert_close(rebuilt - rebuilt.mean(0), x, rtol=1e-4, atol=1e-5)
 
 
+def test_nulls_read_one_model_twice_or_other_tokens(shards):
+    statistics = fitted(shards)
+    everything = np.arange(502)
+    plain = feed.Activations(shards, statistics).rows(everything)
+    pair = {"base": "base", "chat": "chat"}
+    same = feed.Activations(shards, statistics, null={"kind": "same_model", **pair}).rows(everything)
+    assert torch.equal(same[:, :6], plain[:, :6])
+    assert torch.equal(same[:, 6:], plain[:, :6])
+    permuted = feed.Activations(shards, statistics, null={"kind": "permuted_tokens", **pair}).rows(everything)
+    assert torch.equal(permuted[:, :6], plain[:, :6])
+    assert not torch.equal(permuted[:, 6:], plain[:, 6:])
+    assert torch.equal(permuted[:, 6].sort().values, plain[:, 6].sort().values), "the same tokens in another order"
+
+
 def test_statistics_equal_float64_numpy(shards):
     opened = [artifacts.read(path) for path in shards]
     values = np.concatenate([artifacts.from_bits(part["chat"].values) for part in opened]).astype(np.float64)

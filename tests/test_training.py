@@ -115,6 +115,27 @@ def test_resuming_gives_the_same_bytes_as_never_stopping(member):
     assert (whole.threshold, whole.coefficient) == (second.threshold, second.coefficient)
 
 
+def test_equal_sources_give_equal_norms_so_that_no_latent_looks_exclusive(member):
+    options = member(latents=32, steps=60)
+    coder = crosscoder.create(options, ["base", "chat"], [16, 16], 0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 16, generator=generator)
+    torch.set_grad_enabled(False)
+    state = training.start(coder, options)
+    training.run(state, options, lambda step: torch.cat([x, x], 1)[32 * (step % 16) : 32 * (step % 16) + 32], lambda _: None)  # fmt: skip
+    norms = coder.decoder_norms()
+    torch.testing.assert_close(norms[:, 0], norms[:, 1], rtol=1e-5, atol=1e-6)
+
+
+def test_biases_are_set_so_that_all_latents_fire_equally_often(member):
+    coder = crosscoder.create(member(), ["base", "chat"], [32, 32], 0)
+    x = concepts(2048, 3)[0]
+    with torch.no_grad():
+        crosscoder.equalise_rates(coder, x, 6.4)
+    rates = (coder.preactivations(x) > 0).float().mean(0)
+    torch.testing.assert_close(rates, torch.full_like(rates, 0.1), rtol=0.02, atol=0.0)
+
+
 def test_divergence_is_an_error_not_a_result(member):
     options = member()
     state = training.start(crosscoder.create(options, ["base", "chat"], [32, 32], 0), options)
