@@ -142,7 +142,7 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
                 place, value, yerr=np.abs(bars), fmt="os^D"[s % 4], ms=5, color=PALETTE[c], capsize=2, label=label
             )
     axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel="fraction of variance explained", ylim=(None, 1))
-    axis.legend(title="marks: seeds", loc="lower left")
+    figure.legend(title="marks: seeds", loc="outside right upper", fontsize=9)
     sns.despine(figure)
     return figure
 
@@ -351,7 +351,7 @@ def nu_threshold_counts(summary: xr.Dataset) -> plt.Figure:
         counts = np.array(counts)
         axis.plot(steps, counts.mean(0), color=colour, label=name)
         axis.fill_between(steps, counts.min(0), counts.max(0), color=colour, alpha=0.2)
-    axis.set(xlabel="threshold π", ylabel=f"latents with both ν < π, of the {CHAT_SAMPLE} largest Δ", ylim=(0, None))
+    axis.set(xlabel="threshold π", ylabel=f"both ν < π, of the {CHAT_SAMPLE} largest Δ", ylim=(0, None))
     axis.legend(title="band: range of seeds")
     sns.despine(figure)
     return figure
@@ -412,6 +412,7 @@ def template(summary: xr.Dataset) -> plt.Figure:
                 one[f"nu_{target}"].values[heavy], edges, color=PALETTE[1], label=f"template share > ½ ({len(heavy)})"
             )
             axis.set(xlabel=f"ν of the {target}", ylabel="latents", title=name)
+            axis.margins(y=0.35)
         row[0].legend(fontsize=8)
         bins = np.linspace(0, 1, 26)
         for group, label, colour in ((alive(one), "all alive", PALETTE[7]), (chosen, "chat-leaning", PALETTE[3])):
@@ -447,8 +448,10 @@ def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
             axis.set(title=f"{name}: {label.replace('_', ' ')}", xticks=place)
             axis.title.set_fontsize(10)
             axis.set_xticklabels(ticks, rotation=60, fontsize=8)
-            axis.set(yscale="log", ylim=(LIFT_FLOOR, None))
+            axis.set(yscale="log")
         row[0].set_ylabel("lift over the token base rate")
+    top = float(summary["enrichment_lift_high"].max())
+    axes[0, 0].set_ylim(LIFT_FLOOR, 1.3 * max(top, 1.0))
     axes[0, 0].legend(fontsize=8)
     figure.supxlabel(f"quantile group of Δ among alive latents, % (right: {summary.attrs['chat']})", fontsize=11)
     sns.despine(figure)
@@ -466,6 +469,6 @@ def behaviour_rates(summary: xr.Dataset) -> plt.Figure:
         axis.bar(np.arange(len(behaviours)) + 0.4 * i - 0.2, rate, 0.38, yerr=bars, capsize=3, color=PALETTE[[7, 3][i % 2]], label=str(model))  # fmt: skip
     axis.set(xticks=range(len(behaviours)), ylabel="share of held-out prompts", ylim=(0, 1.05))
     axis.set_xticklabels([name.replace("_", "\n") for name in behaviours])
-    axis.legend(title="model; bars: 95% Wilson")
+    figure.legend(title="bars: 95% Wilson", loc="outside right upper")
     sns.despine(figure)
     return figure
