@@ -25,6 +25,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	python -m benchmarks.step
+	python -m benchmarks.latent_scaling
 
 # The lock is installed in one go; the marker is written last, so an interrupted installation is done again.
 $(VENV)/installed: envs/requirements.txt pyproject.toml

@@ -16,8 +16,9 @@ RESULTS = f"results/{STUDY.study}"
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = sections.planted_settings(STUDY)
 GPU = int(STUDY.device == "cuda")
-FETCHED = [name for name, model in STUDY.models.items() if model.kind != "fine_tuned"]
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
+TRAINED = [name for name, model in STUDY.models.items() if model.kind == "trained"]
+FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *TRAINED})
 
 
 def settings_of(stage):

@@ -13,7 +13,7 @@ rule fetch_model:
     benchmark:
         "results/{study}/benchmarks/fetch_model/{model}.tsv"
     wildcard_constraints:
-        model="|".join(FETCHED),
+        model="|".join(FETCHED) or "none",
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -50,6 +50,33 @@ rule fetch_text:
         articles=lambda wildcards, input: (f"--articles {input.articles}" if input.articles else ""),
     shell:
         "python -m crosscoders.texts --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
+
+
+rule pretrain:
+    input:
+        texts=lambda wildcards: [f"{RESULTS}/text/{name}.nc" for name in STUDY.models[wildcards.model].corpora],
+        code=code("pretrain"),
+    output:
+        "results/{study}/models/{model}/provenance.json",
+    log:
+        "results/{study}/logs/pretrain/{model}.log",
+    benchmark:
+        "results/{study}/benchmarks/pretrain/{model}.tsv"
+    wildcard_constraints:
+        model="|".join(TRAINED) or "none",
+    priority: 10
+    conda:
+        "../envs/crosscoders.yaml"
+    threads: 2
+    resources:
+        mem="4GB",
+        runtime="2h",
+        gpu=GPU,
+    params:
+        settings=settings_of("pretrain"),
+    shell:
+        "python -m crosscoders.pretrain --settings {params.settings:q} --texts {input.texts:q} --threads {threads}"
+        " --output {output:q} --log {log:q}"
 
 
 rule fine_tune:

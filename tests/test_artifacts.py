@@ -157,6 +157,6 @@ def test_import_direction():
     foundation = {"settings", "errors", "artifacts"}
     for name in core:
         assert imports[name] <= core | foundation, name
-    stages = {"train", "evaluation", "latents", "collate", "extraction", "normalisation", "tokens", "fine_tune", "behaviours", "manifest", "notebook", "trial", "collate_trials", "align", "stability"}  # fmt: skip
+    stages = {"train", "evaluation", "latents", "collate", "extraction", "normalisation", "tokens", "fine_tune", "behaviours", "manifest", "notebook", "trial", "collate_trials", "align", "stability", "pretrain"}  # fmt: skip
     for name, found in imports.items():
         assert not found & stages, name

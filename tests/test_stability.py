@@ -1,9 +1,13 @@
 """Latents of two seeds are matched whatever their order and scale."""
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 import torch
+import xarray as xr
 
-from crosscoders import stability
+from crosscoders import artifacts, null_figures, stability
+from crosscoders.classification import NORM_CLASSES, SPECIFIC
 
 
 def test_permuted_and_rescaled_latents_are_found_again_and_dead_ones_left_out():
@@ -21,3 +25,50 @@ def test_permuted_and_rescaled_latents_are_found_again_and_dead_ones_left_out():
     np.testing.assert_allclose(cosine[found], 1, atol=1e-5)
     if alive[int(order[0])]:
         assert cosine[int(order[0])] < 0.8, "its partner is dead"
+
+
+@pytest.fixture
+def summary():
+    """Two seeds of 60 latents: seed 1 holds those of seed 0 backwards; 6 of them are chat-only in both."""
+    kind = np.full((1, 2, 60), NORM_CLASSES.index("shared"))
+    kind[0, 0, :6] = kind[0, 1, -6:] = NORM_CLASSES.index("chat-only")
+    specific = np.zeros((1, 2, 60), int)
+    specific[0, 0, :3] = SPECIFIC.index("chat")
+    cosine, latent = np.full((1, 2, 2, 60), np.nan), np.full((1, 2, 2, 60), -1)
+    for seed in (0, 1):
+        cosine[0, seed, 1 - seed], latent[0, seed, 1 - seed] = 0.9, np.arange(60)[::-1]
+    dims = ("crosscoder", "seed")
+    return xr.Dataset(
+        {
+            "norm_class": artifacts.flags((*dims, "latent"), kind, NORM_CLASSES, "class"),
+            "specific": artifacts.flags((*dims, "latent"), specific, SPECIFIC, "specific"),
+            "density": ((*dims, "latent"), np.ones((1, 2, 60))),
+            "relative_norm": ((*dims, "latent"), np.where(kind == 2, 0.95, 0.5)),
+            "matched_cosine": ((*dims, "other_seed", "latent"), cosine),
+            "matched_latent": ((*dims, "other_seed", "latent"), latent),
+        },
+        coords={"crosscoder": np.array(["l1"], dtype=object), "seed": [0, 1], "other_seed": [0, 1]},
+    )
+
+
+def test_rates_are_counted_over_seeds_and_matched_latents_keep_their_class(summary):
+    found = null_figures.rates(summary, "l1")
+    assert found["chat-only by norm"] == [(6, 60), (6, 60)]
+    assert found["both"] == [(3, 60), (0, 60)]
+    rate, low, high = null_figures.interval(found["chat-only by norm"])
+    assert rate == 0.1
+    assert 0.05 < low < rate < high < 0.17
+    cosines, agreement = null_figures._matched(summary, "l1")
+    assert len(cosines) == 120
+    assert {label: len(values) for label, values in agreement.items()} == {"base-only": 0, "shared": 108, "chat-only": 12, "other": 0}  # fmt: skip
+    assert all(values.all() for values in agreement.values())
+    assert "100% of alive latents have one of cosine above 0.7" in null_figures.stability_sentences(summary)
+    assert "chat-only by norm: real pair 10.00%" in null_figures.null_sentences(summary, {})
+
+
+def test_the_figures_show_every_group(summary):
+    figure = null_figures.stability(summary)
+    assert len(figure.axes) == 3
+    controls = null_figures.nulls(summary, {"null-permuted-tokens": summary.isel(seed=[1])})
+    assert [label.get_text() for label in controls.axes[0].get_xticklabels()] == ["real pair", "permuted\ntokens"]
+    plt.close("all")

@@ -7,7 +7,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from crosscoders.settings import PlantedChats
+from crosscoders.settings import ChatTemplate, PlantedChats
 
 ROLES = ("text", "system", "user", "assistant", "template")
 BEHAVIOURS = ("none", "refusal", "persona", "topic_tag")
@@ -50,6 +50,18 @@ def position(key: str) -> float:
 def in_split(document: Document, edges: list[float]) -> bool:
     """Whether the document falls into the half-open range `edges`."""
     return edges[0] <= position(document.key) < edges[1]
+
+
+def written(document: Document, template: ChatTemplate) -> str:
+    """The document as one text, with the study's template around the messages of a chat."""
+    parts = []
+    for i, segment in enumerate(document.segments):
+        before, after = document.segments[i - 1 : i], document.segments[i + 1 : i + 2]
+        is_chat = segment.role != "text"
+        opens = is_chat and (i == 0 or before[0].message != segment.message)
+        closes = is_chat and (not after or after[0].message != segment.message)
+        parts += [template.open(segment.role) * opens, segment.text, template.closing * closes]
+    return "".join(parts)
 
 
 def shuffled(documents: list[Document], salt: str) -> list[Document]:

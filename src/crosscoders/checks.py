@@ -38,6 +38,7 @@ from crosscoders.settings import (
     Source,
     Study,
     SyntheticSource,
+    TrainedModel,
     WheelCorpus,
     WheelModel,
     crosscoder_sources,
@@ -332,8 +333,10 @@ def _model_problems(study: Study, model: object) -> list[str]:
         return problems
     if isinstance(model, WheelModel):
         return _member_problem(model.file)
-    if isinstance(model, RandomModel) and model.width % model.heads:
+    if isinstance(model, (RandomModel, TrainedModel)) and model.width % model.heads:
         return [f"width: {model.width} is not a multiple of heads = {model.heads}"]
+    if isinstance(model, TrainedModel):
+        return [line for name in model.corpora for line in _unknown("corpora", name, study.corpora)]
     if isinstance(model, FineTunedModel):
         problems = _unknown("base", model.base, study.models)
         problems += _unknown("corpus", model.corpus, study.corpora)

@@ -138,6 +138,16 @@ def _fetch_text(study: Study, corpus: str) -> dict:
     return {"name": corpus, "corpus": _dump(study.corpora[corpus])}
 
 
+def _pretrain(study: Study, model: str) -> dict:
+    return {
+        "name": model,
+        "model": _dump(study.models[model]),
+        "chat_template": _dump(study.chat_template),
+        "splits": [study.splits[name] for name in ("fine_tune", "train") if name in study.splits],
+        "device": study.device,
+    }
+
+
 def _fine_tune(study: Study, model: str) -> dict:
     chosen = study.models[model]
     return {
@@ -298,6 +308,7 @@ _SECTIONS = {
     for function in (
         _fetch_model,
         _fetch_text,
+        _pretrain,
         _fine_tune,
         _measure_behaviours,
         _tokenize,

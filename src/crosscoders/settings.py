@@ -91,6 +91,27 @@ class RandomModel(Section):
     licence: str = "none (random weights)"
 
 
+class TrainedModel(Section):
+    """A small Llama trained from scratch on the study's documents in the splits `fine_tune` and `train`."""
+
+    kind: Literal["trained"]
+    corpora: list[Name] = Field(min_length=1)
+    vocabulary: Annotated[int, Field(ge=300)]
+    """Tokens of its byte-pair vocabulary."""
+    special_tokens: list[str] = Field(min_length=1)
+    """Tokens that are never split; the first opens every document."""
+    depth: Count
+    width: Count
+    heads: Count
+    context_length: Count = 256
+    steps: Count
+    batch_tokens: Count
+    row_tokens: Count = 128
+    learning_rate: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    seed: int = 0
+
+
 class FineTunedModel(Section):
     """A LoRA fine-tune of another model of the study, merged into its weights."""
 
@@ -111,7 +132,9 @@ class FineTunedModel(Section):
     seed: int = 0
 
 
-Model = Annotated[WheelModel | HubModel | FolderModel | RandomModel | FineTunedModel, Field(discriminator="kind")]
+Model = Annotated[
+    WheelModel | HubModel | FolderModel | RandomModel | TrainedModel | FineTunedModel, Field(discriminator="kind")
+]
 
 
 class WheelCorpus(Wheel):

@@ -106,6 +106,14 @@ def test_the_contract_of_files_dimensions_and_variables(results):
             | {f"nu_{t}{s}" for t in ("error", "reconstruction", "activation") for s in ("", "_low", "_high")},
         ),
         "evaluation/cross-layer/l1/seed-0.nc": ({"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction"}),
+        "aligned/base-vs-chat/aligned/seed-0.nc": (
+            {"source", "latent"}, {"encoder_base", "decoder_chat", "aligned_fraction_variance_explained", "aligned_overlap"},
+        ),
+        "planted/pair/batchtopk/seed-0.nc": (
+            {"planted_class", "rule", "concept"}, {"recovered", "recall", "precision", "false_positive_rate", "called", "l0"},
+        ),
+        "summary/pair.nc": ({"crosscoder", "seed", "rule"}, {"recall", "false_positive_rate"}),
+        "summary/null-permuted-tokens.nc": ({"crosscoder", "seed", "latent"}, {"relative_norm", "specific"}),
         "summary/base-vs-chat.nc": ({"crosscoder", "seed", "latent"}, {"relative_norm", "behaviour_rate", "training_loss"}),
     }  # fmt: skip
     for name, (dims, variables) in expected.items():
@@ -123,18 +131,18 @@ def test_the_contract_of_files_dimensions_and_variables(results):
     assert json.loads((results / "models/chat/provenance.json").read_text())["licence"]
 
 
-def test_figures_notebooks_and_report_are_there(project, results):
-    study = checks.load(ROOT / "studies/smoke.yaml") if Path.cwd() == ROOT else None
-    names = [name for figures in sections.FIGURES.values() for name in figures]
-    drawn = {path.stem for path in (results / "figures").glob("*.png")}
-    for name in names:
-        assert any(found == name or found.startswith(f"{name}-") for found in drawn), name
-    for stem in drawn:
+def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
+    monkeypatch.chdir(project)
+    study = checks.load("studies/smoke.yaml")
+    names = {name for setting in sections.drawn_settings(study) for name in sections.figure_names(study, setting).values()}
+    assert names == {path.stem for path in (results / "figures").glob("*.png")}
+    assert {"ours-nulls", "ours-aligned", "d26-planted", "ours-confusion", "m25-delta-histogram", "l24-drift"} <= names
+    for stem in names:
         assert (results / "figures" / f"{stem}.png").stat().st_size > 5000
         assert b"<svg" in (results / "figures" / f"{stem}.svg").read_bytes()[:2000]
     for page in (results / "report.html", *(results / "notebooks").glob("*.html")):
         assert page.stat().st_size > 10_000
-    assert study is None or set(study.settings) == {path.stem for path in (results / "summary").glob("*.nc")}
+    assert set(study.settings) == {path.stem for path in (results / "summary").glob("*.nc")}
 
 
 def test_splits_share_no_document(results):
@@ -163,7 +171,7 @@ def test_editing_the_classification_retrains_nothing(project):
         jobs = planned(project, *SMOKE)
     finally:
         path.write_text(original)
-    assert jobs["classify_latents"] == 4
+    assert jobs["classify_latents"] == 5
     assert not {"train_crosscoder", "extract_activations", "evaluate", "fine_tune", "tokenize"} & set(jobs)
 
 
@@ -173,12 +181,13 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
     path = project / "changed.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     jobs = planned(project, "--configfile", "changed.yaml")
-    assert jobs["train_crosscoder"] == jobs["evaluate"] == jobs["classify_latents"] == 2  # one per setting
+    assert jobs["train_crosscoder"] == jobs["evaluate"] == jobs["classify_latents"] == 3  # one per setting
+    assert jobs["trial"] == 1
     assert not {"extract_activations", "fit_normalisation", "fine_tune", "tokenize", "fetch_model"} & set(jobs)
 
 
 def test_a_setting_given_on_the_command_line_is_read_like_the_file(project):
-    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 4
+    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 5
     done = snakemake(project, "-n", *SMOKE, "--config", "device=gpu", check=False)
     assert "device: 'gpu' is not one of auto, cpu, cuda" in done.stdout + done.stderr
 
@@ -245,7 +254,7 @@ def test_config_errors_are_lines_before_any_job(project):
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "studies").glob("*.yaml")))
 def test_every_study_can_be_planned(project, name):
     if name != "smoke.yaml":
-        assert planned(project, "--configfile", f"studies/{name}")["train_crosscoder"] > 0
+        assert {"train_crosscoder", "trial"} & set(planned(project, "--configfile", f"studies/{name}"))
 
 
 def test_the_slurm_profile_plans_the_default_study(project):

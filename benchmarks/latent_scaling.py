@@ -1,0 +1,99 @@
+"""Latent scaling of all latents against one evaluation pass over the same tokens: time, and largest memory of each.
+
+m = 8,192, 200,000 tokens, two sources of width 576, k = 32. Scaling runs once without resampling and once with 200
+resamples of documents. Each pass runs in a process of its own, so that its largest memory is its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from crosscoders import artifacts, bootstrap, classification, crosscoder, order
+from crosscoders.reconstruction import reconstruction
+from crosscoders.stage import reuse_memory
+
+LATENTS, TOKENS, WIDTHS, K, DOCUMENT_TOKENS = 8192, 200_000, [576, 576], 32, 200
+
+
+class Tokens:
+    """Activations made as they are read: what a feed offers, without a gigabyte of it in memory."""
+
+    sources = ("base", "chat")
+
+    def __init__(self) -> None:
+        self.pool = torch.randn(8192, sum(WIDTHS), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return TOKENS
+
+    def rows(self, index: np.ndarray) -> torch.Tensor:
+        """Rows of the pool, over and over."""
+        return self.pool[torch.from_numpy(index % len(self.pool))]
+
+    def batches(self, count: int):
+        """All tokens in order."""
+        for start in range(0, TOKENS, count):
+            chosen = slice(start, min(start + count, TOKENS))
+            yield chosen, self.rows(np.arange(chosen.start, chosen.stop))
+
+
+def coder() -> crosscoder.Crosscoder:
+    """A BatchTopK crosscoder whose threshold leaves about k latents per token active."""
+    generator = torch.Generator().manual_seed(1)
+    decoder = torch.randn(LATENTS, sum(WIDTHS), generator=generator) / 34
+    every = torch.ones(LATENTS, 2, dtype=torch.bool)
+    found = crosscoder.Crosscoder(
+        encoder=decoder.clone(), encoder_bias=torch.zeros(LATENTS), decoder=decoder, decoder_bias=torch.zeros(sum(WIDTHS)),
+        sources=["base", "chat"], widths=WIDTHS, reads=every, writes=every, tied=torch.zeros(LATENTS, dtype=torch.bool),
+        penalty=torch.ones(LATENTS), activation="batchtopk", k=K,
+    )  # fmt: skip
+    scores = found.preactivations(Tokens().pool[:1024]).relu() * found.decoder_norms().sum(1)
+    found.threshold = float(scores.flatten().topk(K * 1024).values[-1])
+    return found
+
+
+def once(name: str, results) -> None:
+    """One pass: seconds of CPU time, and the largest memory of the process in MB."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    reuse_memory()
+    data, member = Tokens(), coder()
+    document = order.consecutive(np.arange(TOKENS) // DOCUMENT_TOKENS)
+    documents = int(document[-1]) + 1
+    began = time.process_time()
+    if name == "evaluation":
+        reconstruction(member, data, document)
+    else:
+        replicates = 200 if name.endswith("resamples") else 1
+        classification.scan(member, data, document, (0, 1), bootstrap.resamples(documents, replicates, 0))
+    seconds = time.process_time() - began
+    results.put((name, round(seconds, 1), round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))
+
+
+def main() -> None:
+    """Run the passes one after the other, twice, and keep the faster of each."""
+    context, found = multiprocessing.get_context("spawn"), {}
+    for _ in range(2):
+        for name in ("evaluation", "scaling", "scaling with 200 resamples"):
+            results = context.Queue()
+            process = context.Process(target=once, args=(name, results))
+            process.start()
+            _, seconds, memory = results.get()
+            process.join()
+            found[name] = {"seconds": min(seconds, found.get(name, {}).get("seconds", seconds)), "megabytes": memory}
+    for name, values in found.items():
+        values["ratio"] = round(values["seconds"] / found["evaluation"]["seconds"], 2)
+        print(f"{name:28s} {values['seconds']:7.1f} s  ratio {values['ratio']:.2f}  {values['megabytes']} MB", flush=True)
+    content = {"machine": platform.processor() or platform.machine(), "versions": artifacts.versions(), "passes": found}
+    artifacts.write_json(content, Path("benchmarks/out/latent_scaling.json"))
+
+
+if __name__ == "__main__":
+    main()
