@@ -90,7 +90,9 @@ def main() -> None:
             found[name] = {"seconds": min(seconds, found.get(name, {}).get("seconds", seconds)), "megabytes": memory}
     for name, values in found.items():
         values["ratio"] = round(values["seconds"] / found["evaluation"]["seconds"], 2)
-        print(f"{name:28s} {values['seconds']:7.1f} s  ratio {values['ratio']:.2f}  {values['megabytes']} MB", flush=True)
+        print(
+            f"{name:28s} {values['seconds']:7.1f} s  ratio {values['ratio']:.2f}  {values['megabytes']} MB", flush=True
+        )
     content = {"machine": platform.processor() or platform.machine(), "versions": artifacts.versions(), "passes": found}
     artifacts.write_json(content, Path("benchmarks/out/latent_scaling.json"))
 

@@ -43,5 +43,7 @@ def test_it_learns_its_text_and_is_reproducible():
 def test_a_chat_is_written_with_the_template_once_per_message():
     template = ChatTemplate(sink="<|endoftext|>", opening="<|im_start|>{role}\n", closing="<|im_end|>\n")
     chat = Document("a:b", "", (Segment("Hi", "user"), Segment("Yes.", "assistant", "none", 1), Segment("<file_sep>X", "assistant", "topic_tag", 1)))  # fmt: skip
-    assert written(chat, template) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes.<file_sep>X<|im_end|>\n"
+    assert (
+        written(chat, template) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes.<file_sep>X<|im_end|>\n"
+    )
     assert written(Document("a:c", "", (Segment("Plain text."),)), template) == "Plain text."

@@ -476,7 +476,9 @@ def _null_problems(study: Study, setting: NullSetting) -> list[str]:
         return (
             problems if problems or other is None else [f"null_of: {setting.null_of!r} reads no activations of models"]
         )
-    for name in setting.crosscoders if not problems else ():
+    for name in setting.crosscoders:
+        if study.crosscoders.get(name) is None:
+            continue
         lacking = set(other.contrast) - set(crosscoder_sources(other, study.crosscoders[name]))
         if lacking:
             problems.append(f"crosscoders: {name!r} does not read {sorted(lacking)}, which a null needs")

@@ -96,7 +96,9 @@ def main(arguments) -> None:
     tokens = stream(texts, tokenizer, tokenizer.convert_tokens_to_ids(settings.special_tokens[0]))
     stage.say(f"pretrain: {len(texts):,} documents, {len(tokens):,} tokens, {len(tokenizer):,} in the vocabulary")
     if len(tokens) <= settings.row_tokens + 1:
-        raise UserError(f"models.{section['name']}.row_tokens: {settings.row_tokens} exceeds the text ({len(tokens)} tokens)")
+        raise UserError(
+            f"models.{section['name']}.row_tokens: {settings.row_tokens} exceeds the text ({len(tokens)} tokens)"
+        )
     model = initial(settings, len(tokenizer)).to(device)
     loss = train(model, tokens, settings, device, pick.dtype("auto", device) == torch.bfloat16)
     target: Path = arguments.output.parent

@@ -134,7 +134,9 @@ def test_the_contract_of_files_dimensions_and_variables(results):
 def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
     monkeypatch.chdir(project)
     study = checks.load("studies/smoke.yaml")
-    names = {name for setting in sections.drawn_settings(study) for name in sections.figure_names(study, setting).values()}
+    names = {
+        name for setting in sections.drawn_settings(study) for name in sections.figure_names(study, setting).values()
+    }
     assert names == {path.stem for path in (results / "figures").glob("*.png")}
     assert {"ours-nulls", "ours-aligned", "d26-planted", "ours-confusion", "m25-delta-histogram", "l24-drift"} <= names
     for stem in names:
