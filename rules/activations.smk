@@ -44,7 +44,7 @@ rule extract_activations:
         "results/{study}/benchmarks/extract_activations/{setting}/{split}/{shard}.tsv"
     conda:
         "../envs/crosscoders.yaml"
-    threads: 2
+    threads: MODEL_THREADS
     resources:
         mem="3GB",
         runtime="4h",

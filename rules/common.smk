@@ -19,6 +19,8 @@ GPU = int(STUDY.device == "cuda")
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
 TRAINED = [name for name, model in STUDY.models.items() if model.kind == "trained"]
 FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *TRAINED})
+# A model with random weights is too small to be shared among threads.
+MODEL_THREADS = 1 if any(model.kind == "random" for model in STUDY.models.values()) else 2
 
 
 def settings_of(stage):

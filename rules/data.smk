@@ -67,7 +67,7 @@ rule pretrain:
     priority: 10
     conda:
         "../envs/crosscoders.yaml"
-    threads: 2
+    threads: MODEL_THREADS
     resources:
         mem="4GB",
         runtime="2h",
@@ -95,7 +95,7 @@ rule fine_tune:
     priority: 10
     conda:
         "../envs/crosscoders.yaml"
-    threads: 2
+    threads: MODEL_THREADS
     resources:
         mem="4GB",
         runtime="2h",
@@ -125,7 +125,7 @@ rule measure_behaviours:
         model="|".join(FINE_TUNED) or "none",
     conda:
         "../envs/crosscoders.yaml"
-    threads: 2
+    threads: MODEL_THREADS
     resources:
         mem="3GB",
         runtime="1h",

@@ -41,12 +41,23 @@ def style() -> None:
 
 
 def save(figure: plt.Figure, folder: Path | str, name: str) -> None:
-    """Write `{name}.png` and `{name}.svg`."""
+    """Write `{name}.png` and `{name}.svg`; the layout is solved once for both."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         artifacts.atomic(
             Path(folder) / f"{name}.{suffix}",
             lambda path, suffix=suffix, metadata=metadata: figure.savefig(path, format=suffix, metadata=metadata),
         )
+
+
+def show(figure: plt.Figure, folder: Path | str, name: str) -> None:
+    """Save a figure and show the saved picture in a notebook, so that it is drawn once."""
+    from IPython.display import Image, display
+
+    save(figure, folder, name)
+    plt.close(figure)
+    display(Image(filename=Path(folder) / f"{name}.png", width=round(100 * figure.get_figwidth())))
 
 
 # -- access ------------------------------------------------------------------------------------------------------------

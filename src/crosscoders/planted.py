@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
 import torch
 import xarray as xr
 
@@ -154,7 +154,7 @@ def draw(
     common = generator.normal(size=(document[-1] + 1, settings.topics)).astype(np.float32)
     score = np.sqrt(settings.topic_share) * common[document][:, topic]
     score += np.sqrt(1 - settings.topic_share) * generator.normal(size=(tokens, concepts)).astype(np.float32)
-    active = score > scipy.stats.norm.isf(settings.rate)
+    active = score > NormalDist().inv_cdf(1 - settings.rate)
     strength = active * generator.uniform(0.5, 1.5, size=active.shape).astype(np.float32)
     alone = generator.uniform(size=active.shape).astype(np.float32)
     activations = []

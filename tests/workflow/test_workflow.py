@@ -105,7 +105,7 @@ def test_the_contract_of_files_dimensions_and_variables(results):
             {"decoder_norm", "relative_norm", "decoder_cosine", "norm_class", "density", "template_share", "specific", "planted_share"}
             | {f"nu_{t}{s}" for t in ("error", "reconstruction", "activation") for s in ("", "_low", "_high")},
         ),
-        "evaluation/cross-layer/l1/seed-0.nc": ({"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction"}),
+        "evaluation/cross-layer/batchtopk/seed-0.nc": ({"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction"}),
         "aligned/base-vs-chat/aligned/seed-0.nc": (
             {"source", "latent"}, {"encoder_base", "decoder_chat", "aligned_fraction_variance_explained", "aligned_overlap"},
         ),
@@ -138,7 +138,14 @@ def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
         name for setting in sections.drawn_settings(study) for name in sections.figure_names(study, setting).values()
     }
     assert names == {path.stem for path in (results / "figures").glob("*.png")}
-    assert {"ours-nulls", "ours-aligned", "d26-planted", "ours-confusion", "m25-delta-histogram", "l24-drift"} <= names
+    assert {
+        "ours-nulls",
+        "ours-aligned-base-vs-chat",
+        "d26-planted",
+        "ours-confusion",
+        "m25-delta-histogram",
+        "l24-drift",
+    } <= names
     for stem in names:
         assert (results / "figures" / f"{stem}.png").stat().st_size > 5000
         assert b"<svg" in (results / "figures" / f"{stem}.svg").read_bytes()[:2000]
@@ -173,7 +180,7 @@ def test_editing_the_classification_retrains_nothing(project):
         jobs = planned(project, *SMOKE)
     finally:
         path.write_text(original)
-    assert jobs["classify_latents"] == 5
+    assert jobs["classify_latents"] == 4
     assert not {"train_crosscoder", "extract_activations", "evaluate", "fine_tune", "tokenize"} & set(jobs)
 
 
@@ -189,13 +196,13 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
 
 
 def test_a_setting_given_on_the_command_line_is_read_like_the_file(project):
-    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 5
+    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 4
     done = snakemake(project, "-n", *SMOKE, "--config", "device=gpu", check=False)
     assert "device: 'gpu' is not one of auto, cpu, cuda" in done.stdout + done.stderr
 
 
 def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, results):
-    victim, reader = results / "latents/cross-layer/l1/seed-0.nc", results / "summary/cross-layer.nc"
+    victim, reader = results / "latents/cross-layer/batchtopk/seed-0.nc", results / "summary/cross-layer.nc"
     content, kept = victim.read_bytes(), reader.read_bytes()
     damaged = bytearray(content)
     damaged[len(damaged) // 3] ^= 4
@@ -206,7 +213,7 @@ def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, resul
         reader.unlink()
         done = snakemake(project, "results/smoke/summary/cross-layer.nc", *SMOKE, check=False)
         assert done.returncode != 0
-        assert "latents/cross-layer/l1/seed-0.nc: corrupt" in done.stderr
+        assert "latents/cross-layer/batchtopk/seed-0.nc: corrupt" in done.stderr
         assert "Traceback" not in done.stderr
         check = [sys.executable, "-m", "crosscoders.manifest", "--check", "results/smoke"]
         found = subprocess.run(check, cwd=project, capture_output=True, text=True)
