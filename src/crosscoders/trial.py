@@ -39,18 +39,21 @@ def onset(truth: World, coder: Crosscoder, cosine: np.ndarray, alive: np.ndarray
 
 
 def score(
-    truth: World, coder: Crosscoder, data: Sample, known: list[int], contrast: tuple[int, ...],
+    truth: World, coder: Crosscoder, data: Sample, parts: list[list[int]], contrast: tuple[int, ...],
     settings: Classification, threshold: float,
 ) -> xr.Dataset:  # fmt: skip
-    """Reconstruction, classes and the judgement of one crosscoder on test tokens."""
+    """Reconstruction, classes and the judgement of one crosscoder on test tokens.
+
+    `parts` holds, per source of the crosscoder, the planted sources it is made of: one, or the two of a difference.
+    """
     weights = bootstrap.resamples(int(data.document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
     sums = reconstruction(coder, data, data.document)
     scaling, _ = classification.scan(coder, data, data.document, contrast, weights)
     geometry = classification.geometry_dataset(coder, contrast, settings)
     specific = classification.scaling_dataset(scaling, settings)
     alive = sums["fired"] > 0
-    decoders = [coder.decoder[:, columns].numpy() for columns in coder.columns]
-    cosine, concept = planted.match(truth, decoders, known, threshold)
+    made_of = [(coder.decoder[:, columns].numpy(), s) for columns, part in zip(coder.columns, parts, strict=True) for s in part]  # fmt: skip
+    cosine, concept = planted.match(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], threshold)
     judged = planted.judge(truth, cosine, concept, alive, calls(geometry, specific) if contrast else {}, threshold)
     v = artifacts.variable
     explained = 1 - sums["error"].sum(0) / sums["variance"].sum(0)
@@ -91,10 +94,10 @@ def main(arguments) -> None:
         raise UserError(f"crosscoders.{section['crosscoder_name']}: {error}; expected a lower learning_rate") from None
     coder = state.crosscoder
     contrast = tuple(coder.sources.index(source) for source in section["contrast"] if source in coder.sources)
-    known = [stored.index(source) if source in stored else len(stored) - 1 for source in coder.sources]
+    parts = [[stored.index(part) for part in section["differences"].get(source, [source])] for source in coder.sources]
     settings = Classification.model_validate(section["classification"])
     dataset = score(
-        truth, coder, chosen["test"], known, contrast if len(contrast) == 2 else (), settings, options.recovered_above
+        truth, coder, chosen["test"], parts, contrast if len(contrast) == 2 else (), settings, options.recovered_above
     )
     dataset.attrs = artifacts.provenance(section["study"], "trial", section, seed) | {"title": name}
     artifacts.write(dataset, arguments.output)
