@@ -104,7 +104,22 @@ def test_shrinkage_decoupling_and_specific_latents_are_told_apart(member, thresh
     np.testing.assert_allclose(error[:3], [1, 0, 0], atol=1e-9)
     np.testing.assert_allclose(reconstruction[:3], [0, 1, 0], atol=1e-9)
     both = [np.stack([scaling.nu(t, d)[0] for d in (0, 1)]) for t in ("error", "reconstruction")]
-    assert classification.specific(*both, thresholds)[:3].tolist() == [0, 0, classification.SPECIFIC.index("chat")]
+    delta = np.array([1.0, 1.0, 1.0, 0.0])
+    assert classification.specific(*both, delta, thresholds)[:3].tolist() == [
+        0,
+        0,
+        classification.SPECIFIC.index("chat"),
+    ]
+
+
+def test_a_latent_is_specific_only_to_the_source_it_is_written_to_more_strongly(thresholds):
+    """ν towards the source with hardly any decoder norm is noise, here below every limit."""
+    low = np.full((2, 3), -0.4)
+    names = [
+        classification.SPECIFIC[i]
+        for i in classification.specific(low, low, np.array([0.02, 0.97, np.nan]), thresholds)
+    ]
+    assert names == ["base", "chat", "none"]
 
 
 def test_relative_norm_and_classes(thresholds):

@@ -155,10 +155,15 @@ def scan(
     return Scaling(activation, reconstruction, squares, own), joined
 
 
-def specific(error: np.ndarray, reconstruction: np.ndarray, settings: Classification) -> np.ndarray:
-    """Index into SPECIFIC from ν of (direction base, direction chat), each (2, m): both ν below their limits [M25]."""
+def specific(error: np.ndarray, reconstruction: np.ndarray, delta: np.ndarray, settings: Classification) -> np.ndarray:
+    """Index into SPECIFIC from ν of (direction base, direction chat), each (2, m): both ν below their limits [M25].
+
+    A latent can be specific only to the source that it is written to more strongly: ν towards the other one divides by
+    what a decoder vector of almost no norm explains, and says nothing.
+    """
     below = (error < settings.specific_error_below) & (reconstruction < settings.specific_reconstruction_below)
-    return np.where(below[1], SPECIFIC.index("chat"), np.where(below[0], SPECIFIC.index("base"), 0))
+    chat, base = below[1] & (delta >= 0.5), below[0] & (delta < 0.5)
+    return np.where(chat, SPECIFIC.index("chat"), np.where(base, SPECIFIC.index("base"), 0))
 
 
 # -- as datasets -------------------------------------------------------------------------------------------------------
@@ -199,7 +204,7 @@ def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Cla
     )
 
 
-def scaling_dataset(scaling: Scaling, settings: Classification) -> xr.Dataset:
+def scaling_dataset(scaling: Scaling, delta: np.ndarray, settings: Classification) -> xr.Dataset:
     """ν of every latent for the three targets and both directions, with intervals, and `specific`."""
     v, found, estimates = artifacts.variable, {}, {}
     for target in TARGETS:
@@ -214,5 +219,5 @@ def scaling_dataset(scaling: Scaling, settings: Classification) -> xr.Dataset:
             found[f"{name}_low"] = v("latent", low, "lower end of its interval over documents")
             found[f"{name}_high"] = v("latent", high, "upper end of its interval over documents")
     both = [np.stack([estimates[target, d] for d in (0, 1)]) for target in TARGETS[:2]]
-    found["specific"] = artifacts.flags("latent", specific(*both, settings), SPECIFIC, "passes latent scaling")
+    found["specific"] = artifacts.flags("latent", specific(*both, delta, settings), SPECIFIC, "passes latent scaling")
     return xr.Dataset(found)

@@ -191,7 +191,7 @@ def main(arguments) -> None:
     usage = usage_dataset(pairs, category, coder.latents, len(data))
     delta = geometry["relative_norm"].values
     alive = (usage["density"].values > 0) & np.isfinite(delta)
-    parts = [geometry, scaling_dataset(scaling, settings), usage]
+    parts = [geometry, scaling_dataset(scaling, delta, settings), usage]
     parts.append(enrichment(delta, alive, pairs, document, category, weights, settings))
     parts.append(examples(delta, alive, pairs, data, tokens, settings))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts")

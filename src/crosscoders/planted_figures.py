@@ -127,7 +127,7 @@ def onset(summary: xr.Dataset) -> plt.Figure:
         )
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axis.set(ylabel="share of planted concepts", ylim=(0, 1.08))
-    axis.legend(title=f"bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds", fontsize=9)
+    figure.legend(title=f"bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds", fontsize=9, loc="outside lower center", ncols=2)  # fmt: skip
     sns.despine(figure)
     return figure
 

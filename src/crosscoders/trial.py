@@ -50,11 +50,12 @@ def score(
     sums = reconstruction(coder, data, data.document)
     scaling, _ = classification.scan(coder, data, data.document, contrast, weights)
     geometry = classification.geometry_dataset(coder, contrast, settings)
-    specific = classification.scaling_dataset(scaling, settings)
+    specific = classification.scaling_dataset(scaling, geometry["relative_norm"].values, settings)
     alive = sums["fired"] > 0
     made_of = [(coder.decoder[:, columns].numpy(), s) for columns, part in zip(coder.columns, parts, strict=True) for s in part]  # fmt: skip
     cosine, concept = planted.match(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], threshold)
-    judged = planted.judge(truth, cosine, concept, alive, calls(geometry, specific) if contrast else {}, threshold)
+    called = calls(geometry, specific) if contrast and not truth.is_class("spanning").any() else {}  # spans say more
+    judged = planted.judge(truth, cosine, concept, alive, called, threshold)
     v = artifacts.variable
     explained = 1 - sums["error"].sum(0) / sums["variance"].sum(0)
     best = np.where(alive, cosine, 0).argmax(1)
