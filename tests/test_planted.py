@@ -25,7 +25,7 @@ def test_concepts_fire_at_their_rate_and_write_what_their_class_says(truth):
     inner = [(x - offset) @ np.linalg.pinv(u) for x, offset, u in zip((base, chat), truth.offsets, truth.directions, strict=True)]  # fmt: skip
     strength = [np.array([values[on, c].mean() for c, on in enumerate(active.T)]) for values in inner]
     for name, (in_base, in_chat) in {
-        "shared": (1, 1), "base-only": (1, 0), "chat-only": (0, 1), "shrunk": (0.1, 1), "rotated": (1, 1), "decoupled": (0.85, 0.85),
+        "shared": (1, 1), "base-only": (1, 0), "chat-only": (0, 1), "shrunk": (OPTIONS.shrink, 1), "rotated": (1, 1), "decoupled": (0.85, 0.85),
     }.items():  # fmt: skip
         np.testing.assert_allclose(strength[0][truth.is_class(name)], in_base, atol=0.06)
         np.testing.assert_allclose(strength[1][truth.is_class(name)], in_chat, atol=0.06)

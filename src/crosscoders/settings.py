@@ -318,7 +318,7 @@ class Planted(Section):
     document_tokens: Count = 50
     drift: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
     """Angle (radians) by which directions turn from one source to the next."""
-    shrink: Share = 0.1
+    shrink: Share = 0.3
     """Strength in base of a `shrunk` concept."""
     overlap: Share = 0.7
     """Share of the occurrences of a `decoupled` concept that show in both sources."""
