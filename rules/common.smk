@@ -12,7 +12,7 @@ except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 RESULTS = f"results/{STUDY.study}"
-# Large buffers on huge pages: a tenth off every training step and fine-tuning step, and no change of any number.
+# Large buffers on huge pages: about a tenth off training and fine-tuning steps (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = sections.planted_settings(STUDY)
 GPU = int(STUDY.device == "cuda")
