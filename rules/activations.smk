@@ -44,7 +44,7 @@ rule extract_activations:
         "results/{study}/benchmarks/extract_activations/{setting}/{split}/{shard}.tsv"
     conda:
         "../envs/crosscoders.yaml"
-    threads: MODEL_THREADS
+    threads: 1  # shards run side by side, which uses two cores better than one job on both
     resources:
         mem="3GB",
         runtime="4h",

@@ -16,6 +16,7 @@ rule train_crosscoder:
         "results/{study}/logs/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 5  # long jobs first; what hangs on them is short and fills the gaps
     conda:
         "../envs/crosscoders.yaml"
     threads: 1
@@ -60,6 +61,7 @@ rule classify_latents:
     input:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
         activations=shards("test"),
+        validation=shards("validation"),
         normalisation=normalisation,
         tokens=test_tokens,
         code=code("latents"),
@@ -78,8 +80,8 @@ rule classify_latents:
         settings=settings_of("classify_latents"),
     shell:
         "python -m crosscoders.latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
-        " --activations {input.activations:q} --normalisation {input.normalisation:q} --tokens {input.tokens:q}"
-        " --threads {threads} --output {output:q} --log {log:q}"
+        " --activations {input.activations:q} --validation {input.validation:q}"
+        " --normalisation {input.normalisation:q} --tokens {input.tokens:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule match_seeds:

@@ -125,7 +125,7 @@ rule measure_behaviours:
         model="|".join(FINE_TUNED) or "none",
     conda:
         "../envs/crosscoders.yaml"
-    threads: MODEL_THREADS
+    threads: 1
     resources:
         mem="3GB",
         runtime="1h",

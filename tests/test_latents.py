@@ -81,35 +81,78 @@ def test_replicates_equal_recomputation_on_resampled_documents(member):
         np.testing.assert_allclose(scaling.nu(target, 1)[5], again.nu(target, 1)[0], rtol=1e-9, equal_nan=True)
 
 
-def test_shrinkage_decoupling_and_specific_latents_are_told_apart(member, thresholds):
-    """Chat-only decoders over a base that has the concept in its error, in other latents, or not at all."""
-    torch.manual_seed(0)
+def three_chat_concepts(member, base_has: list[float], seed: int = 0):
+    """Latents 0 to 2 read and write concepts of chat alone; latent 3 rebuilds base's share of concept 1.
+
+    `base_has` says how much of each concept base has.
+    """
+    generator = torch.Generator().manual_seed(seed)
     tokens, width = 4000, 12
-    f = (torch.rand(tokens, 3) < 0.1).double() * (1 + torch.rand(tokens, 3).double())
-    directions = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64)).Q
-    base = f[:, :1] * directions[0] + f[:, 1:2] * directions[1]  # concept 0: error; 1: another latent; 2: absent
-    chat = f @ directions[:3]
-    options = member("relu", penalty="l1_of_norms", latents=4)
-    coder = crosscoder.create(options, ["base", "chat"], [width, width], 0, torch.float64)
+    f = (torch.rand(tokens, 3, generator=generator) < 0.1) * (1 + torch.rand(tokens, 3, generator=generator))
+    directions = torch.eye(width, dtype=torch.float64)
+    chat = f.double() @ directions[:3]
+    base = (f * torch.tensor(base_has)).double() @ directions[:3]
+    coder = crosscoder.create(
+        member("relu", penalty="l1_of_norms", latents=4), ["base", "chat"], [width, width], 0, torch.float64
+    )
     coder.encoder.zero_()
     coder.decoder.zero_()
-    for j in range(3):
-        coder.encoder[j, width:] = directions[j]
-        coder.decoder[j, width:] = directions[j]
-    coder.encoder[3, :width] = coder.decoder[3, :width] = directions[1]
+    coder.encoder[range(3), range(width, width + 3)] = 1
+    coder.decoder[range(3), range(width, width + 3)] = 1
+    coder.encoder[3, 1] = coder.decoder[3, 1] = 1
+    weights = bootstrap.resamples(40, 60, seed)
     scaling, _ = classification.scan(
-        coder, Tokens(torch.cat([base, chat], 1)), np.repeat(np.arange(40), 100), (0, 1), np.ones((1, 40))
+        coder, Tokens(torch.cat([base, chat], 1)), np.repeat(np.arange(40), 100), (0, 1), weights
     )
+    return scaling
+
+
+DELTA = np.array([1.0, 1.0, 1.0, 0.0])
+
+
+def test_shrinkage_decoupling_and_specific_latents_are_told_apart(member, thresholds):
+    """Chat-only decoders over a base that has the concept in its error, in other latents, or not at all."""
+    scaling = three_chat_concepts(member, [1.0, 1.0, 0.0])
     error, reconstruction = scaling.nu("error", 1)[0], scaling.nu("reconstruction", 1)[0]
     np.testing.assert_allclose(error[:3], [1, 0, 0], atol=1e-9)
     np.testing.assert_allclose(reconstruction[:3], [0, 1, 0], atol=1e-9)
     both = [np.stack([scaling.nu(t, d)[0] for d in (0, 1)]) for t in ("error", "reconstruction")]
-    delta = np.array([1.0, 1.0, 1.0, 0.0])
-    assert classification.specific(*both, delta, thresholds)[:3].tolist() == [
-        0,
-        0,
-        classification.SPECIFIC.index("chat"),
-    ]
+    names = [classification.SPECIFIC[i] for i in classification.specific(*both, DELTA, thresholds)]
+    assert names[:3] == ["none", "none", "chat"]
+
+
+def test_what_is_specific_is_fitted_on_validation_and_counted_where_test_documents_agree(member, thresholds):
+    """Validation lacks concepts 0 and 2 in base, test lacks 2 alone."""
+    validation = three_chat_concepts(member, [0.0, 1.0, 0.0], seed=1)
+    test = three_chat_concepts(member, [1.0, 1.0, 0.0])
+    found = classification.scaling_dataset(test, validation, DELTA, thresholds)
+    names = [classification.SPECIFIC[i] for i in found["specific"].values[:3]]
+    assert names == ["chat", "none", "chat"]
+    assert found["nu_error_validation"].values[0] == pytest.approx(0)
+    assert found["nu_error"].values[0] == pytest.approx(1)
+    counted = {call: found["called"].sel(call=call).item() for call in classification.CALLS}
+    assert counted["alive"] == 4
+    assert counted["chat-only"] == 3
+    assert counted["chat-specific"] == counted["chat-only and chat-specific"] == 1
+    assert (found["called_low"] <= found["called"]).all()
+    assert (found["called"] <= found["called_high"]).all()
+
+
+def test_counts_on_a_resample_are_those_of_its_documents(member, thresholds):
+    """A latent that fires in one document alone is missing wherever that document is not drawn."""
+    coder, x, document, weights, _ = scanned(member)
+    coder.encoder[5], coder.encoder_bias[5] = 0, -1
+    rows = document == 3
+    coder.encoder_bias[5] = 0
+    coder.encoder[5, 0] = 1
+    x = x.clone()
+    x[:, 0] = torch.where(torch.from_numpy(rows), 50.0, -50.0)
+    scaling, _ = classification.scan(coder, Tokens(x), document, (0, 1), weights)
+    assert ((scaling.squares[1:, 5] > 0) == (weights[:, 3] > 0)).all()
+    delta = np.full(40, 0.5)
+    counts = classification.count_calls(scaling, delta, np.zeros(40, int), thresholds)
+    assert (counts[:, 0] == (scaling.squares > 0).sum(1)).all()
+    assert (counts[:, classification.CALLS.index("shared")] == counts[:, 0]).all()
 
 
 def test_a_latent_is_specific_only_to_the_source_it_is_written_to_more_strongly(thresholds):

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from crosscoders import artifacts, null_figures, stability
-from crosscoders.classification import NORM_CLASSES, SPECIFIC
+from crosscoders.classification import CALLS, NORM_CLASSES
 
 
 def test_permuted_and_rescaled_latents_are_found_again_and_dead_ones_left_out():
@@ -32,8 +32,17 @@ def summary():
     """Two seeds of 60 latents: seed 1 holds those of seed 0 backwards; 6 of them are chat-only in both."""
     kind = np.full((1, 2, 60), NORM_CLASSES.index("shared"))
     kind[0, 0, :6] = kind[0, 1, -6:] = NORM_CLASSES.index("chat-only")
-    specific = np.zeros((1, 2, 60), int)
-    specific[0, 0, :3] = SPECIFIC.index("chat")
+    called = np.zeros((1, 2, len(CALLS)), int)
+    for call, counts in {
+        "alive": (60, 60),
+        "shared": (54, 54),
+        "chat-only": (6, 6),
+        "chat-specific": (3, 0),
+        "chat-only and chat-specific": (3, 0),
+    }.items():
+        called[0, :, CALLS.index(call)] = counts
+    replicates = np.repeat(called[:, :, None], 50, axis=2)
+    replicates[:, :, ::2, CALLS.index("chat-only")] = 2
     cosine, latent = np.full((1, 2, 2, 60), np.nan), np.full((1, 2, 2, 60), -1)
     for seed in (0, 1):
         cosine[0, seed, 1 - seed], latent[0, seed, 1 - seed] = 0.9, np.arange(60)[::-1]
@@ -41,23 +50,38 @@ def summary():
     return xr.Dataset(
         {
             "norm_class": artifacts.flags((*dims, "latent"), kind, NORM_CLASSES, "class"),
-            "specific": artifacts.flags((*dims, "latent"), specific, SPECIFIC, "specific"),
+            "called": ((*dims, "call"), called),
+            "called_replicate": ((*dims, "replicate", "call"), replicates),
             "density": ((*dims, "latent"), np.ones((1, 2, 60))),
             "relative_norm": ((*dims, "latent"), np.where(kind == 2, 0.95, 0.5)),
             "matched_cosine": ((*dims, "other_seed", "latent"), cosine),
             "matched_latent": ((*dims, "other_seed", "latent"), latent),
         },
-        coords={"crosscoder": np.array(["l1"], dtype=object), "seed": [0, 1], "other_seed": [0, 1]},
+        coords={
+            "call": list(CALLS),
+            "crosscoder": np.array(["l1"], dtype=object),
+            "seed": [0, 1],
+            "other_seed": [0, 1],
+        },
     )
 
 
 def test_rates_are_counted_over_seeds_and_matched_latents_keep_their_class(summary):
     found = null_figures.rates(summary, "l1")
-    assert found["chat-only by norm"] == [(6, 60), (6, 60)]
-    assert found["both"] == [(3, 60), (0, 60)]
-    rate, low, high = null_figures.interval(found["chat-only by norm"])
-    assert rate == 0.1
-    assert 0.05 < low < rate < high < 0.17
+    rate, low, high, seeds = found["chat-only"]
+    assert (rate, seeds) == (0.1, [0.1, 0.1])
+    assert low == pytest.approx(2 / 60), "half the resamples of documents hold two of them"
+    assert rate < high < 0.17
+    assert found["chat-only and chat-specific"][3] == [0.05, 0]
+    nothing = null_figures.rates(
+        summary.assign(
+            called=summary["called"].where(summary["call"] == "alive", 0),
+            called_replicate=summary["called_replicate"].where(summary["call"] == "alive", 0),
+        ),
+        "l1",
+    )
+    assert nothing["chat-only"][0] == 0
+    assert nothing["chat-only"][2] > 0.02, "no latent of 120 is no rate of 0"
     cosines, agreement = null_figures._matched(summary, "l1")
     assert len(cosines) == 120
     assert {label: len(values) for label, values in agreement.items()} == {"base-only": 0, "shared": 108, "chat-only": 12, "other": 0}  # fmt: skip

@@ -20,6 +20,8 @@ from crosscoders.settings import Classification
 NORM_CLASSES = ("base-only", "shared", "chat-only", "other")
 SPECIFIC = ("none", "base", "chat")
 TARGETS = ("error", "reconstruction", "activation")
+CALLS = ("alive", *NORM_CLASSES, "base-specific", "chat-specific", "chat-only and chat-specific")
+"""What latents are counted by: those that fire, each class by norm, what latent scaling says, and both together."""
 BATCH = 2048
 
 
@@ -105,7 +107,7 @@ def document_batches(document: np.ndarray, count: int) -> Iterator[slice]:
 
 
 def scan(
-    coder: Crosscoder, data, document: np.ndarray, contrast: tuple[int, ...], weights: np.ndarray
+    coder: Crosscoder, data, document: np.ndarray, contrast: tuple[int, ...], weights: np.ndarray | None = None
 ) -> tuple[Scaling, Pairs]:
     """One pass over the split: sums for latent scaling under every resample, and all active pairs.
 
@@ -115,10 +117,11 @@ def scan(
         Consecutive document numbers.
     contrast : pair of source indices
         (base, chat); empty where the crosscoder lacks one of them, and every ν is NaN.
-    weights : (replicates, documents)
+    weights : (replicates, documents), optional
         Resamples; a row of ones for the data itself is put before them.
     """
-    weights = np.vstack([np.ones(weights.shape[1]), weights])
+    itself = np.ones((1, int(document[-1]) + 1))
+    weights = itself if weights is None else np.vstack([itself, weights])
     m, columns = coder.latents, [coder.columns[s] for s in contrast]
     decoders = [coder.decoder[:, c].contiguous() for c in columns]
     shape = (2, 2, len(weights), m)
@@ -156,7 +159,7 @@ def scan(
 
 
 def specific(error: np.ndarray, reconstruction: np.ndarray, delta: np.ndarray, settings: Classification) -> np.ndarray:
-    """Index into SPECIFIC from ν of (direction base, direction chat), each (2, m): both ν below their limits [M25].
+    """Index into SPECIFIC from ν of (direction base, direction chat), each (2, …, m): both ν below their limits [M25].
 
     A latent can be specific only to the source that it is written to more strongly: ν towards the other one divides by
     what a decoder vector of almost no norm explains, and says nothing.
@@ -204,20 +207,48 @@ def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Cla
     )
 
 
-def scaling_dataset(scaling: Scaling, delta: np.ndarray, settings: Classification) -> xr.Dataset:
-    """ν of every latent for the three targets and both directions, with intervals, and `specific`."""
-    v, found, estimates = artifacts.variable, {}, {}
+def count_calls(scaling: Scaling, delta: np.ndarray, fitted: np.ndarray, settings: Classification) -> np.ndarray:
+    """How many latents fall under each of CALLS, in the data and in every resample of its documents, (replicates, calls).
+
+    A latent counts as specific where `fitted`, (m,), found on other documents, says so and ν of these documents agrees.
+    """
+    alive = (scaling.squares > 0) & np.isfinite(delta)
+    nu = [np.stack([scaling.nu(target, direction) for direction in (0, 1)]) for target in TARGETS[:2]]
+    holds = np.where(specific(*nu, delta, settings) == fitted, fitted, 0)
+    by_norm = norm_class(delta, settings)
+    groups = [by_norm == index for index in range(len(NORM_CLASSES))]
+    groups += [holds == SPECIFIC.index("base"), holds == SPECIFIC.index("chat")]
+    groups.append(groups[NORM_CLASSES.index("chat-only")] & groups[-1])
+    return np.stack([alive.sum(1), *((alive & group).sum(1) for group in groups)], axis=1)
+
+
+def scaling_dataset(scaling: Scaling, validation: Scaling, delta: np.ndarray, settings: Classification) -> xr.Dataset:
+    """ν of every latent for the three targets and both directions, with intervals; `specific`; counts of all calls.
+
+    `specific` is fitted on validation documents; ν, its intervals and the counts are those of the test documents.
+    """
+    v, found, fitted = artifacts.variable, {}, {}
     for target in TARGETS:
         for direction, suffix in ((1, ""), (0, "_reversed")):
-            nu = scaling.nu(target, direction)
-            nu = np.where(np.isfinite(nu), nu, np.nan)
+            nu, fit = (
+                np.where(np.isfinite(n), n, np.nan)
+                for n in (scaling.nu(target, direction), validation.nu(target, direction))
+            )
             low, high = bootstrap.interval(nu[1:], settings.confidence)
-            estimates[target, direction] = nu[0]
+            fitted[target, direction] = fit[0]
             toward = "base over chat" if direction else "chat over base"
             name = f"nu_{target}{suffix}"
             found[name] = v("latent", nu[0], f"latent scaling of the {target}, {toward}")
             found[f"{name}_low"] = v("latent", low, "lower end of its interval over documents")
             found[f"{name}_high"] = v("latent", high, "upper end of its interval over documents")
-    both = [np.stack([estimates[target, d] for d in (0, 1)]) for target in TARGETS[:2]]
-    found["specific"] = artifacts.flags("latent", specific(*both, delta, settings), SPECIFIC, "passes latent scaling")
-    return xr.Dataset(found)
+            found[f"{name}_validation"] = v("latent", fit[0], "the same on validation documents")
+    both = [np.stack([fitted[target, d] for d in (0, 1)]) for target in TARGETS[:2]]
+    flags = specific(*both, delta, settings)
+    found["specific"] = artifacts.flags("latent", flags, SPECIFIC, "passes latent scaling on validation documents")
+    counts = count_calls(scaling, delta, flags, settings)
+    low, high = bootstrap.interval(counts[1:].astype(float), settings.confidence)
+    found["called"] = v("call", counts[0], "latents under each call on test documents")
+    found["called_low"] = v("call", low, "lower end of its interval over documents")
+    found["called_high"] = v("call", high, "upper end of its interval over documents")
+    found["called_replicate"] = v(("replicate", "call"), counts[1:], "latents under each call, resampled documents")
+    return xr.Dataset(found, coords={"call": ("call", np.array(CALLS, dtype=object), {"long_name": "call"})})

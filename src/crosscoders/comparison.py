@@ -7,8 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders import artifacts
-from crosscoders.figures import PALETTE, alive, crosscoders
+from crosscoders.figures import PALETTE, crosscoders
 
 MATCHED = 0.2
 """Largest relative distance of L0 from the median of the members at which it counts as matched."""
@@ -25,20 +24,16 @@ COLUMNS = {
 def measures(summary: xr.Dataset, name: str, seed: int) -> dict[str, float]:
     """What is compared, for one training; NaN where a member has no such thing."""
     one = summary.sel(crosscoder=name, seed=seed)
-    indices = alive(one)
+    called = one["called"] / one["called"].sel(call="alive").where(lambda alive: alive > 0)
     lift = one["enrichment_lift"].sel(category="planted_or_template").values if "category" in one.dims else [np.nan]
     return {
         "fve": float(one["fraction_variance_explained"].mean()),
         "l0": float(one["l0"]),
         "dead": float(one["dead_fraction"]),
-        "chat_only": _share(one["norm_class"], indices, "chat-only"),
-        "specific": _share(one["specific"], indices, "chat"),
+        "chat_only": float(called.sel(call="chat-only")),
+        "specific": float(called.sel(call="chat-specific")),
         "lift": float(lift[-1]),
     }
-
-
-def _share(flags: xr.DataArray, indices: np.ndarray, meaning: str) -> float:
-    return float((flags.values[indices] == artifacts.flag(flags, meaning)).mean()) if len(indices) else np.nan
 
 
 def table(summary: xr.Dataset) -> dict[str, dict[str, list[float]]]:

@@ -42,7 +42,7 @@ def style() -> None:
 
 def save(figure: plt.Figure, folder: Path | str, name: str) -> None:
     """Write `{name}.png` and `{name}.svg`; the layout is solved once for both."""
-    figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         artifacts.atomic(
@@ -460,6 +460,7 @@ def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
             axis.title.set_fontsize(10)
             axis.set_xticklabels(ticks, rotation=60, fontsize=8)
             axis.set(yscale="log")
+            axis.minorticks_off()
         row[0].set_ylabel("lift over the token base rate")
     top = float(summary["enrichment_lift_high"].max())
     axes[0, 0].set_ylim(LIFT_FLOOR, 1.3 * max(top, 1.0))

@@ -13,7 +13,7 @@ import xarray as xr
 
 from crosscoders import artifacts, bootstrap, crosscoder, stage
 from crosscoders.chats import BEHAVIOURS, ROLES
-from crosscoders.classification import NORM_CLASSES, Pairs, geometry_dataset, scaling_dataset, scan
+from crosscoders.classification import CALLS, Pairs, geometry_dataset, scaling_dataset, scan
 from crosscoders.feed import Activations
 from crosscoders.order import consecutive
 from crosscoders.settings import Classification
@@ -177,8 +177,10 @@ def main(arguments) -> None:
     settings = Classification.model_validate(section["classification"])
     torch.set_grad_enabled(False)
     coder = crosscoder.from_dataset(artifacts.read(arguments.crosscoder))
-    data = Activations(
-        arguments.activations, artifacts.read(arguments.normalisation), coder.sources, section.get("null")
+    normalisation = artifacts.read(arguments.normalisation)
+    data, held_out = (
+        Activations(paths, normalisation, coder.sources, section.get("null"))
+        for paths in (arguments.activations, arguments.validation)
     )
     tokens = artifacts.read(arguments.tokens)
     document = consecutive(data.metadata["document"].values)
@@ -186,23 +188,23 @@ def main(arguments) -> None:
     contrast = contrast if len(contrast) == 2 else ()
     weights = bootstrap.resamples(int(document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
     scaling, pairs = scan(coder, data, document, contrast, weights)
+    validation, _ = scan(coder, held_out, consecutive(held_out.metadata["document"].values), contrast)
     category = categories(data.metadata)
     geometry = geometry_dataset(coder, contrast, settings)
     usage = usage_dataset(pairs, category, coder.latents, len(data))
     delta = geometry["relative_norm"].values
     alive = (usage["density"].values > 0) & np.isfinite(delta)
-    parts = [geometry, scaling_dataset(scaling, delta, settings), usage]
+    parts = [geometry, scaling_dataset(scaling, validation, delta, settings), usage]
     parts.append(enrichment(delta, alive, pairs, document, category, weights, settings))
     parts.append(examples(delta, alive, pairs, data, tokens, settings))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts")
     dataset.attrs = artifacts.provenance(section["study"], "classify_latents", section, section["seed"])
     dataset.attrs |= {"title": "latents", "base": section["contrast"][0], "chat": section["contrast"][1]}
     artifacts.write(dataset, arguments.output)
-    classes = np.bincount(dataset["norm_class"].values[alive], minlength=len(NORM_CLASSES))
-    counts = ", ".join(f"{name} {count}" for name, count in zip(NORM_CLASSES, classes, strict=True))
-    stage.say(f"classify_latents: of {alive.sum():,} alive: {counts}")
+    counts = ", ".join(f"{name} {count}" for name, count in zip(CALLS, dataset["called"].values.tolist(), strict=True))
+    stage.say(f"classify_latents: {counts}")
 
 
 if __name__ == "__main__":
     flags = ("crosscoder", "normalisation", "tokens", "output")
-    stage.run(main, stage.parser(__doc__, *flags, lists=("activations",)).parse_args())
+    stage.run(main, stage.parser(__doc__, *flags, lists=("activations", "validation")).parse_args())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from crosscoders import artifacts, stage
@@ -20,18 +22,22 @@ def listing(folder: Path) -> dict[str, str]:
     UserError
         One line per damaged artifact.
     """
-    problems, found = [], {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in SUFFIXES and path.is_file() and not path.name.startswith("."):
-            try:
-                if path.suffix == ".nc":
-                    artifacts.verify(path)
-                found[path.relative_to(folder).as_posix()] = artifacts.sha256(path)
-            except UserError as error:
-                problems.append(str(error))
+
+    def check(path: Path) -> str | UserError:
+        try:
+            if path.suffix == ".nc":
+                artifacts.verify(path)
+            return artifacts.sha256(path)
+        except UserError as error:
+            return error
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
+        found = dict(zip(paths, pool.map(check, paths), strict=True))
+    problems = [str(result) for result in found.values() if isinstance(result, UserError)]
     if problems:
         raise UserError("\n".join(problems))
-    return found
+    return {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
 
 
 def main(arguments) -> None:

@@ -8,32 +8,46 @@ import scipy.stats
 import seaborn as sns
 import xarray as xr
 
-from crosscoders import artifacts
+from crosscoders import bootstrap
 from crosscoders.figures import CLASS_COLOURS, CLASSES, PALETTE, alive, crosscoders
 
 FLOOR = 1e-4
 """Rates of 0 stand on this floor of a logarithmic axis."""
 MATCHED_ABOVE = 0.7
-
-
-def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, list[tuple[int, int]]]:
-    """Per seed: how many alive latents are called chat-only by norm, and chat-specific by latent scaling, out of how many."""
-    found: dict[str, list[tuple[int, int]]] = {"chat-only by norm": [], "chat-specific by ν": [], "both": []}
-    for seed in summary["seed"].values:
-        one = summary.sel(crosscoder=crosscoder, seed=seed)
-        indices = alive(one)
-        by_norm = one["norm_class"].values[indices] == artifacts.flag(one["norm_class"], "chat-only")
-        by_scaling = one["specific"].values[indices] == artifacts.flag(one["specific"], "chat")
-        for label, chosen in zip(found, (by_norm, by_scaling, by_norm & by_scaling), strict=True):
-            found[label].append((int(chosen.sum()), len(indices)))
-    return found
+RATES = {
+    "chat-only": "chat-only by norm",
+    "chat-specific": "chat-specific by ν",
+    "chat-only and chat-specific": "both",
+}
+"""Calls whose rates are compared with nulls, and how figures name them."""
 
 
 def interval(counts: list[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Rate over all seeds with its Wilson interval over latents."""
+    """A rate over all (hits, total) with its Wilson interval."""
     hits, total = (sum(column) for column in zip(*counts, strict=True))
-    found = scipy.stats.binomtest(hits, max(total, 1)).proportion_ci(confidence, "wilson")
+    found = scipy.stats.binomtest(int(hits), max(int(total), 1)).proportion_ci(confidence, "wilson")
     return hits / max(total, 1), found.low, found.high
+
+
+def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float, float, list[float]]]:
+    """How often alive latents are called chat-only by norm, chat-specific by latent scaling, and both.
+
+    Returns
+    -------
+    dict
+        By call: the rate over all seeds; the ends of its 95% interval, the wider of a bootstrap over documents and of
+        Wilson's over latents, which alone bounds a rate of 0; and the rate of every seed.
+    """
+    one, found = summary.sel(crosscoder=crosscoder), {}
+    counts, replicates = one["called"], one["called_replicate"].sum("seed")
+    alive = counts.sel(call="alive").values
+    for call in RATES:
+        hits = counts.sel(call=call).values
+        rate, low, high = interval(list(zip(hits, alive, strict=True)))
+        drawn = replicates.sel(call=call) / replicates.sel(call="alive").clip(min=1)
+        ends = bootstrap.interval(drawn.values, 0.95)
+        found[call] = rate, min(low, float(ends[0])), max(high, float(ends[1])), (hits / np.maximum(alive, 1)).tolist()
+    return found
 
 
 def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
@@ -43,17 +57,17 @@ def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
     columns = {"real pair": summary, **controls}
     for axis, name in zip(axes[0], names, strict=True):
         for c, column in enumerate(columns.values()):
-            for r, (label, counts) in enumerate(rates(column, name).items()):
-                rate, low, high = interval(counts)
+            for r, (call, (rate, low, high, seeds)) in enumerate(rates(column, name).items()):
                 place, shown = c + 0.22 * (r - 1), max(rate, FLOOR)
                 axis.errorbar(place, shown, yerr=[[shown - max(low, FLOOR)], [high - shown]], color=PALETTE[[3, 0, 2][r]], marker="osD"[r],
-                              ms=6, capsize=3, mfc=None if rate else "white", label=label if c == 0 else None)  # fmt: skip
-                seeds = [max(hits / max(total, 1), FLOOR) for hits, total in counts]
-                axis.scatter([place + 0.06] * len(seeds), seeds, s=9, color="black", alpha=0.5, zorder=3)
+                              ms=6, capsize=3, mfc=None if rate else "white", label=RATES[call] if c == 0 else None)  # fmt: skip
+                axis.scatter(
+                    [place + 0.06] * len(seeds), np.maximum(seeds, FLOOR), s=9, color="black", alpha=0.5, zorder=3
+                )
         axis.set_xticks(range(len(columns)), [label.replace("null-", "").replace("-", "\n") for label in columns])
         axis.set(yscale="log", title=name, ylim=(FLOOR / 1.5, 1.2), xlim=(-0.5, len(columns) - 0.5))
     axes[0, 0].set_ylabel("share of alive latents (hollow: none)")
-    axes[0, 0].legend(fontsize=9, title="bars: 95% Wilson; dots: seeds", title_fontsize=8)
+    axes[0, 0].legend(fontsize=9, title="bars: 95%, documents or latents; dots: seeds", title_fontsize=8)
     sns.despine(figure)
     return figure
 
@@ -143,13 +157,13 @@ def null_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> str:
     """False-positive rates of both calls under every null, beside the rate on the real pair."""
     lines = []
     for name in crosscoders(summary):
-        for label in ("chat-only by norm", "chat-specific by ν"):
+        for call in ("chat-only", "chat-specific"):
             parts = []
             for column, dataset in {"real pair": summary, **controls}.items():
                 if name in crosscoders(dataset):
-                    rate, low, high = interval(rates(dataset, name)[label])
+                    rate, low, high, _ = rates(dataset, name)[call]
                     parts.append(f"{column} {100 * rate:.2f}% ({100 * low:.2f} to {100 * high:.2f})")
-            lines.append(f"- **{name}**, {label}: " + "; ".join(parts) + ".")
+            lines.append(f"- **{name}**, {RATES[call]}: " + "; ".join(parts) + ".")
     return "\n".join(lines)
 
 

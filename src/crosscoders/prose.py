@@ -40,31 +40,31 @@ def evaluation(summary: xr.Dataset) -> str:
 
 
 def classes(summary: xr.Dataset) -> str:
-    """Class counts by relative norm, and how many latents pass latent scaling."""
+    """Class counts by relative norm, and how many latents pass latent scaling, with intervals over documents."""
     limits, lines = figures.thresholds(summary), []
     for name in figures.crosscoders(summary):
-        counts, specific, top = [], [], []
-        for one in _trainings(summary, name):
-            indices = figures.alive(one)
-            delta = one["relative_norm"].values[indices]
-            kind = one["norm_class"].values[indices]
-            counts.append([int((kind == i).sum()) for i in range(len(figures.CLASSES))])
-            specific.append(int((one["specific"].values[indices] == 2).sum()))
-            top.append(float(delta.max()))
-        columns = zip(*counts, strict=True)
-        listed = ", ".join(
-            f"{label} {_over_seeds(list(c), '{:,}')}" for label, c in zip(figures.CLASSES, columns, strict=True)
-        )
+        counts = [_counted(summary.sel(crosscoder=name), label) for label in figures.CLASSES]
+        top = [float(one["relative_norm"].values[figures.alive(one)].max()) for one in _trainings(summary, name)]
         lines.append(
-            f"- **{name}**: {listed}. The largest Δ is {_over_seeds(top)}; "
-            f"{_over_seeds(specific, '{:,}')} latents pass latent scaling as specific to {summary.attrs['chat']}."
+            f"- **{name}**: {', '.join(counts)}. The largest Δ is {_over_seeds(top)}. Of latents that pass latent scaling "
+            f"on validation documents and on test documents: {_counted(summary.sel(crosscoder=name), 'chat-specific')}, "
+            f"{_counted(summary.sel(crosscoder=name), 'base-specific')}."
         )
-        if all(c[figures.CLASSES.index("chat-only")] == 0 for c in counts):
+        if not summary["called"].sel(crosscoder=name, call="chat-only").any():
             lines.append(
                 f"  No latent reaches Δ ≥ {limits['chat_only_above']:g}: counts of exclusive latents say nothing on this "
                 "pair, and the evidence is the enrichment along the ranking below."
             )
     return "\n".join(lines)
+
+
+def _counted(one: xr.Dataset, call: str) -> str:
+    """Count of a call, every seed with its 95% interval over documents."""
+    chosen = one.sel(call=call)
+    columns = (chosen[name].values.tolist() for name in ("called", "called_low", "called_high"))
+    return f"{call} " + " and ".join(
+        f"{count:,} [{low:,.0f}, {high:,.0f}]" for count, low, high in zip(*columns, strict=True)
+    )
 
 
 def scaling(summary: xr.Dataset) -> str:

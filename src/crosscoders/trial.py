@@ -39,18 +39,19 @@ def onset(truth: World, coder: Crosscoder, cosine: np.ndarray, alive: np.ndarray
 
 
 def score(
-    truth: World, coder: Crosscoder, data: Sample, parts: list[list[int]], contrast: tuple[int, ...],
-    settings: Classification, threshold: float,
+    truth: World, coder: Crosscoder, data: Sample, held_out: Sample, parts: list[list[int]],
+    contrast: tuple[int, ...], settings: Classification, threshold: float,
 ) -> xr.Dataset:  # fmt: skip
-    """Reconstruction, classes and the judgement of one crosscoder on test tokens.
+    """Reconstruction, classes and the judgement of one crosscoder on test tokens `data`.
 
-    `parts` holds, per source of the crosscoder, the planted sources it is made of: one, or the two of a difference.
+    Latent scaling is fitted on the validation tokens `held_out`. `parts` holds, per source of the crosscoder, the planted sources it is made of: one, or the two of a difference.
     """
     weights = bootstrap.resamples(int(data.document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
     sums = reconstruction(coder, data, data.document)
     scaling, _ = classification.scan(coder, data, data.document, contrast, weights)
     geometry = classification.geometry_dataset(coder, contrast, settings)
-    specific = classification.scaling_dataset(scaling, geometry["relative_norm"].values, settings)
+    validation, _ = classification.scan(coder, held_out, held_out.document, contrast)
+    specific = classification.scaling_dataset(scaling, validation, geometry["relative_norm"].values, settings)
     alive = sums["fired"] > 0
     made_of = [(coder.decoder[:, columns].numpy(), s) for columns, part in zip(coder.columns, parts, strict=True) for s in part]  # fmt: skip
     cosine, concept = planted.match(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], threshold)
@@ -97,8 +98,9 @@ def main(arguments) -> None:
     contrast = tuple(coder.sources.index(source) for source in section["contrast"] if source in coder.sources)
     parts = [[stored.index(part) for part in section["differences"].get(source, [source])] for source in coder.sources]
     settings = Classification.model_validate(section["classification"])
+    contrast = contrast if len(contrast) == 2 else ()
     dataset = score(
-        truth, coder, chosen["test"], parts, contrast if len(contrast) == 2 else (), settings, options.recovered_above
+        truth, coder, chosen["test"], chosen["validation"], parts, contrast, settings, options.recovered_above
     )
     dataset.attrs = artifacts.provenance(section["study"], "trial", section, seed) | {"title": name}
     artifacts.write(dataset, arguments.output)
