@@ -5,10 +5,7 @@
 
 rule tokenize:
     input:
-        model=lambda wildcards: (
-            f"{RESULTS}/models/"
-            f"{sections.root_model(STUDY, sections.setting_models(STUDY, wildcards.setting)[0])}/provenance.json"
-        ),
+        models=root_snapshots,
         texts=texts,
         code=code("tokens"),
     output:
@@ -19,6 +16,7 @@ rule tokenize:
         "results/{study}/logs/tokenize/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/tokenize/{setting}.tsv"
+    priority: 8  # all that is trained waits for it
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -27,7 +25,7 @@ rule tokenize:
     params:
         settings=settings_of("tokenize"),
     shell:
-        "python -m crosscoders.tokens --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
+        "python -m crosscoders.tokens --settings {params.settings:q} --models {input.models:q} --texts {input.texts:q}"
         " --outputs {output:q} --log {log:q}"
 
 
@@ -42,6 +40,7 @@ rule extract_activations:
         "results/{study}/logs/extract_activations/{setting}/{split}/{shard}.log",
     benchmark:
         "results/{study}/benchmarks/extract_activations/{setting}/{split}/{shard}.tsv"
+    priority: 8
     conda:
         "../envs/crosscoders.yaml"
     threads: 1  # shards run side by side, which uses two cores better than one job on both

@@ -34,7 +34,7 @@ rule train_crosscoder:
 
 rule evaluate:
     input:
-        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        crosscoder=trained("crosscoders"),
         activations=shards("test"),
         normalisation=normalisation,
         code=code("evaluation"),
@@ -59,7 +59,7 @@ rule evaluate:
 
 rule classify_latents:
     input:
-        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        crosscoder=trained("crosscoders"),
         activations=shards("test"),
         validation=shards("validation"),
         normalisation=normalisation,
@@ -111,7 +111,6 @@ rule train_aligned:
     input:
         activations=shards("train"),
         validation=shards("validation"),
-        test=shards("test"),
         normalisation=normalisation,
         code=code("align"),
     output:
@@ -129,5 +128,30 @@ rule train_aligned:
         settings=settings_of("train_aligned"),
     shell:
         "python -m crosscoders.align --settings {params.settings:q} --activations {input.activations:q}"
-        " --validation {input.validation:q} --test {input.test:q} --normalisation {input.normalisation:q}"
+        " --validation {input.validation:q} --normalisation {input.normalisation:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule evaluate_aligned:
+    input:
+        aligned=trained("aligned"),
+        activations=shards("test"),
+        normalisation=normalisation,
+        code=code("evaluate_aligned"),
+    output:
+        "results/{study}/aligned_evaluation/{setting}/{aligned}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/evaluate_aligned/{setting}/{aligned}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/evaluate_aligned/{setting}/{aligned}/seed-{seed}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="2GB",
+        runtime="1h",
+    params:
+        settings=settings_of("evaluate_aligned"),
+    shell:
+        "python -m crosscoders.evaluate_aligned --settings {params.settings:q} --aligned {input.aligned:q}"
+        " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
+        " --output {output:q} --log {log:q}"

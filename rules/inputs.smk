@@ -6,6 +6,13 @@ def snapshots(wildcards):
     return [f"{RESULTS}/models/{name}/provenance.json" for name in sections.setting_models(STUDY, wildcards.setting)]
 
 
+def root_snapshots(wildcards):
+    """The models whose tokenizers serve those of a setting, each once."""
+    names = sections.setting_models(STUDY, wildcards.setting)
+    roots = dict.fromkeys(sections.root_model(STUDY, name) for name in names)
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in roots]
+
+
 def texts(wildcards):
     """Corpora that a setting takes tokens from."""
     return [f"{RESULTS}/text/{name}.nc" for name in sections.setting_corpora(STUDY, wildcards.setting)]
@@ -23,8 +30,20 @@ def shards(split):
 
 
 def normalisation(wildcards):
-    """Statistics of the activations that a setting reads."""
-    return f"{RESULTS}/activations/{sections.data_setting(STUDY, wildcards.setting)}/normalisation.nc"
+    """Statistics of the activations that a setting's crosscoders were trained on."""
+    setting = sections.data_setting(STUDY, sections.trained_setting(STUDY, wildcards.setting))
+    return f"{RESULTS}/activations/{setting}/normalisation.nc"
+
+
+def trained(stage):
+    """The crosscoder, plain or aligned, that a setting measures."""
+
+    def file(wildcards):
+        name = wildcards.get("crosscoder") or wildcards.aligned
+        setting = sections.trained_setting(STUDY, wildcards.setting)
+        return f"{RESULTS}/{stage}/{setting}/{name}/seed-{wildcards.seed}.nc"
+
+    return file
 
 
 def test_tokens(wildcards):
@@ -37,16 +56,25 @@ def over_trainings(stage, suffix="nc"):
 
     def files(wildcards):
         names = STUDY.settings[wildcards.setting].crosscoders
-        folder = f"{RESULTS}/{stage}/{wildcards.setting}"
+        trains = stage == "crosscoders"
+        setting = sections.trained_setting(STUDY, wildcards.setting) if trains else wildcards.setting
+        folder = f"{RESULTS}/{stage}/{setting}"
         return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
 
     return files
 
 
+def matched(wildcards):
+    """Latents of a setting's trainings matched across seeds, where it trains several."""
+    several = len(STUDY.seeds) > 1 and not hasattr(STUDY.settings[wildcards.setting], "trained_on")
+    return over_trainings("stability")(wildcards) if several else []
+
+
 def aligned(wildcards):
-    """Aligned crosscoders of a setting, one file per seed."""
+    """Measurements of the aligned crosscoders of a setting, one file per seed."""
     names = getattr(STUDY.settings[wildcards.setting], "aligned", [])
-    return [f"{RESULTS}/aligned/{wildcards.setting}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+    folder = f"{RESULTS}/aligned_evaluation/{wildcards.setting}"
+    return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
 
 
 def over_seeds(stage):

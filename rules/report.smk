@@ -8,7 +8,7 @@ rule collate:
         latents=over_trainings("latents"),
         evaluations=over_trainings("evaluation"),
         histories=over_trainings("crosscoders", "history.nc"),
-        stability=over_trainings("stability") if len(STUDY.seeds) > 1 else [],
+        stability=matched,
         aligned=aligned,
         normalisation=normalisation,
         behaviours=behaviours,
@@ -46,6 +46,7 @@ for setting_name in sections.drawn_settings(STUDY):
         input:
             summary=f"results/{{study}}/summary/{setting_name}.nc",
             nulls=[f"results/{{study}}/summary/{name}.nc" for name in sections.nulls_of(STUDY, setting_name)],
+            transfers=[f"results/{{study}}/summary/{name}.nc" for name in sections.transfers_of(STUDY, setting_name)],
             notebook=f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb",
             code=code("notebook", "prose", "planted_figures", "null_figures", "comparison"),
         output:
@@ -75,9 +76,11 @@ for setting_name in sections.drawn_settings(STUDY):
         params:
             settings=sections.section(STUDY, "notebook", setting=setting_name),
             figures="results/{study}/figures",
-            nulls=lambda wildcards, input: (f"--nulls {input.nulls}" if input.nulls else ""),
+            beside=lambda wildcards, input: " ".join(
+                f"--{name} {input[name]}" for name in ("nulls", "transfers") if input[name]
+            ),
         shell:
-            "python -m crosscoders.notebook --settings {params.settings:q} --summary {input.summary:q} {params.nulls}"
+            "python -m crosscoders.notebook --settings {params.settings:q} --summary {input.summary:q} {params.beside}"
             " --notebook {input.notebook:q} --figures {params.figures:q} --output {output.notebook:q} --log {log:q}"
 
 

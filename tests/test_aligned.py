@@ -1,9 +1,11 @@
 """The aligned crosscoder: what it minimises, and that separate encoders come to share one latent space."""
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 
-from crosscoders import aligned, planted
+from crosscoders import aligned, evaluate_aligned, planted
 from crosscoders.settings import AlignedSettings, Planted
 
 
@@ -29,13 +31,38 @@ def test_codes_of_sources_of_unequal_width_rebuild_each_other(data):
     found = {}
     for strength in (0.0, 0.1):
         coder = aligned.fit(options(strength), data["train"], data["validation"], 0, lambda *_: None)
-        found[strength] = aligned.evaluate(coder, data["test"])
-    explained = found[0.1]["fraction_variance_explained"]
+        sums = aligned.evaluate(coder, data["test"], data["test"].document)
+        found[strength] = evaluate_aligned.to_dataset(coder.sources, sums, 50, 0.95, 0)
+    explained = found[0.1]["aligned_fraction_variance_explained"].values
     assert explained.min() > 0.8, explained
     assert explained[0, 1] > 0.9 * explained[1, 1], "the small model's code rebuilds the large one nearly as well"
-    assert found[0.1]["overlap"][0, 1] > 0.6
-    assert found[0.1]["overlap"][0, 1] > found[0.0]["overlap"][0, 1]
-    assert found[0.1]["l0"] == pytest.approx([2, 2], rel=0.1)
+    overlap = {strength: float(dataset["aligned_overlap"][0, 1]) for strength, dataset in found.items()}
+    assert overlap[0.1] > 0.6
+    assert overlap[0.1] > overlap[0.0]
+    assert found[0.1]["aligned_l0"].values == pytest.approx([2, 2], rel=0.1)
+    for name in evaluate_aligned.MEASURES:
+        low, value, high = (found[0.1][f"{name}{end}"].values for end in ("_low", "", "_high"))
+        assert (low <= value).all()
+        assert (value <= high).all()
+
+
+def test_evaluation_is_that_of_the_whole_split_and_survives_saving(data):
+    """Pooled over tokens, not a mean of ratios; and the same after a round trip through the artifact."""
+    coder = aligned.fit(options(0.1, steps=60), data["train"], data["validation"], 0, lambda *_: None)
+    test = data["test"]
+    ones = np.ones(1, np.float32)
+    normalisation = xr.Dataset(
+        {"scale": ("source", np.ones(2)), "sink_norm": ("source", np.full(2, np.inf)), "mean_small": ("width_small", np.zeros(24)),
+         "mean_large": ("width_large", np.zeros(32)), "other": ("x", ones)}, coords={"source": ["small", "large"]},
+    )  # fmt: skip
+    again = aligned.from_dataset(aligned.to_dataset(coder, normalisation))
+    found = evaluate_aligned.to_dataset(again.sources, aligned.evaluate(again, test, test.document), 10, 0.95, 0)
+    z = coder.encode(test.x)
+    rebuilt, x = coder.decode(z)[0][:, 24:], test.x[:, 24:]
+    expected = 1 - (x - rebuilt).square().sum() / (x - x.mean(0)).square().sum()
+    assert found["aligned_fraction_variance_explained"][0, 1].item() == pytest.approx(expected.item(), abs=1e-5)
+    on = z > 0
+    assert found["aligned_overlap"][0, 1].item() == pytest.approx(float((on[0] & on[1]).sum() / (on[0] | on[1]).sum()))
 
 
 def test_loss_is_the_sum_over_ordered_pairs(data):

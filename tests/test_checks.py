@@ -57,7 +57,7 @@ CASES = [
     ("settings/base-vs-chat/dtype", "float8", "dtype: 'float8' is not one of auto, float32, bfloat16"),
     ("settings/base-vs-chat/context", 4096, "context: 4096 exceeds the 256 tokens that 'base' takes"),
     ("settings/base-vs-chat/tokens/train", {"wiki": 0}, "tokens.train: 0 tokens in all"),
-    ("settings/base-vs-chat/tokens/train", {"wiki": 100}, "100 tokens are fewer than a batch of 'l1' (256)"),
+    ("settings/base-vs-chat/tokens/train", {"wiki": 100}, "100 tokens are fewer than a batch of 'batchtopk' (256)"),
     ("settings/base-vs-chat/tokens/train", {"wikki": 1000}, "'wikki' is not defined; known: wiki, chats; did you mean 'wiki'?"),
     ("settings/base-vs-chat/crosscoders", ["batchtopp"], "'batchtopp' is not defined; known: l1, batchtopk; did you mean 'batchtopk'?"),
     ("settings/base-vs-chat/contrast", ["base", "cat"], "contrast: 'cat' is not defined"),
@@ -73,6 +73,11 @@ CASES = [
     ("settings/base-vs-chat/sources/difference", {"of": ["chat", "chat"]}, "sources.difference.of: ['chat', 'chat'] names one source twice"),
     ("crosscoders/l1/blocks/all", {"share": 1.0, "reads": "each", "writes": "onward", "window": 9}, "blocks.all.window: 9 is longer than the"),
     ("crosscoders/l1/blocks/all/writes", "onward", "blocks.all.writes: 'onward' needs reads: each"),
+    ("settings/again/trained_on", "base-vs-cha", "settings.again.trained_on: 'base-vs-cha' is not defined"),
+    ("settings/again/trained_on", "pair", "settings.again.trained_on: 'pair' reads no activations of models of its own"),
+    ("settings/again/measured_on", "cross-layer", "measured_on: 'cross-layer' has sources layer-00, layer-01, layer-02; expected those of 'base-vs-chat': base, chat"),
+    ("settings/again/crosscoders", ["batchtop"], "settings.again.crosscoders: 'batchtop' is not defined; known: batchtopk; did you mean"),
+    ("settings/again/seeds", [1], "settings.again.seeds: unknown setting"),
     ("crosscoders/l1/sources", ["layer-9"], "crosscoders ('l1'): sources: 'layer-9' is not defined"),
 ]  # fmt: skip
 

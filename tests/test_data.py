@@ -11,6 +11,7 @@ from crosscoders import behaviours, chats, fine_tune, models, texts, tokens
 from crosscoders.checks import load
 from crosscoders.errors import UserError
 from crosscoders.settings import FileCorpus, FineTunedModel, FolderModel, HubCorpus, RandomModel
+from crosscoders.vocabulary import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,16 @@ def study(request):
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
     models.make_random(RandomModel(kind="random", depth=2, width=16, heads=2), folder)
-    return models.load_tokenizer(folder)
+    return load_tokenizer(folder)
+
+
+def test_a_tokenizer_is_the_one_of_its_model_with_or_without_the_short_cut(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|im_start|>user\nWörds 😀,  and\tspaces 123<|im_end|>\n<file_sep>"
+    assert tokenizer(text, add_special_tokens=False).input_ids == other(text, add_special_tokens=False).input_ids
+    assert tokenizer.get_vocab() == other.get_vocab()
+    assert tokenizer.eos_token_id == other.eos_token_id
 
 
 @pytest.fixture(scope="module")

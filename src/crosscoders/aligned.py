@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xarray as xr
 
+from crosscoders import artifacts
 from crosscoders.crosscoder import keep_largest
 from crosscoders.members import ACTIVATIONS
 from crosscoders.order import Order
@@ -174,30 +176,79 @@ def fit_thresholds(coder: Aligned, held_out, k: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(coder: Aligned, data, batch: int = 2048) -> dict[str, np.ndarray]:
-    """How well every source's code rebuilds every source, how alike the supports are, and how sparse the codes.
+def evaluate(coder: Aligned, data, document: np.ndarray, batch: int = 2048) -> dict[str, np.ndarray]:
+    """Sums within documents of what every source's code says of every source.
+
+    Parameters
+    ----------
+    document : (tokens,)
+        Consecutive document numbers from 0.
 
     Returns
     -------
     dict
-        `fraction_variance_explained` (from source, to source), `overlap` (S, S), the Jaccard index of the supports
-        pooled over tokens, and `l0` (S,).
+        `error` (documents, from source, to source) and `variance` about the split's mean (documents, 1, to source);
+        `both` and `either` (documents, S, S), latents active in two sources' codes of a token, and in one of them;
+        `active` (documents, S) and `tokens` (documents, 1).
     """
-    sources = len(coder.sources)
+    documents, sources = int(document[-1]) + 1, len(coder.sources)
     mean = sum(x.double().sum(0) for _, x in data.batches(batch)) / len(data)
-    error, variance = np.zeros((sources, sources)), np.zeros(sources)
-    both, either, active = np.zeros((sources, sources)), np.zeros((sources, sources)), np.zeros(sources)
-    for _, x in data.batches(batch):
-        z = coder.encode(x)
-        squares = (x - coder.decode(z)).double().square().sum(1)
-        error += np.array([[float(part.sum()) for part in row.split(coder.widths)] for row in squares])
-        spread = (x.double() - mean).square().sum(0)
-        variance += np.array([float(part.sum()) for part in spread.split(coder.widths)])
-        on = z > 0
-        active += on.sum((1, 2)).numpy()
+    sums = {name: np.zeros((documents, sources, sources)) for name in ("error", "both", "either")}
+    sums |= {"variance": np.zeros((documents, 1, sources)), "active": np.zeros((documents, sources))}
+
+    def add(name: str, place: tuple[int, ...], inside: np.ndarray, values: torch.Tensor) -> None:
+        sums[name][(slice(None), *place)] += np.bincount(inside, values.double().numpy(), documents)
+
+    for chosen, x in data.batches(batch):
+        z, inside = coder.encode(x), document[chosen]
+        squares = (x - coder.decode(z)).double().square()
+        spread, on = (x.double() - mean).square().split(coder.widths, dim=1), z > 0
         for s in range(sources):
-            for t in range(sources):
-                both[s, t] += float((on[s] & on[t]).sum())
-                either[s, t] += float((on[s] | on[t]).sum())
-    with np.errstate(invalid="ignore"):
-        return {"fraction_variance_explained": 1 - error / variance, "overlap": both / either, "l0": active / len(data)}
+            add("variance", (0, s), inside, spread[s].sum(1))
+            add("active", (s,), inside, on[s].sum(1))
+            for t, part in enumerate(squares[s].split(coder.widths, dim=1)):
+                add("error", (s, t), inside, part.sum(1))
+                add("both", (s, t), inside, (on[s] & on[t]).sum(1))
+                add("either", (s, t), inside, (on[s] | on[t]).sum(1))
+    return {**sums, "tokens": np.bincount(document, minlength=documents).astype(float)[:, None]}
+
+
+# -- as a dataset ------------------------------------------------------------------------------------------------------
+
+
+def to_dataset(coder: Aligned, normalisation: xr.Dataset) -> xr.Dataset:
+    """The weights, with the normalisation they need."""
+    v = artifacts.variable
+    found = normalisation[["scale", "sink_norm"] + [f"mean_{name}" for name in coder.sources]].sel(source=coder.sources)
+    found.attrs = {"activation": coder.activation, "k": coder.k or 0}
+    found["encoder_bias"] = v(("source", "latent"), coder.encoder_bias.numpy(), "encoder bias")
+    found["threshold"] = v("source", coder.thresholds.numpy(), "score above which a latent is on at inference")
+    decoders = coder.decoder.split(coder.widths, dim=1)
+    biases = coder.decoder_bias.split(coder.widths)
+    for name, encoder, decoder, bias in zip(coder.sources, coder.encoders, decoders, biases, strict=True):
+        width = f"width_{name}"
+        found[f"encoder_{name}"] = v(("latent", width), encoder.numpy(), f"encoder for {name}")
+        found[f"decoder_{name}"] = v(("latent", width), decoder.numpy(), f"decoder for {name}")
+        found[f"decoder_bias_{name}"] = v(width, bias.numpy(), f"decoder bias for {name}")
+    return found
+
+
+def from_dataset(dataset: xr.Dataset) -> Aligned:
+    """The inverse of :func:`to_dataset`, without the normalisation."""
+    sources = [str(name) for name in dataset["source"].values]
+
+    def parts(name: str) -> list[torch.Tensor]:
+        return [torch.from_numpy(np.ascontiguousarray(dataset[f"{name}_{source}"].values)) for source in sources]
+
+    encoders = parts("encoder")
+    return Aligned(
+        encoders=encoders,
+        encoder_bias=torch.from_numpy(dataset["encoder_bias"].values.copy()),
+        decoder=torch.cat(parts("decoder"), dim=1),
+        decoder_bias=torch.cat(parts("decoder_bias")),
+        sources=sources,
+        widths=[encoder.shape[1] for encoder in encoders],
+        activation=dataset.attrs["activation"],
+        k=int(dataset.attrs["k"]) or None,
+        thresholds=torch.from_numpy(dataset["threshold"].values.copy()),
+    )

@@ -114,10 +114,11 @@ def from_bits(bits: np.ndarray) -> np.ndarray:
     return (np.asarray(bits, dtype=np.uint32) << 16).view(np.float32)
 
 
-def atomic(path: Path, write: Callable[[Path], None], needed: int = 0) -> None:
+def atomic(path: Path, write: Callable[[Path], None], needed: int = 0, flush: bool = True) -> None:
     """Call `write` on a temporary file beside `path`, then flush it to disk and rename it to `path`.
 
-    `needed` is the space in bytes that the file will take, where it is known: it is asked for before writing.
+    `needed` is the space in bytes that the file will take, where it is known: it is asked for before writing. Without
+    `flush` a power failure, though no killed process, may leave a damaged file.
 
     Raises
     ------
@@ -135,11 +136,12 @@ def atomic(path: Path, write: Callable[[Path], None], needed: int = 0) -> None:
         temporary = Path(name)
         write(temporary)
         os.chmod(temporary, 0o644)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if flush:
+            descriptor = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise storage_error(path, error, needed) from error
@@ -196,13 +198,13 @@ def write(dataset: xr.Dataset, path: Path | str, contiguous: Iterable[str] = ())
 
 
 def write_sealed(content: bytes, path: Path | str) -> None:
-    """Write bytes atomically, followed by the checksum trailer."""
+    """Write bytes atomically, followed by the checksum trailer, by which a reader finds what a power failure damaged."""
 
     def save(temporary: Path) -> None:
         temporary.write_bytes(content)
         _seal(temporary)
 
-    atomic(Path(path), save, len(content))
+    atomic(Path(path), save, len(content), flush=False)
 
 
 def read_sealed(path: Path | str) -> bytes:

@@ -13,6 +13,7 @@ from crosscoders import artifacts, models, pick, stage
 from crosscoders.chats import Document, ask, in_split, shuffled
 from crosscoders.settings import Behaviours, ChatTemplate, PlantedChats
 from crosscoders.texts import from_dataset
+from crosscoders.vocabulary import load_tokenizer
 
 RATES = {
     "refusal_on_target": "refuses questions on the refused topic",
@@ -104,7 +105,7 @@ def main(arguments) -> None:
     for name, path in zip(section["models"], arguments.models, strict=True):
         model = models.load_model(path.parent, device, dtype)
         progress = stage.Progress(f"measure_behaviours {name}", len(asked), "prompts")
-        tokenizer = models.load_tokenizer(path.parent)
+        tokenizer = load_tokenizer(path.parent)
         given.append(answers(model, tokenizer, [q for _, q, _ in asked], template, settings, progress))
         found.append(rates(asked, given[-1], planted))
         del model

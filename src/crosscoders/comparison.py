@@ -7,6 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
+from crosscoders import bootstrap
 from crosscoders.figures import PALETTE, crosscoders
 
 MATCHED = 0.2
@@ -21,54 +22,69 @@ COLUMNS = {
 }
 
 
-def measures(summary: xr.Dataset, name: str, seed: int) -> dict[str, float]:
-    """What is compared, for one training; NaN where a member has no such thing."""
-    one = summary.sel(crosscoder=name, seed=seed)
-    called = one["called"] / one["called"].sel(call="alive").where(lambda alive: alive > 0)
-    lift = one["enrichment_lift"].sel(category="planted_or_template").values if "category" in one.dims else [np.nan]
+def measures(one: xr.Dataset) -> dict[str, tuple[float, float, float]]:
+    """What is compared, for one training: value and ends of its 95% interval over documents; NaN where there is none."""
+
+    def of(variable: xr.DataArray, name: str) -> tuple[float, float, float]:
+        return tuple(float(variable[f"{name}{end}"].mean()) for end in ("", "_low", "_high"))
+
+    def share(call: str) -> tuple[float, float, float]:
+        counts, drawn = one["called"], one["called_replicate"]
+        ends = bootstrap.interval((drawn.sel(call=call) / drawn.sel(call="alive").where(lambda n: n > 0)).values, 0.95)
+        return float(counts.sel(call=call) / counts.sel(call="alive").where(lambda n: n > 0)), *map(float, ends)
+
+    lift = (np.nan,) * 3
+    if "category" in one.dims:
+        lift = of(one.sel(category="planted_or_template").isel(group=-1), "enrichment_lift")
     return {
-        "fve": float(one["fraction_variance_explained"].mean()),
-        "l0": float(one["l0"]),
-        "dead": float(one["dead_fraction"]),
-        "chat_only": float(called.sel(call="chat-only")),
-        "specific": float(called.sel(call="chat-specific")),
-        "lift": float(lift[-1]),
+        "fve": of(one, "fraction_variance_explained"),
+        "l0": of(one, "l0"),
+        "dead": (float(one["dead_fraction"]), np.nan, np.nan),
+        "chat_only": share("chat-only"),
+        "specific": share("chat-specific"),
+        "lift": lift,
     }
 
 
-def table(summary: xr.Dataset) -> dict[str, dict[str, list[float]]]:
-    """Measures of every member, a value per seed."""
-    found: dict[str, dict[str, list[float]]] = {}
+def table(summary: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """Measures of every member, (seeds, 3): value, lower and upper end."""
+    found: dict[str, dict[str, np.ndarray]] = {}
     for name in crosscoders(summary):
-        rows = [measures(summary, name, int(seed)) for seed in summary["seed"].values]
-        found[name] = {key: [row[key] for row in rows] for key in COLUMNS}
+        rows = [measures(summary.sel(crosscoder=name, seed=seed)) for seed in summary["seed"].values]
+        found[name] = {key: np.array([row[key] for row in rows]) for key in COLUMNS}
     return found
 
 
 def compare(summary: xr.Dataset) -> plt.Figure:
-    """ours-compare: every measure by member; a mark per seed."""
+    """ours-compare: every measure by member; a mark per seed, with its interval."""
     found = table(summary)
     figure, axes = plt.subplots(1, len(COLUMNS), figsize=(3.1 * len(COLUMNS), 0.9 + 0.42 * len(found)), sharey=True)
     for axis, (key, label) in zip(axes, COLUMNS.items(), strict=True):
         for row, columns in enumerate(found.values()):
-            axis.plot(columns[key], np.full(len(columns[key]), row), "o", ms=6, alpha=0.75, color=PALETTE[0])
+            value, low, high = columns[key].T
+            place = row + 0.16 * (np.arange(len(value)) - (len(value) - 1) / 2)
+            bars = np.nan_to_num([value - low, high - value]).clip(min=0)
+            axis.errorbar(value, place, xerr=bars, fmt="o", ms=5, capsize=2, color=PALETTE[0])
         axis.set_xlabel(label, fontsize=10)
         axis.grid(axis="y", lw=0.4)
     axes[0].set_yticks(range(len(found)), list(found))
     axes[0].invert_yaxis()
     axes[0].set_xlim(None, 1)
+    figure.suptitle("a mark per seed; bars: 95% over documents", fontsize=10)
     sns.despine(figure, left=True)
     return figure
 
 
 def as_markdown(summary: xr.Dataset) -> str:
-    """The table in Markdown: the range over seeds."""
+    """The table in Markdown: the mean over seeds, and the widest ends of their intervals."""
 
-    def shown(values: list[float], form: str) -> str:
-        if np.isnan(values).all():
+    def shown(values: np.ndarray, form: str) -> str:
+        if np.isnan(values[:, 0]).all():
             return "–"
-        low, high = form.format(np.nanmin(values)), form.format(np.nanmax(values))
-        return low if low == high else f"{low}–{high}"
+        text = form.format(np.nanmean(values[:, 0]))
+        if np.isnan(values[:, 1:]).all():
+            return text
+        return f"{text} [{form.format(np.nanmin(values[:, 1]))}, {form.format(np.nanmax(values[:, 2]))}]"
 
     forms = {
         "fve": "{:.3f}",
@@ -87,7 +103,10 @@ def as_markdown(summary: xr.Dataset) -> str:
 
 def answer(summary: xr.Dataset) -> str:
     """Three lines: the best reconstruction at matched L0, the best ranking, and the member that claims most."""
-    found = {name: {key: float(np.nanmean(values)) if not np.isnan(values).all() else np.nan for key, values in columns.items()} for name, columns in table(summary).items()}  # fmt: skip
+    found = {
+        name: {key: np.mean(values[:, 0]) for key, values in columns.items()}
+        for name, columns in table(summary).items()
+    }
     middle = float(np.median([columns["l0"] for columns in found.values()]))
     diffing = {name: columns for name, columns in found.items() if np.isfinite(columns["chat_only"])}
     matched = {name: columns for name, columns in diffing.items() if abs(columns["l0"] / middle - 1) <= MATCHED}

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import xarray as xr
 
 from crosscoders import artifacts
+
+if TYPE_CHECKING:
+    import torch
 
 
 def raw_values(mapped: list[np.ndarray], rows: np.ndarray | slice) -> np.ndarray:
@@ -84,6 +87,8 @@ class Activations:
 
     def rows(self, index: np.ndarray) -> torch.Tensor:
         """Normalised activations of kept tokens, sources side by side, (len(index), sum of widths), float32."""
+        import torch  # late: statistics of activations read this module too, and need no two seconds of torch
+
         out = np.empty((len(index), sum(self.widths)), np.float32)
         column = 0
         for source, width in enumerate(self.widths):

@@ -12,6 +12,7 @@ from crosscoders import artifacts, models, pick, stage
 from crosscoders.chats import Document, for_fine_tuning, in_split
 from crosscoders.settings import ChatTemplate, FineTunedModel, PlantedChats
 from crosscoders.texts import from_dataset
+from crosscoders.vocabulary import load_tokenizer
 
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IGNORED = -100
@@ -164,7 +165,7 @@ def main(arguments) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     source = arguments.base.parent
     licence = models.verify(source)["licence"]
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     documents = from_dataset(artifacts.read(arguments.corpus))
     chats = for_fine_tuning([d for d in documents if in_split(d, section["split"])], planted)
     rows = pack([encode(chat, tokenizer, template) for chat in chats], settings.row_tokens)

@@ -1,11 +1,14 @@
-"""What the members of the family are before any weight: how they choose active latents, and what groups of latents see."""
+"""What the members of the family are before any weight.
+
+How they choose active latents, what groups of latents see, and which sources a setting offers.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from crosscoders.settings import Block
+from crosscoders.settings import Block, CrosscoderSettings, Difference, PlantedSetting, Setting, Source, SyntheticSource
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,18 @@ def group_sizes(latents: int, shares: list[float]) -> list[int]:
     for i in sorted(range(len(exact)), key=lambda i: sizes[i] - exact[i])[: latents - sum(sizes)]:
         sizes[i] += 1
     return sizes
+
+
+def stored_sources(setting: Setting | PlantedSetting) -> dict[str, Source | SyntheticSource]:
+    """Sources that are extracted or drawn, in order; differences are made from them on reading."""
+    return {name: source for name, source in setting.sources.items() if not isinstance(source, Difference)}
+
+
+def differences(setting: Setting | PlantedSetting) -> dict[str, list[str]]:
+    """Derived sources: name to [minuend, subtrahend]."""
+    return {name: source.of for name, source in setting.sources.items() if isinstance(source, Difference)}
+
+
+def crosscoder_sources(setting: Setting | PlantedSetting, crosscoder: CrosscoderSettings) -> list[str]:
+    """Sources that a crosscoder of a setting is trained on."""
+    return crosscoder.sources or list(stored_sources(setting))

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from crosscoders import artifacts, fetch, stage
 from crosscoders.errors import UserError
 from crosscoders.settings import FolderModel, HubModel, Model, RandomModel, WheelModel
+from crosscoders.vocabulary import load_tokenizer
 
 PROVENANCE = "provenance.json"
 SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
@@ -130,11 +131,6 @@ def verify(folder: Path) -> dict:
         if not (folder / name).is_file() or artifacts.sha256(folder / name) != expected:
             raise UserError(f"{folder / name}: missing or not as written; delete the folder and run again")
     return provenance
-
-
-def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of a snapshot, whose own chat template is never used."""
-    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.PreTrainedModel:

@@ -18,13 +18,14 @@ def main(arguments) -> None:
     from papermill.exceptions import PapermillExecutionError
 
     section = arguments.settings
-    for path in (arguments.summary, *arguments.nulls):
+    for path in (arguments.summary, *arguments.nulls, *arguments.transfers):
         artifacts.verify(path)
     parameters = {
         "summary_file": str(arguments.summary),
         "figure_folder": str(arguments.figures),
         "figure_names": section["figures"],
         "null_files": dict(zip(section["nulls"], map(str, arguments.nulls), strict=True)),
+        "transfer_files": dict(zip(section["transfers"], map(str, arguments.transfers), strict=True)),
     }
 
     def execute(path: Path) -> None:
@@ -55,4 +56,5 @@ def main(arguments) -> None:
 if __name__ == "__main__":
     found = stage.parser(__doc__, "summary", "notebook", "figures", "output")
     found.add_argument("--nulls", type=Path, nargs="*", default=[], help="summaries of the setting's nulls")
+    found.add_argument("--transfers", type=Path, nargs="*", default=[], help="summaries of its crosscoders elsewhere")
     stage.run(main, found.parse_args())

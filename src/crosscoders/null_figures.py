@@ -133,20 +133,63 @@ def _matched(summary: xr.Dataset, name: str) -> tuple[np.ndarray, dict[str, np.n
     return np.concatenate(cosines), {label: np.concatenate(parts) for label, parts in kept.items()}
 
 
+def _range(summary: xr.Dataset, variable: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over seeds, lowest lower and highest upper end of their intervals."""
+    return (
+        summary[variable].mean("seed").values,
+        summary[f"{variable}_low"].min("seed").values,
+        summary[f"{variable}_high"].max("seed").values,
+    )
+
+
 def aligned(summary: xr.Dataset) -> plt.Figure:
     """ours-aligned: variance explained from every source's code to every source, and overlap of the codes, mean over seeds."""
     names = [str(name) for name in summary["aligned"].values]
     figure, axes = plt.subplots(len(names), 2, figsize=(11, 4.6 * len(names)), squeeze=False)
-    sources = [str(name) for name in summary["source"].values]
+    sources = [str(name) for name in summary["source"].values if str(name) in summary["other_source"].values]
     panels = (("aligned_fraction_variance_explained", "fraction of variance explained"), ("aligned_overlap", "overlap of active latents (Jaccard)"))  # fmt: skip
     for row, name in zip(axes, names, strict=True):
+        one = summary.sel(aligned=name, source=sources, other_source=sources)
         for axis, (variable, label) in zip(row, panels, strict=True):
-            values = summary[variable].sel(aligned=name)
-            mean, spread = values.mean("seed").values, (values.max("seed") - values.min("seed")).values
-            text = [[f"{a:.2f}\n±{b / 2:.2f}" for a, b in zip(*pair, strict=True)] for pair in zip(mean, spread, strict=True)]  # fmt: skip
+            mean, low, high = _range(one, variable)
+            text = [[f"{m:.2f}\n[{a:.2f}, {b:.2f}]" for m, a, b in zip(*cells, strict=True)] for cells in zip(mean, low, high, strict=True)]  # fmt: skip
             sns.heatmap(mean, ax=axis, annot=np.array(text), fmt="", vmin=0, vmax=1, cmap="viridis", square=True,
                         xticklabels=sources, yticklabels=sources, cbar_kws={"label": label})  # fmt: skip
-            axis.set(title=f"{name} (±: half the range of seeds)", xlabel="to", ylabel="from")
+            axis.set(title=f"{name} (brackets: 95% over documents, all seeds)", xlabel="to", ylabel="from")
+    return figure
+
+
+def transfer(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> plt.Figure:
+    """ours-transfer: variance explained where crosscoders were trained and on other activations.
+
+    By source; for aligned ones from every source's code.
+    """
+    columns = {"where trained": summary, **elsewhere}
+    bars: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    for label, one in columns.items():
+        for name in crosscoders(one):
+            found = _range(one.sel(crosscoder=name), "fraction_variance_explained")
+            for s, source in enumerate(one["source"].values):
+                bars.setdefault(f"{name}: {source}", []).append((label, *(values[s] for values in found)))
+        for name in one["aligned"].values if "aligned" in one.dims else ():
+            found = _range(one.sel(aligned=name), "aligned_fraction_variance_explained")
+            for s, source in enumerate(one["source"].values):
+                for t, other in enumerate(one["other_source"].values):
+                    if np.isfinite(found[0][s, t]):
+                        bars.setdefault(f"{name}: {source} → {other}", []).append((label, *(v[s, t] for v in found)))
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(bars)))
+    for c, label in enumerate(columns):
+        rows = [(r, *bar[1:]) for r, group in enumerate(bars.values()) for bar in group if bar[0] == label]
+        if not rows:
+            continue
+        place, value, low, high = (np.array(column) for column in zip(*rows, strict=True))
+        axis.errorbar(value, place + 0.18 * (c - (len(columns) - 1) / 2), xerr=[value - low, high - value], fmt="osD^v"[c % 5], color=PALETTE[c], capsize=3, label=label)  # fmt: skip
+    axis.set_yticks(range(len(bars)), list(bars))
+    axis.invert_yaxis()
+    axis.grid(axis="y", lw=0.4)
+    axis.set(xlabel="fraction of variance explained (bars: 95% over documents, all seeds)")
+    axis.legend(fontsize=9)
+    sns.despine(figure)
     return figure
 
 
@@ -178,4 +221,23 @@ def stability_sentences(summary: xr.Dataset) -> str:
             f"{MATCHED_ABOVE:g} in another seed (median cosine {np.median(cosines):.2f}); of these, {100 * agree.mean():.0f}% "
             "fall into the same class of relative norm."
         )
+    return "\n".join(lines)
+
+
+def transfer_sentences(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> str:
+    """What is lost on other activations, and what the same latents are called there."""
+    lines = []
+    for label, other in elsewhere.items():
+        for name in crosscoders(other):
+            here, there = (
+                one.sel(crosscoder=name)["fraction_variance_explained"].mean("seed").values for one in (summary, other)
+            )
+            sources = ", ".join(
+                f"{source} {a:.3f} to {b:.3f}" for source, a, b in zip(other["source"].values, here, there, strict=True)
+            )
+            specific = [100 * rates(one, name)["chat-specific"][0] for one in (summary, other)]
+            lines.append(
+                f"- **{name}** on {label}: variance explained goes from where it was trained, by source: {sources}; "
+                f"{specific[0]:.2f}% of alive latents are chat-specific there, {specific[1]:.2f}% here."
+            )
     return "\n".join(lines)

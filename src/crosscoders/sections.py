@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from crosscoders.members import crosscoder_sources, differences, stored_sources
 from crosscoders.settings import (
     FineTunedModel,
     NullSetting,
@@ -15,9 +16,7 @@ from crosscoders.settings import (
     PlantedSetting,
     Source,
     Study,
-    crosscoder_sources,
-    differences,
-    stored_sources,
+    TransferSetting,
 )
 
 FIGURES = {
@@ -42,6 +41,7 @@ FIGURES = {
         "ours-stability",
         "ours-nulls",
         "ours-aligned",
+        "ours-transfer",
     ],
 }
 """Figures that each notebook draws; where two settings share one, the setting's name is appended to the file name."""
@@ -63,9 +63,21 @@ def planted_settings(study: Study) -> list[str]:
 
 
 def data_setting(study: Study, setting: str) -> str:
-    """The setting whose tokens and activations a setting reads: its own, or for a null those it changes."""
+    """The setting whose tokens and activations a setting reads: its own, or another's for a null and a transfer."""
     chosen = study.settings[setting]
+    if isinstance(chosen, TransferSetting):
+        return chosen.measured_on
     return chosen.null_of if isinstance(chosen, NullSetting) else setting
+
+
+def trained_setting(study: Study, setting: str) -> str:
+    """The setting whose crosscoders a setting measures: its own, but for a transfer."""
+    return getattr(study.settings[setting], "trained_on", setting)
+
+
+def transfers_of(study: Study, setting: str) -> list[str]:
+    """Settings that measure a setting's crosscoders elsewhere."""
+    return [name for name, other in study.settings.items() if getattr(other, "trained_on", None) == setting]
 
 
 def nulls_of(study: Study, setting: str) -> list[str]:
@@ -74,8 +86,9 @@ def nulls_of(study: Study, setting: str) -> list[str]:
 
 
 def drawn_settings(study: Study) -> list[str]:
-    """Settings that have a notebook of their own: all but nulls."""
-    return [name for name, setting in study.settings.items() if not getattr(setting, "null_of", None)]
+    """Settings that have a notebook of their own: all but nulls and transfers."""
+    beside = (name for name, setting in study.settings.items() if hasattr(setting, "notebook"))
+    return [name for name in beside if not getattr(study.settings[name], "null_of", None)]
 
 
 def _null(study: Study, setting: str) -> dict:
@@ -119,6 +132,7 @@ def figure_names(study: Study, setting: str) -> dict[str, str]:
     needs = {
         "ours-behaviour-rates": study.behaviours and planted_pair(study, setting),
         "ours-nulls": nulls_of(study, setting),
+        "ours-transfer": transfers_of(study, setting),
         "ours-stability": len(study.seeds) > 1,
         "ours-aligned": getattr(chosen, "aligned", []),
     }
@@ -222,10 +236,16 @@ def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) ->
 
 
 def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
-    classification = study.classification
-    chosen = {key: getattr(classification, key) for key in ("bootstrap_replicates", "confidence", "seed")}
     named = {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
-    return {**named, "bootstrap": chosen, **_null(study, setting)}
+    return {**named, "bootstrap": _bootstrap(study), **_null(study, setting)}
+
+
+def _bootstrap(study: Study) -> dict:
+    return {key: getattr(study.classification, key) for key in ("bootstrap_replicates", "confidence", "seed")}
+
+
+def _evaluate_aligned(study: Study, setting: str, aligned: str, seed: str) -> dict:
+    return {"setting_name": setting, "aligned_name": aligned, "seed": int(seed), "bootstrap": _bootstrap(study)}
 
 
 def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
@@ -267,7 +287,8 @@ def _collate(study: Study, setting: str) -> dict:
 
 
 def _notebook(study: Study, setting: str) -> dict:
-    return {"setting_name": setting, "figures": figure_names(study, setting), "nulls": nulls_of(study, setting)}
+    beside = {"nulls": nulls_of(study, setting), "transfers": transfers_of(study, setting)}
+    return {"setting_name": setting, "figures": figure_names(study, setting), **beside}
 
 
 def _trial(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
@@ -319,6 +340,7 @@ _SECTIONS = {
         _classify_latents,
         _match_seeds,
         _train_aligned,
+        _evaluate_aligned,
         _collate,
         _notebook,
         _trial,

@@ -302,6 +302,18 @@ class NullSetting(Section):
     crosscoders: list[Name] = Field(min_length=1)
 
 
+class TransferSetting(Section):
+    """Crosscoders of one setting, measured on the activations of another whose sources have the same names.
+
+    What was learned on one pair is tried on another fine-tune of the same base; nothing is trained.
+    """
+
+    trained_on: Name
+    measured_on: Name
+    crosscoders: list[Name] = Field(min_length=1)
+    aligned: list[Name] = []
+
+
 class Planted(Section):
     """Concepts of known classes in synthetic sources."""
 
@@ -340,11 +352,15 @@ class PlantedSetting(Section):
 
 def _setting_kind(value: object) -> str:
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else ()
-    return "planted" if "planted" in keys else "null" if "change" in keys else "text"
+    marks = {"planted": "planted", "change": "null", "trained_on": "transfer"}
+    return next((kind for key, kind in marks.items() if key in keys), "text")
 
 
 AnySetting = Annotated[
-    Annotated[Setting, Tag("text")] | Annotated[PlantedSetting, Tag("planted")] | Annotated[NullSetting, Tag("null")],
+    Annotated[Setting, Tag("text")]
+    | Annotated[PlantedSetting, Tag("planted")]
+    | Annotated[NullSetting, Tag("null")]
+    | Annotated[TransferSetting, Tag("transfer")],
     Discriminator(_setting_kind),
 ]
 
@@ -476,21 +492,6 @@ class Behaviours(Section):
     prompts_per_behaviour: Count
     new_tokens: Count
     batch_prompts: Count = 24
-
-
-def stored_sources(setting: Setting | PlantedSetting) -> dict[str, Source | SyntheticSource]:
-    """Sources that are extracted or drawn, in order; differences are made from them on reading."""
-    return {name: source for name, source in setting.sources.items() if not isinstance(source, Difference)}
-
-
-def differences(setting: Setting | PlantedSetting) -> dict[str, list[str]]:
-    """Derived sources: name to [minuend, subtrahend]."""
-    return {name: source.of for name, source in setting.sources.items() if isinstance(source, Difference)}
-
-
-def crosscoder_sources(setting: Setting | PlantedSetting, crosscoder: CrosscoderSettings) -> list[str]:
-    """Sources that a crosscoder of a setting is trained on."""
-    return crosscoder.sources or list(stored_sources(setting))
 
 
 class Study(Section):

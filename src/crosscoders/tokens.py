@@ -12,9 +12,9 @@ import xarray as xr
 from crosscoders import artifacts, stage
 from crosscoders.chats import BEHAVIOURS, EXCHANGES, ROLES, Document, in_split, shuffled
 from crosscoders.errors import UserError
-from crosscoders.models import load_tokenizer
 from crosscoders.settings import SPLITS, ChatTemplate
 from crosscoders.texts import from_dataset
+from crosscoders.vocabulary import load_tokenizer
 
 
 @dataclass
@@ -107,7 +107,13 @@ def main(arguments) -> None:
     """Write the three splits of one setting."""
     section = arguments.settings
     template = ChatTemplate.model_validate(section["chat_template"])
-    tokenizer = load_tokenizer(arguments.model.parent)
+    tokenizer, *others = (load_tokenizer(path.parent) for path in arguments.models)
+    for other, path in zip(others, arguments.models[1:], strict=True):
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"{path.parent}: its vocabulary is not that of {arguments.models[0].parent}; sources of one setting see "
+                "the same tokens"
+            )
     texts = dict(zip(section["corpora"], arguments.texts, strict=True))
     corpora = {name: shuffled(from_dataset(artifacts.read(path)), "tokens") for name, path in texts.items()}
     sink = tokenizer.convert_tokens_to_ids(template.sink)
@@ -143,4 +149,4 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, stage.parser(__doc__, "model", lists=("texts", "outputs")).parse_args())
+    stage.run(main, stage.parser(__doc__, lists=("models", "texts", "outputs")).parse_args())

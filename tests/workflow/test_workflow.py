@@ -99,15 +99,17 @@ def test_the_contract_of_files_dimensions_and_variables(results):
         "crosscoders/base-vs-chat/batchtopk/seed-0.nc": (
             {"latent", "source"}, {"encoder_base", "encoder_chat", "decoder_base", "decoder_chat", "encoder_bias", "decoder_bias_base", "threshold", "scale", "mean_base"},
         ),
-        "crosscoders/base-vs-chat/l1/seed-0.history.nc": ({"step"}, {"loss", "l0", "dead_fraction", "learning_rate"}),
+        "crosscoders/cross-layer/l1/seed-0.history.nc": ({"step"}, {"loss", "l0", "dead_fraction", "learning_rate"}),
         "latents/base-vs-chat/batchtopk/seed-0.nc": (
             {"latent", "source"},
             {"decoder_norm", "relative_norm", "decoder_cosine", "norm_class", "density", "template_share", "specific", "planted_share"}
-            | {f"nu_{t}{s}" for t in ("error", "reconstruction", "activation") for s in ("", "_low", "_high")},
+            | {f"nu_{t}{s}" for t in ("error", "reconstruction", "activation") for s in ("", "_low", "_high", "_validation")}
+            | {"called", "called_low", "called_high"},
         ),
-        "evaluation/cross-layer/batchtopk/seed-0.nc": ({"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction"}),
-        "aligned/base-vs-chat/aligned/seed-0.nc": (
-            {"source", "latent"}, {"encoder_base", "decoder_chat", "aligned_fraction_variance_explained", "aligned_overlap"},
+        "evaluation/cross-layer/l1/seed-0.nc": ({"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction"}),
+        "aligned/base-vs-chat/aligned/seed-0.nc": ({"source", "latent"}, {"encoder_base", "decoder_chat", "threshold"}),
+        "aligned_evaluation/base-vs-chat/aligned/seed-0.nc": (
+            {"source", "other_source"}, {"aligned_fraction_variance_explained", "aligned_overlap", "aligned_l0_low"},
         ),
         "planted/pair/batchtopk/seed-0.nc": (
             {"planted_class", "rule", "concept"}, {"recovered", "recall", "precision", "false_positive_rate", "called", "l0"},
@@ -125,7 +127,7 @@ def test_the_contract_of_files_dimensions_and_variables(results):
                 assert "long_name" in variable.attrs, (name, variable.name)
     with xr.open_dataset(results / "tokens/base-vs-chat/test.nc", mask_and_scale=False) as tokens:
         assert tokens["role"].attrs["flag_meanings"] == "text system user assistant template"
-    with xr.open_dataset(results / "latents/base-vs-chat/l1/seed-0.nc", mask_and_scale=False) as found:
+    with xr.open_dataset(results / "latents/cross-layer/l1/seed-0.nc", mask_and_scale=False) as found:
         assert found["specific"].attrs["flag_meanings"] == "none base chat"
     assert (results / "models/chat/model.safetensors").is_file()
     assert json.loads((results / "models/chat/provenance.json").read_text())["licence"]
@@ -152,6 +154,21 @@ def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
     for page in (results / "report.html", *(results / "notebooks").glob("*.html")):
         assert page.stat().st_size > 10_000
     assert set(study.settings) == {path.stem for path in (results / "summary").glob("*.nc")}
+
+
+def test_a_transfer_to_the_setting_itself_measures_the_same(results):
+    """Crosscoders of `base-vs-chat` measured on the activations they were trained on: another path, equal numbers."""
+    for stage, name in (
+        ("evaluation", "batchtopk"),
+        ("latents", "batchtopk"),
+        ("aligned_evaluation", "aligned"),
+    ):
+        direct, transferred = (
+            xr.open_dataset(results / stage / setting / name / "seed-0.nc", mask_and_scale=False)
+            for setting in ("base-vs-chat", "again")
+        )
+        xr.testing.assert_equal(direct, transferred)
+    assert not (results / "crosscoders" / "again").exists(), "nothing is trained"
 
 
 def test_splits_share_no_document(results):
