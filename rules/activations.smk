@@ -1,6 +1,7 @@
 # Tokens of every split, and the activations of every source on them.
 # Needs: models/{model}/, text/{corpus}.nc
-# Gives: tokens/{setting}/{split}.nc, activations/{setting}/{split}/{shard}.nc, activations/{setting}/normalisation.nc
+# Gives: tokens/{setting}/{split}.nc, activations/{setting}/{split}/{shard}.nc, activations/{setting}/normalisation.nc,
+# ablations/{setting}.nc
 
 
 rule tokenize:
@@ -75,3 +76,30 @@ rule fit_normalisation:
     shell:
         "python -m crosscoders.normalisation --settings {params.settings:q} --activations {input.activations:q}"
         " --output {output:q} --log {log:q}"
+
+
+rule measure_ablations:
+    input:
+        tokens="results/{study}/tokens/{setting}/test.nc",
+        activations=shards("test"),
+        normalisation=normalisation,
+        models=snapshots,
+        code=code("ablate"),
+    output:
+        "results/{study}/ablations/{setting}.nc",
+    log:
+        "results/{study}/logs/measure_ablations/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/measure_ablations/{setting}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="3GB",
+        runtime="2h",
+        gpu=GPU,
+    params:
+        settings=settings_of("measure_ablations"),
+    shell:
+        "python -m crosscoders.ablate --settings {params.settings:q} --tokens {input.tokens:q}"
+        " --activations {input.activations:q} --normalisation {input.normalisation:q} --models {input.models:q}"
+        " --threads {threads} --output {output:q} --log {log:q}"

@@ -37,6 +37,9 @@ rule evaluate:
         crosscoder=trained("crosscoders"),
         activations=shards("test"),
         normalisation=normalisation,
+        ablations=where_spliced(ablations),
+        tokens=where_spliced(test_tokens),
+        models=where_spliced(snapshots),
         code=code("evaluation"),
     output:
         "results/{study}/evaluation/{setting}/{crosscoder}/seed-{seed}.nc",
@@ -47,14 +50,17 @@ rule evaluate:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
+        mem="3GB",
         runtime="1h",
     params:
         settings=settings_of("evaluate"),
+        splice=lambda wildcards, input: (
+            f"--ablations {input.ablations} --tokens {input.tokens} --models {input.models}" if input.ablations else ""
+        ),
     shell:
         "python -m crosscoders.evaluation --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
-        " --output {output:q} --log {log:q}"
+        " {params.splice} --output {output:q} --log {log:q}"
 
 
 rule classify_latents:

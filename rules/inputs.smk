@@ -51,6 +51,16 @@ def test_tokens(wildcards):
     return f"{RESULTS}/tokens/{sections.data_setting(STUDY, wildcards.setting)}/test.nc"
 
 
+def ablations(wildcards):
+    """Losses of a setting's models with its sources ablated."""
+    return f"{RESULTS}/ablations/{wildcards.setting}.nc"
+
+
+def where_spliced(files):
+    """Files that a job needs only where reconstructions are spliced into models."""
+    return lambda wildcards: files(wildcards) if sections.spliced(STUDY, wildcards.setting) else []
+
+
 def over_trainings(stage, suffix="nc"):
     """One file of a stage per crosscoder and seed of a setting."""
 

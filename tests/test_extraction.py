@@ -6,7 +6,8 @@ import torch
 import transformers
 import xarray as xr
 
-from crosscoders import artifacts, extraction
+from crosscoders import artifacts, extraction, windows
+from crosscoders import sites as sites_module
 from crosscoders.errors import UserError
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -41,13 +42,13 @@ def test_sites_equal_output_hidden_states(model):
 
 def test_mlp_output_is_what_the_mlp_adds_to_the_residual_stream(model):
     ids = torch.randint(0, 64, (2, 9))
-    layer = extraction.decoder_layers(model)[1]
+    layer = sites_module.decoder_layers(model)[1]
     found = extraction.forward(model, [(1, "resid_pre"), (1, "mlp_out"), (1, "resid_post")], ids)
     before = found[1, "resid_post"] - found[1, "mlp_out"]
     attention = before - found[1, "resid_pre"]
     assert found[1, "mlp_out"].abs().max() > 0
     if not getattr(model.config, "use_parallel_residual", False):
-        module = extraction.mlp_output(layer)
+        module = sites_module.mlp_output(layer)
         seen = {}
         handle = module.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
         extraction.forward(model, [(1, "resid_post")], ids)
@@ -59,7 +60,7 @@ def test_mlp_output_is_what_the_mlp_adds_to_the_residual_stream(model):
 
 def test_the_pass_ends_at_the_deepest_site(model):
     ran = []
-    for i, layer in enumerate(extraction.decoder_layers(model)):
+    for i, layer in enumerate(sites_module.decoder_layers(model)):
         layer.register_forward_pre_hook(lambda *_, i=i, **__: ran.append(i))
     extraction.forward(model, [(1, "resid_post"), (0, "resid_post")], torch.zeros(1, 4, dtype=torch.long))
     assert ran == [0, 1]
@@ -77,7 +78,7 @@ def test_batching_and_padding_change_nothing_but_rounding(model):
     sites = [(1, "resid_post"), (3, "resid_post")]
     quiet = extraction.stage.Progress("", 1)
     together, norms = extraction.extract(model, sites, tokens, 0, 64, quiet)
-    for span in extraction.windows(tokens["position"].values):
+    for span in windows.windows(tokens["position"].values):
         ids = torch.tensor([[0, *tokens["token_id"].values[span].tolist()]])
         alone = extraction.forward(model, sites, ids)
         for site in sites:
@@ -90,7 +91,7 @@ def test_every_window_is_in_one_batch_under_the_budget():
     spans = [
         slice(a, a + n) for a, n in zip(range(0, 5000, 100), np.random.default_rng(0).integers(1, 90, 50), strict=True)
     ]
-    groups = list(extraction.batches(spans, 200))
+    groups = list(windows.batches(spans, 200))
     assert sorted(span.start for group in groups for span in group) == [span.start for span in spans]
     assert all(len(group) * (1 + max(s.stop - s.start for s in group)) <= 200 for group in groups)
 
@@ -115,4 +116,4 @@ def test_an_unknown_architecture_is_one_line():
     model = transformers.AutoModelForCausalLM.from_config(transformers.OpenAIGPTConfig(n_embd=8, n_layer=2, n_head=2))
     model.base_model.h = torch.nn.Sequential(*model.base_model.h)
     with pytest.raises(UserError, match="no list of 2 decoder layers"):
-        extraction.decoder_layers(model)
+        sites_module.decoder_layers(model)

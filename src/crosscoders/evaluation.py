@@ -1,16 +1,20 @@
-"""Stage evaluate: reconstruction and sparsity of one crosscoder on the test documents."""
+"""Stage evaluate: reconstruction, sparsity and spliced loss of one crosscoder on the test documents."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, bootstrap, crosscoder, stage
+from crosscoders import artifacts, bootstrap, crosscoder, sparse, stage
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.feed import Activations
 from crosscoders.order import consecutive
-from crosscoders.reconstruction import reconstruction
+from crosscoders.reconstruction import BATCH, reconstruction
+
+CONDITIONS = ("clean", "spliced", "zero", "mean")
 
 
 def to_dataset(
@@ -37,20 +41,108 @@ def to_dataset(
     )
 
 
+def rebuilt_rows(
+    coder: Crosscoder, data: Activations, normalisation: xr.Dataset, chosen: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Reconstructions of the kept tokens among `chosen`, (tokens of the split,) bool, as raw activations.
+
+    Returns
+    -------
+    replaced : (tokens,) bool
+    rebuilt : {source: (tokens, width)}, float32, 0 where nothing is replaced
+    """
+    index = data.metadata["token_index"].values
+    rows = np.flatnonzero(chosen[index])
+    rebuilt = {name: np.zeros((len(chosen), width), np.float32) for name, width in zip(coder.sources, coder.widths, strict=True)}  # fmt: skip
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        found = sparse.decode(sparse.encode(coder, data.rows(part)), coder.decoder, coder.decoder_bias).numpy()
+        for name, columns in zip(coder.sources, coder.columns, strict=True):
+            scale = normalisation["scale"].sel(source=name).values
+            rebuilt[name][index[part]] = found[:, columns] * scale + normalisation[f"mean_{name}"].values
+    replaced = np.zeros(len(chosen), bool)
+    replaced[index[rows]] = True
+    return replaced, rebuilt
+
+
+def splice(
+    coder: Crosscoder, data: Activations, normalisation: xr.Dataset, ablations: xr.Dataset, tokens: xr.Dataset,
+    folders: dict[str, Path], section: dict,
+) -> np.ndarray:  # fmt: skip
+    """Sums within documents of the loss with each source replaced by its reconstruction, (documents, sources).
+
+    NaN for sources that no model has, as differences.
+    """
+    from crosscoders import models, pick, splicing
+    from crosscoders.windows import windows
+
+    device = pick.device(section["device"])
+    document = consecutive(tokens["document"].values)
+    numbers = ablations["document_index"].values
+    chosen = np.isin(document, numbers)
+    replaced, rebuilt = rebuilt_rows(coder, data, normalisation, chosen)
+    spans = [span for span in windows(tokens["position"].values) if chosen[span.start]]
+    sums = np.full((len(numbers), len(coder.sources)), np.nan)
+    for model_name, folder in folders.items():
+        model = models.load_model(folder.parent, device, pick.dtype(section["dtype"], device))
+        for s, name in enumerate(coder.sources):
+            source = section["sources"].get(name)
+            if source and source["model"] == model_name:
+                losses = splicing.token_losses(
+                    model, tokens["token_id"].values, spans, int(tokens.attrs["sink_token_id"]),
+                    section["batch_tokens"], (source["layer"], source["hook"]), rebuilt[name], replaced,
+                )  # fmt: skip
+                sums[:, s] = np.bincount(np.searchsorted(numbers, document[chosen]), losses[chosen], len(numbers))
+    return sums
+
+
+def splice_dataset(
+    sources: list[str], spliced: np.ndarray, ablations: xr.Dataset, bootstrap_options: dict
+) -> xr.Dataset:
+    """Spliced loss, and how much of the loss that an ablation costs is recovered, with intervals over documents."""
+    known = [name for name in sources if name in ablations["source"].values]
+    losses = np.full((*spliced.shape, len(CONDITIONS)), np.nan)
+    for s, name in enumerate(sources):
+        losses[:, s, CONDITIONS.index("spliced")] = spliced[:, s]
+        for condition in ("clean", "zero", "mean") if name in known else ():
+            losses[:, s, CONDITIONS.index(condition)] = ablations["cross_entropy"].sel(source=name, ablation=condition)
+    weights = bootstrap.resamples(len(losses), bootstrap_options["bootstrap_replicates"], bootstrap_options["seed"])
+    clean, ablated = losses[..., :1], losses[..., 2:]
+    found = bootstrap.ratio_interval(
+        ablated - losses[..., 1:2], ablated - clean, weights, bootstrap_options["confidence"]
+    )
+    v, tokens = artifacts.variable, float(ablations["tokens"].sum())
+    dims = ("source", "ablation")
+    return xr.Dataset(
+        {
+            "cross_entropy": v(("source", "condition"), losses.sum(0) / tokens, "next-token loss with the source changed", "nats"),
+            "cross_entropy_recovered": v(dims, found[0], "share of the loss that the ablation costs, recovered"),
+            "cross_entropy_recovered_low": v(dims, found[1], "lower end of its interval over documents"),
+            "cross_entropy_recovered_high": v(dims, found[2], "upper end of its interval over documents"),
+            "splice_tokens": v((), np.int64(tokens), "test tokens on which losses were measured"),
+        },
+        coords={"condition": np.array(CONDITIONS, dtype=object), "ablation": np.array(CONDITIONS[2:], dtype=object)},
+    )  # fmt: skip
+
+
 def main(arguments) -> None:
     """Evaluate one crosscoder."""
     section = arguments.settings
     torch.set_grad_enabled(False)
     trained = artifacts.read(arguments.crosscoder)
     coder = crosscoder.from_dataset(trained)
-    data = Activations(
-        arguments.activations, artifacts.read(arguments.normalisation), coder.sources, section.get("null")
-    )
+    normalisation = artifacts.read(arguments.normalisation)
+    data = Activations(arguments.activations, normalisation, coder.sources, section.get("null"))
     sums = reconstruction(coder, data, consecutive(data.metadata["document"].values))
     chosen = section["bootstrap"]
     dataset = to_dataset(coder, sums, chosen["bootstrap_replicates"], chosen["confidence"], chosen["seed"])
     for name in ("l0_training", "penalty_coefficient", "threshold", "threshold_training"):
         dataset[name] = trained[name].mean(keep_attrs=True)  # of thresholds per latent, where they are learned
+    if arguments.ablations:
+        ablations, tokens = artifacts.read(arguments.ablations), artifacts.read(arguments.tokens)
+        folders = dict(zip(section["splice"]["models"], arguments.models, strict=True))
+        spliced = splice(coder, data, normalisation, ablations, tokens, folders, section["splice"])
+        dataset = dataset.merge(splice_dataset(coder.sources, spliced, ablations, chosen))
     attributes = artifacts.provenance(section["study"], "evaluate", section, section["seed"])
     artifacts.write(dataset.assign_attrs(**attributes, title="evaluation on test documents"), arguments.output)
     explained = ", ".join(f"{name} {value:.3f}" for name, value in zip(coder.sources, dataset["fraction_variance_explained"].values, strict=True))  # fmt: skip
@@ -59,4 +151,8 @@ def main(arguments) -> None:
 
 if __name__ == "__main__":
     flags = ("crosscoder", "normalisation", "output")
-    stage.run(main, stage.parser(__doc__, *flags, lists=("activations",)).parse_args())
+    found = stage.parser(__doc__, *flags, lists=("activations",))
+    for flag in ("--ablations", "--tokens"):
+        found.add_argument(flag, type=Path, help="for the spliced loss")
+    found.add_argument("--models", type=Path, nargs="*", default=[], help="for the spliced loss")
+    stage.run(main, found.parse_args())

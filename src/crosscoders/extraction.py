@@ -6,8 +6,7 @@ model itself, so that what is stored is what `output_hidden_states` shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -17,100 +16,27 @@ import xarray as xr
 from crosscoders import artifacts, models, pick, stage
 from crosscoders.errors import UserError
 from crosscoders.settings import Source
+from crosscoders.sites import Site, attached, decoder_layers
+from crosscoders.windows import batches, padded, windows
 
 
 class _Done(Exception):
     """Leaves a forward pass once the deepest site has been read."""
 
 
-def decoder_layers(model: transformers.PreTrainedModel) -> torch.nn.ModuleList:
-    """The model's list of decoder layers.
+@torch.inference_mode()
+def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.Tensor) -> dict:
+    """Activations {site: (batch, position, width)} of one batch; the pass stops once all are there."""
+    found: dict[Site, torch.Tensor] = {}
 
-    Raises
-    ------
-    UserError
-        The architecture keeps its layers elsewhere.
-    """
-    depth = model.config.get_text_config().num_hidden_layers
-    for name, part in model.base_model.named_modules():
-        if isinstance(part, torch.nn.ModuleList) and len(part) == depth and name.split(".")[-1] in ("layers", "h"):
-            return part
-    raise UserError(
-        f"{type(model).__name__}: no list of {depth} decoder layers found; this architecture is not supported"
-    )
-
-
-def mlp_output(layer: torch.nn.Module) -> torch.nn.Module:
-    """The module whose output the MLP adds to the residual stream: in Gemma-2 and -3 the norm after the MLP."""
-    for name in ("post_feedforward_layernorm", "mlp"):
-        if hasattr(layer, name):
-            return getattr(layer, name)
-    raise UserError(f"{type(layer).__name__}: no MLP found; the hook 'mlp_out' is not supported for it")
-
-
-@contextmanager
-def reading(model: transformers.PreTrainedModel, sites: list[tuple[int, str]]) -> Iterator[dict]:
-    """Within this context a forward pass fills the yielded mapping {site: (batch, position, width)} and stops early."""
-    found: dict[tuple[int, str], torch.Tensor] = {}
-    layers = decoder_layers(model)
-    handles = []
-
-    def keep(site: tuple[int, str], value: object) -> None:
-        tensor = value[0] if isinstance(value, tuple) else value
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
-            raise UserError(
-                f"layer {site[0]} {site[1]}: expected (batch, position, width), found {type(value).__name__}"
-            )
+    def keep(site: Site, tensor: torch.Tensor) -> None:
         found[site] = tensor
         if len(found) == len(sites):
             raise _Done
 
-    for site in sites:
-        index, hook = site
-        layer = layers[index]
-        if hook == "resid_pre":
-            handles.append(
-                layer.register_forward_pre_hook(
-                    lambda _, args, kwargs, site=site: keep(site, args[0] if args else kwargs["hidden_states"]),
-                    with_kwargs=True,
-                )
-            )
-        else:
-            module = layer if hook == "resid_post" else mlp_output(layer)
-            handles.append(module.register_forward_hook(lambda _, args, output, site=site: keep(site, output)))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.inference_mode()
-def forward(model: transformers.PreTrainedModel, sites: list[tuple[int, str]], ids: torch.Tensor) -> dict:
-    """Activations {site: (batch, position, width)} of one batch, padded on the right.
-
-    No mask is needed: attention is causal, so no token sees the padding after it; and attention without one is faster.
-    """
-    with reading(model, sites) as found:
-        with suppress(_Done):
-            model.base_model(input_ids=ids, use_cache=False)
-        return dict(found)
-
-
-def windows(position: np.ndarray) -> list[slice]:
-    """Slices of tokens that stand in one window; each window starts at position 1."""
-    starts = np.flatnonzero(position == 1)
-    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(position)], strict=True)]
-
-
-def batches(spans: list[slice], batch_tokens: int) -> Iterator[list[slice]]:
-    """Windows of similar length together, as many as fit into `batch_tokens`, padding and sink included."""
-    ordered = sorted(spans, key=lambda span: (span.stop - span.start, span.start))
-    while ordered:
-        width = 1 + ordered[-1].stop - ordered[-1].start
-        count = max(1, batch_tokens // width)
-        yield ordered[-count:]
-        del ordered[-count:]
+    with attached(model, sites, keep), suppress(_Done):
+        model.base_model(input_ids=ids, use_cache=False)
+    return found
 
 
 def shard_tokens(document: np.ndarray, shard: int, shards: int) -> slice:
@@ -122,23 +48,19 @@ def shard_tokens(document: np.ndarray, shard: int, shards: int) -> slice:
 
 
 def extract(
-    model: transformers.PreTrainedModel, sites: list[tuple[int, str]], tokens: xr.Dataset, sink: int,
+    model: transformers.PreTrainedModel, sites: list[Site], tokens: xr.Dataset, sink: int,
     batch_tokens: int, progress: stage.Progress,
-) -> tuple[dict[tuple[int, str], np.ndarray], dict[tuple[int, str], np.ndarray]]:  # fmt: skip
+) -> tuple[dict[Site, np.ndarray], dict[Site, np.ndarray]]:  # fmt: skip
     """bfloat16 bits (tokens, width) and norms (tokens,) of every site, in the order of the tokens.
 
     Norms are those of the stored, rounded activations.
     """
     ids, spans = tokens["token_id"].values, windows(tokens["position"].values)
-    bits: dict[tuple[int, str], np.ndarray] = {}
+    bits: dict[Site, np.ndarray] = {}
     norms = {site: np.empty(len(ids), np.float32) for site in sites}
     device = model.device
     for group in batches(spans, batch_tokens):
-        longest = max(span.stop - span.start for span in group)
-        rows = torch.full((len(group), 1 + longest), sink)
-        for i, span in enumerate(group):
-            rows[i, 1 : 1 + span.stop - span.start] = torch.from_numpy(ids[span].astype(np.int64))
-        found = forward(model, sites, rows.to(device))
+        found = forward(model, sites, padded(ids, group, sink).to(device))
         for site, values in found.items():
             rounded = values.to(torch.bfloat16)
             norm = torch.linalg.vector_norm(rounded.float(), dim=-1).cpu().numpy()

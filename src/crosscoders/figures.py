@@ -138,21 +138,29 @@ def training_curves(summary: xr.Dataset) -> plt.Figure:
 
 
 def evaluation(summary: xr.Dataset) -> plt.Figure:
-    """Fraction of variance explained per source on test documents; bars are intervals over documents, marks are seeds."""
-    figure, axis = plt.subplots(figsize=(7.5, 4))
+    """Variance explained per source on test documents, and loss recovered where reconstructions were spliced in.
+
+    Bars are intervals over documents, marks are seeds.
+    """
+    panels = {"fraction of variance explained": (summary, "fraction_variance_explained")}
+    if "cross_entropy_recovered" in summary:
+        panels |= {
+            f"loss recovered, against {ablation} ablation": (summary.sel(ablation=ablation), "cross_entropy_recovered")
+            for ablation in summary["ablation"].values
+        }
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 6 * len(panels), 4), squeeze=False)
     sources = [str(name) for name in summary["source"].values]
     names, seeds = crosscoders(summary), summary["seed"].values
-    for c, name in enumerate(names):
-        for s, seed in enumerate(seeds):
-            one = summary.sel(crosscoder=name, seed=seed)
-            value = one["fraction_variance_explained"].values
-            place = np.arange(len(sources)) + 0.12 * (c * len(seeds) + s - (len(names) * len(seeds) - 1) / 2)
-            bars = [value - one["fraction_variance_explained_low"], one["fraction_variance_explained_high"] - value]
-            label = f"{name}, L0 {float(one['l0']):.0f}" if s == 0 else None
-            axis.errorbar(
-                place, value, yerr=np.abs(bars), fmt="os^D"[s % 4], ms=5, color=PALETTE[c], capsize=2, label=label
-            )
-    axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel="fraction of variance explained", ylim=(None, 1))
+    for axis, (label, (found, variable)) in zip(axes[0], panels.items(), strict=True):
+        for c, name in enumerate(names):
+            for s, seed in enumerate(seeds):
+                one = found.sel(crosscoder=name, seed=seed)
+                value = one[variable].values
+                place = np.arange(len(sources)) + 0.12 * (c * len(seeds) + s - (len(names) * len(seeds) - 1) / 2)
+                bars = np.abs([value - one[f"{variable}_low"], one[f"{variable}_high"] - value])
+                title = f"{name}, L0 {float(one['l0']):.0f}" if s == 0 and axis is axes[0, 0] else None
+                axis.errorbar(place, value, yerr=bars, fmt="os^D"[s % 4], ms=5, color=PALETTE[c], capsize=2, label=title)  # fmt: skip
+        axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel=label, ylim=(None, 1))
     figure.legend(title="marks: seeds", loc="outside right upper", fontsize=9)
     sns.despine(figure)
     return figure

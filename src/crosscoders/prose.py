@@ -35,8 +35,30 @@ def evaluation(summary: xr.Dataset) -> str:
         lines.append(
             f"- **{name}** explains, of the variance of held-out documents, {explained}; "
             f"{l0} latents are active per token; {dead}% of latents never fire on the test tokens."
+            + (_recovered(summary, trainings) if "cross_entropy_recovered" in summary else "")
         )
     return "\n".join(lines)
+
+
+def _recovered(summary: xr.Dataset, trainings: list[xr.Dataset]) -> str:
+    """Loss recovered, and the losses it is made of."""
+    parts = []
+    for source in summary["source"].values:
+        chosen = [one.sel(source=source) for one in trainings]
+        if not np.isfinite(chosen[0]["cross_entropy_recovered"]).all():
+            continue
+        shares = ", ".join(
+            f"{_over_seeds([float(one['cross_entropy_recovered'].sel(ablation=ablation)) for one in chosen], '{:.3f}')} of {ablation}"
+            for ablation in summary["ablation"].values
+        )
+        losses = ", ".join(
+            f"{condition} {_over_seeds([float(one['cross_entropy'].sel(condition=condition)) for one in chosen])}"
+            for condition in summary["condition"].values
+        )
+        parts.append(f"{source} {shares} (nats per token: {losses})")
+    return (
+        f" Spliced into its model it recovers, of the loss that an ablation costs: {'; '.join(parts)}." if parts else ""
+    )
 
 
 def classes(summary: xr.Dataset) -> str:

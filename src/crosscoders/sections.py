@@ -237,7 +237,30 @@ def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) ->
 
 def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     named = {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
-    return {**named, "bootstrap": _bootstrap(study), **_null(study, setting)}
+    splice = {"splice": _reading(study, setting)} if spliced(study, setting) else {}
+    return {**named, "bootstrap": _bootstrap(study), **_null(study, setting), **splice}
+
+
+def spliced(study: Study, setting: str) -> bool:
+    """Whether reconstructions of a setting's sources are spliced into their models."""
+    return bool(getattr(study.settings[setting], "splice_tokens", 0))
+
+
+def _reading(study: Study, setting: str) -> dict:
+    """How a setting's models are run to get at next-token losses, whose logits need more memory than activations."""
+    chosen = study.settings[setting]
+    return {
+        "sources": {name: _dump(source) for name, source in stored_sources(chosen).items()},
+        "models": setting_models(study, setting),
+        "batch_tokens": max(1, chosen.batch_tokens // 4),
+        "dtype": chosen.dtype,
+        "device": study.device,
+    }
+
+
+def _measure_ablations(study: Study, setting: str) -> dict:
+    tokens = study.settings[setting].splice_tokens
+    return {"setting_name": setting, "splice_tokens": tokens, **_reading(study, setting)}
 
 
 def _bootstrap(study: Study) -> dict:
@@ -335,6 +358,7 @@ _SECTIONS = {
         _tokenize,
         _extract_activations,
         _fit_normalisation,
+        _measure_ablations,
         _train_crosscoder,
         _evaluate,
         _classify_latents,

@@ -283,6 +283,8 @@ class Setting(Section):
     """Tokens per forward pass."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the models; `auto` takes bfloat16 where the device is faster with it."""
+    splice_tokens: Annotated[int, Field(ge=0)] = 0
+    """Test tokens on which reconstructions are spliced into their models to measure the loss; none where 0."""
     sink_threshold: Positive = 6.0
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
     crosscoders: list[Name] = Field(min_length=1)
