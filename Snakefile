@@ -24,6 +24,7 @@ wildcard_constraints:
 include: "rules/data.smk"
 include: "rules/activations.smk"
 include: "rules/crosscoders.smk"
+include: "rules/validation.smk"
 include: "rules/planted.smk"
 include: "rules/report.smk"
 

@@ -1,7 +1,7 @@
 # Tokens of every split, and the activations of every source on them.
 # Needs: models/{model}/, text/{corpus}.nc
 # Gives: tokens/{setting}/{split}.nc, activations/{setting}/{split}/{shard}.nc, activations/{setting}/normalisation.nc,
-# ablations/{setting}.nc
+# similarity/{setting}.nc, ablations/{setting}.nc
 
 
 rule tokenize:
@@ -76,6 +76,29 @@ rule fit_normalisation:
     shell:
         "python -m crosscoders.normalisation --settings {params.settings:q} --activations {input.activations:q}"
         " --output {output:q} --log {log:q}"
+
+
+rule measure_similarity:
+    input:
+        activations=shards("test"),
+        normalisation=normalisation,
+        code=code("similarity"),
+    output:
+        "results/{study}/similarity/{setting}.nc",
+    log:
+        "results/{study}/logs/measure_similarity/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/measure_similarity/{setting}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="2GB",
+        runtime="1h",
+    params:
+        settings=settings_of("measure_similarity"),
+    shell:
+        "python -m crosscoders.similarity --settings {params.settings:q} --activations {input.activations:q}"
+        " --normalisation {input.normalisation:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule measure_ablations:

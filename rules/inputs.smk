@@ -6,6 +6,12 @@ def snapshots(wildcards):
     return [f"{RESULTS}/models/{name}/provenance.json" for name in sections.setting_models(STUDY, wildcards.setting)]
 
 
+def chat_snapshot(wildcards):
+    """The model whose answers a setting patches: that of the second source of its contrast."""
+    chosen = STUDY.settings[wildcards.setting]
+    return f"{RESULTS}/models/{chosen.sources[chosen.contrast[1]].model}/provenance.json"
+
+
 def root_snapshots(wildcards):
     """The models whose tokenizers serve those of a setting, each once."""
     names = sections.setting_models(STUDY, wildcards.setting)
@@ -80,6 +86,11 @@ def matched(wildcards):
     return over_trainings("stability")(wildcards) if several else []
 
 
+def patched(wildcards):
+    """Causal patching of a setting's crosscoders, where it is asked for."""
+    return over_trainings("causal")(wildcards) if sections.patched(STUDY, wildcards.setting) else []
+
+
 def aligned(wildcards):
     """Measurements of the aligned crosscoders of a setting, one file per seed."""
     names = getattr(STUDY.settings[wildcards.setting], "aligned", [])
@@ -102,6 +113,12 @@ def behaviours(wildcards):
     drawn = wildcards.setting in sections.drawn_settings(STUDY)
     pair = sections.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours and drawn else None
     return [f"{RESULTS}/behaviours/{pair[1]}.nc"] if pair else []
+
+
+def similarity(wildcards):
+    """How alike the sources of a setting are; nulls and transfers have those of another."""
+    drawn = wildcards.setting in sections.drawn_settings(STUDY)
+    return [f"{RESULTS}/similarity/{wildcards.setting}.nc"] if drawn else []
 
 
 def executed(suffix):

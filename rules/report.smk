@@ -12,6 +12,8 @@ rule collate:
         aligned=aligned,
         normalisation=normalisation,
         behaviours=behaviours,
+        similarity=similarity,
+        causal=patched,
         code=code("collate"),
     output:
         "results/{study}/summary/{setting}.nc",
@@ -29,7 +31,9 @@ rule collate:
     params:
         settings=settings_of("collate"),
         optional=lambda wildcards, input: " ".join(
-            f"--{name} {input[name]}" for name in ("behaviours", "stability", "aligned") if input[name]
+            f"--{name} {input[name]}"
+            for name in ("behaviours", "stability", "aligned", "similarity", "causal")
+            if input[name]
         ),
     shell:
         "python -m crosscoders.collate --settings {params.settings:q} --latents {input.latents:q}"

@@ -35,7 +35,7 @@ def test_sites_equal_output_hidden_states(model):
     with torch.inference_mode():
         states = model(input_ids=ids, output_hidden_states=True).hidden_states
     sites = [(0, "resid_pre"), (0, "resid_post"), (2, "resid_pre"), (2, "resid_post")]
-    found = extraction.forward(model, sites, ids)
+    found = sites_module.forward(model, sites, ids)
     for (layer, hook), values in found.items():
         assert torch.equal(values, states[layer + (hook == "resid_post")]), (layer, hook)
 
@@ -43,7 +43,7 @@ def test_sites_equal_output_hidden_states(model):
 def test_mlp_output_is_what_the_mlp_adds_to_the_residual_stream(model):
     ids = torch.randint(0, 64, (2, 9))
     layer = sites_module.decoder_layers(model)[1]
-    found = extraction.forward(model, [(1, "resid_pre"), (1, "mlp_out"), (1, "resid_post")], ids)
+    found = sites_module.forward(model, [(1, "resid_pre"), (1, "mlp_out"), (1, "resid_post")], ids)
     before = found[1, "resid_post"] - found[1, "mlp_out"]
     attention = before - found[1, "resid_pre"]
     assert found[1, "mlp_out"].abs().max() > 0
@@ -51,7 +51,7 @@ def test_mlp_output_is_what_the_mlp_adds_to_the_residual_stream(model):
         module = sites_module.mlp_output(layer)
         seen = {}
         handle = module.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
-        extraction.forward(model, [(1, "resid_post")], ids)
+        sites_module.forward(model, [(1, "resid_post")], ids)
         handle.remove()
         with torch.inference_mode():
             assert torch.allclose(module(seen["x"]), found[1, "mlp_out"], atol=1e-6)
@@ -62,7 +62,7 @@ def test_the_pass_ends_at_the_deepest_site(model):
     ran = []
     for i, layer in enumerate(sites_module.decoder_layers(model)):
         layer.register_forward_pre_hook(lambda *_, i=i, **__: ran.append(i))
-    extraction.forward(model, [(1, "resid_post"), (0, "resid_post")], torch.zeros(1, 4, dtype=torch.long))
+    sites_module.forward(model, [(1, "resid_post"), (0, "resid_post")], torch.zeros(1, 4, dtype=torch.long))
     assert ran == [0, 1]
 
 
@@ -80,7 +80,7 @@ def test_batching_and_padding_change_nothing_but_rounding(model):
     together, norms = extraction.extract(model, sites, tokens, 0, 64, quiet)
     for span in windows.windows(tokens["position"].values):
         ids = torch.tensor([[0, *tokens["token_id"].values[span].tolist()]])
-        alone = extraction.forward(model, sites, ids)
+        alone = sites_module.forward(model, sites, ids)
         for site in sites:
             stored = artifacts.from_bits(together[site][span])
             np.testing.assert_allclose(stored, alone[site][0, 1:].numpy(), rtol=1e-2, atol=1e-3)

@@ -8,7 +8,7 @@ import torch
 import transformers
 import xarray as xr
 
-from crosscoders import evaluation, extraction, splicing
+from crosscoders import evaluation, sites, splicing
 from crosscoders.windows import windows
 
 SINK = 0
@@ -36,7 +36,7 @@ def states(model, layer: int, hook: str, ids: np.ndarray, spans: list[slice]) ->
     found = np.empty((len(ids), 32), np.float32)
     for span in spans:
         rows = torch.tensor([[SINK, *ids[span].tolist()]])
-        found[span] = extraction.forward(model, [(layer, hook)], rows)[layer, hook][0, 1:].numpy()
+        found[span] = sites.forward(model, [(layer, hook)], rows)[layer, hook][0, 1:].numpy()
     return found
 
 

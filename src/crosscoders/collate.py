@@ -16,8 +16,9 @@ def main(arguments) -> None:
     for paths in (arguments.latents, arguments.evaluations, arguments.histories):
         parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
     parts[2] = parts[2].rename({name: f"training_{name}" for name in parts[2].data_vars})
-    if arguments.stability:
-        parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, arguments.stability, strict=True)}))
+    for paths in (arguments.stability, arguments.causal):
+        if paths:
+            parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
     normalisation = artifacts.read(arguments.normalisation)
     if arguments.aligned:
         pairs = [(name, seed) for name in section["aligned"] for seed in section["seeds"]]
@@ -26,6 +27,12 @@ def main(arguments) -> None:
         parts.append(found[names].rename(crosscoder="aligned"))
     statistics = normalisation[["scale", "median_norm", "sink_norm", "sink_share"]]
     parts.append(statistics.sel(source=parts[0]["source"].values))
+    if arguments.similarity:
+        found = artifacts.read(arguments.similarity)
+        names = [name for name in parts[0]["source"].values if name in found["source"].values]
+        parts.append(
+            found.sel(source=names).reindex(source=parts[0]["source"].values).rename(other_source="compared_source")
+        )
     if arguments.behaviours:
         measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
         parts.append(
@@ -46,7 +53,8 @@ def main(arguments) -> None:
 
 if __name__ == "__main__":
     flags = stage.parser(__doc__, "normalisation", "output", lists=("latents", "evaluations", "histories"))
-    flags.add_argument("--behaviours", type=stage.Path)
-    for flag in ("--stability", "--aligned"):
+    for flag in ("--behaviours", "--similarity"):
+        flags.add_argument(flag, type=stage.Path)
+    for flag in ("--stability", "--aligned", "--causal"):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
     stage.run(main, flags.parse_args())

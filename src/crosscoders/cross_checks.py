@@ -321,6 +321,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
             problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
     for name in setting.aligned:
         problems += _unknown("aligned", name, study.aligned)
+    if setting.causal:
+        problems += _causal_problems(study, setting)
     for split in SPLITS:
         tokens = setting.tokens.get(split)
         if tokens is None or split not in setting.shards:
@@ -332,6 +334,28 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         if sum(tokens.values()) == 0:
             problems.append(f"tokens.{split}: 0 tokens in all; expected some")
     return list(dict.fromkeys(problems))
+
+
+def _causal_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of patching the contrast's second model with latents."""
+    problems = []
+    pair = [setting.sources.get(name) for name in setting.contrast]
+    if not all(isinstance(source, Source) for source in pair):
+        return ["causal: the contrast is no pair of models"]
+    if pair[0].layer != pair[1].layer or pair[0].model == pair[1].model or {s.hook for s in pair} != {"resid_post"}:
+        problems.append("causal: the contrast needs two models at the same layer, hook resid_post")
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        known = {
+            *setting.contrast,
+            *(n for n, parts in differences(setting).items() if parts == setting.contrast[::-1]),
+        }
+        other = set(crosscoder_sources(setting, member)) - known if member else set()
+        if other:
+            problems.append(
+                f"causal: {name!r} reads {', '.join(sorted(other))}; expected sources of the contrast alone"
+            )
+    return problems
 
 
 def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting | PlantedSetting) -> list[str]:

@@ -14,7 +14,7 @@ from crosscoders.feed import Activations
 from crosscoders.order import consecutive
 from crosscoders.reconstruction import BATCH, reconstruction
 
-CONDITIONS = ("clean", "spliced", "zero", "mean")
+REPLACEMENTS = ("clean", "spliced", "zero", "mean")
 
 
 def to_dataset(
@@ -101,11 +101,13 @@ def splice_dataset(
 ) -> xr.Dataset:
     """Spliced loss, and how much of the loss that an ablation costs is recovered, with intervals over documents."""
     known = [name for name in sources if name in ablations["source"].values]
-    losses = np.full((*spliced.shape, len(CONDITIONS)), np.nan)
+    losses = np.full((*spliced.shape, len(REPLACEMENTS)), np.nan)
     for s, name in enumerate(sources):
-        losses[:, s, CONDITIONS.index("spliced")] = spliced[:, s]
-        for condition in ("clean", "zero", "mean") if name in known else ():
-            losses[:, s, CONDITIONS.index(condition)] = ablations["cross_entropy"].sel(source=name, ablation=condition)
+        losses[:, s, REPLACEMENTS.index("spliced")] = spliced[:, s]
+        for replacement in ("clean", "zero", "mean") if name in known else ():
+            losses[:, s, REPLACEMENTS.index(replacement)] = ablations["cross_entropy"].sel(
+                source=name, ablation=replacement
+            )
     weights = bootstrap.resamples(len(losses), bootstrap_options["bootstrap_replicates"], bootstrap_options["seed"])
     clean, ablated = losses[..., :1], losses[..., 2:]
     found = bootstrap.ratio_interval(
@@ -115,13 +117,13 @@ def splice_dataset(
     dims = ("source", "ablation")
     return xr.Dataset(
         {
-            "cross_entropy": v(("source", "condition"), losses.sum(0) / tokens, "next-token loss with the source changed", "nats"),
+            "cross_entropy": v(("source", "replacement"), losses.sum(0) / tokens, "next-token loss with the source changed", "nats"),
             "cross_entropy_recovered": v(dims, found[0], "share of the loss that the ablation costs, recovered"),
             "cross_entropy_recovered_low": v(dims, found[1], "lower end of its interval over documents"),
             "cross_entropy_recovered_high": v(dims, found[2], "upper end of its interval over documents"),
             "splice_tokens": v((), np.int64(tokens), "test tokens on which losses were measured"),
         },
-        coords={"condition": np.array(CONDITIONS, dtype=object), "ablation": np.array(CONDITIONS[2:], dtype=object)},
+        coords={"replacement": np.array(REPLACEMENTS, dtype=object), "ablation": np.array(REPLACEMENTS[2:], dtype=object)},
     )  # fmt: skip
 
 

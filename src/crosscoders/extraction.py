@@ -6,8 +6,6 @@ model itself, so that what is stored is what `output_hidden_states` shows.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import numpy as np
 import torch
 import transformers
@@ -16,27 +14,8 @@ import xarray as xr
 from crosscoders import artifacts, models, pick, stage
 from crosscoders.errors import UserError
 from crosscoders.settings import Source
-from crosscoders.sites import Site, attached, decoder_layers
+from crosscoders.sites import Site, decoder_layers, forward
 from crosscoders.windows import batches, padded, windows
-
-
-class _Done(Exception):
-    """Leaves a forward pass once the deepest site has been read."""
-
-
-@torch.inference_mode()
-def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.Tensor) -> dict:
-    """Activations {site: (batch, position, width)} of one batch; the pass stops once all are there."""
-    found: dict[Site, torch.Tensor] = {}
-
-    def keep(site: Site, tensor: torch.Tensor) -> None:
-        found[site] = tensor
-        if len(found) == len(sites):
-            raise _Done
-
-    with attached(model, sites, keep), suppress(_Done):
-        model.base_model(input_ids=ids, use_cache=False)
-    return found
 
 
 def shard_tokens(document: np.ndarray, shard: int, shards: int) -> slice:

@@ -23,6 +23,9 @@ CLASSES = list(CLASS_COLOURS)
 SHOWN_LATENTS = 50
 LIFT_FLOOR = 0.03
 """Lowest lift shown: groups that never fire on a category stand on the floor of the panel."""
+CONTROLS = ("random", "mean difference", "components")
+"""Conditions of causal patching, by how their names begin, that use no chosen latents."""
+SEGMENT_LABELS = {"all": "all response tokens", "first": "the first 9", "rest": "the rest"}
 CHAT_SAMPLE = 100
 """Most chat-leaning latents shown where no or few latents pass the threshold of a class."""
 
@@ -160,10 +163,18 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
                 bars = np.abs([value - one[f"{variable}_low"], one[f"{variable}_high"] - value])
                 title = f"{name}, L0 {float(one['l0']):.0f}" if s == 0 and axis is axes[0, 0] else None
                 axis.errorbar(place, value, yerr=bars, fmt="os^D"[s % 4], ms=5, color=PALETTE[c], capsize=2, label=title)  # fmt: skip
-        axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel=label, ylim=(None, 1))
+        axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel=label, xlim=(-0.5, len(sources) - 0.5))
+    axes[0, 0].set_ylim(None, 1)
     figure.legend(title="marks: seeds", loc="outside right upper", fontsize=9)
     sns.despine(figure)
     return figure
+
+
+def heatmap(axis: plt.Axes, mean, low, high, labels: list[str], label: str) -> None:
+    """A matrix between sources with its intervals written into the cells."""
+    text = [[f"{m:.2f}\n[{a:.2f}, {b:.2f}]" if np.isfinite(m) else "" for m, a, b in zip(*cells, strict=True)] for cells in zip(mean, low, high, strict=True)]  # fmt: skip
+    sns.heatmap(mean, ax=axis, annot=np.array(text), fmt="", vmin=0, vmax=1, cmap="viridis", square=True, annot_kws={"size": 8},
+                xticklabels=labels, yticklabels=labels, cbar_kws={"label": label})  # fmt: skip
 
 
 # -- cross-layer [L24] -------------------------------------------------------------------------------------------------
@@ -215,6 +226,32 @@ def drift(summary: xr.Dataset) -> plt.Figure:
         sns.heatmap(matrix, ax=axes[1, column], annot=True, fmt=".2f", vmin=0, vmax=1, cmap="viridis", square=True,
                     xticklabels=sources, yticklabels=sources, cbar_kws={"label": "mean cosine of decoder vectors"})  # fmt: skip
     axes[0, 0].legend(markerscale=2.5, title="source")
+    return figure
+
+
+def similarity(summary: xr.Dataset) -> plt.Figure:
+    """ours-similarity: CKA and SVCCA between sources, and beside them the mean cosine of latents' decoder vectors."""
+    names = crosscoders(summary)
+    figure, axes = plt.subplots(1, 2 + len(names), figsize=(5.6 * (2 + len(names)), 5))
+    sources = [str(name) for name in summary["compared_source"].values]
+    for axis, name in zip(axes, ("cka", "svcca"), strict=False):
+        found = [summary[f"{name}{end}"].sel(source=sources).values for end in ("", "_low", "_high")]
+        heatmap(axis, *found, sources, summary[name].attrs["long_name"])
+        axis.set_title(f"{name.upper()} (brackets: 95%, jackknife over documents)", fontsize=10)
+    for axis, name in zip(axes[2:], names, strict=True):
+        seeds = []
+        for seed in summary["seed"].values:
+            one = select(summary, name, int(seed))
+            seeds.append(one["source_cosine"].values[np.flatnonzero(one["density"].values > 0)].mean(0))
+        heatmap(
+            axis,
+            np.mean(seeds, 0),
+            np.min(seeds, 0),
+            np.max(seeds, 0),
+            [str(s) for s in summary["source"].values],
+            "mean cosine of decoder vectors of alive latents",
+        )
+        axis.set_title(f"{name} (brackets: range of seeds)", fontsize=10)
     return figure
 
 
@@ -439,6 +476,40 @@ def template(summary: xr.Dataset) -> plt.Figure:
             row[2].hist(one["template_share"].values[group], bins, weights=weights, histtype="step", lw=1.8, color=colour, label=label)  # fmt: skip
         row[2].set(xlabel="share of activation on template tokens", ylabel="share of latents", yscale="log", title=name)
         row[2].legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def divergence(summary: xr.Dataset) -> plt.Figure:
+    """m25-kl-bars: KL from the chat model's own next-token distributions under every patch, by segment of the response."""
+    names = crosscoders(summary)
+    segments = [str(name) for name in summary["segment"].values]
+    conditions = [str(name) for name in summary["condition"].values if str(name) != "all and error"]
+    figure, axes = plt.subplots(len(names), len(segments), figsize=(4.6 * len(segments), (0.9 + 0.24 * len(conditions)) * len(names)), squeeze=False, sharey=True)  # fmt: skip
+    tokens = summary["segment_tokens"].values.reshape(-1, len(segments)).max(0)
+    for row, name in zip(axes, names, strict=True):
+        for axis, segment, count in zip(row, segments, tokens, strict=True):
+            one = summary.sel(crosscoder=name, segment=segment, condition=conditions)
+            for s, seed in enumerate(summary["seed"].values):
+                here = one.sel(seed=seed)
+                value = here["divergence"].values
+                bars = np.abs([value - here["divergence_low"], here["divergence_high"] - value])
+                place = np.arange(len(conditions)) + 0.24 * (s - (summary.sizes["seed"] - 1) / 2)
+                colours = [PALETTE[7] if condition.startswith(CONTROLS) else PALETTE[3] for condition in conditions]
+                axis.barh(place, value, 0.22, xerr=bars, color=colours, error_kw={"lw": 0.8, "capsize": 1.5})
+            axis.axvline(float(one["divergence"].sel(condition="none").mean()), color="black", lw=0.8, ls="--")
+            axis.set(
+                title=f"{name}: {SEGMENT_LABELS[segment]} ({count:,})",
+                yticks=range(len(conditions)),
+                yticklabels=conditions,
+            )
+            axis.title.set_fontsize(10)
+            axis.tick_params(axis="y", labelsize=8)
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel(
+        "KL from the chat model, nats per token (grey: controls; dashed: none; bars: seeds, 95% over conversations)",
+        fontsize=10,
+    )
     sns.despine(figure)
     return figure
 

@@ -155,23 +155,30 @@ def perplexity(model: transformers.PreTrainedModel, ids: list[int]) -> float:
 
 
 @torch.inference_mode()
-def greedy(
-    model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int
+def continuations(
+    model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int, temperature: float = 0.0
 ) -> list[list[int]]:
-    """Greedy continuations of several prompts, padded on the left, ended before the token `stop`."""
+    """Continuations of several prompts, padded on the left, up to and with the token `stop`.
+
+    Greedy where the temperature is 0; else sampled with torch's generator.
+    """
     longest = max(map(len, prompts))
     ids = torch.tensor([[stop] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     found = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        eos_token_id=stop,
-        pad_token_id=stop,
+        input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=stop, pad_token_id=stop, **sampling
     )
     rows = found[:, longest:].tolist()
-    return [row[: row.index(stop)] if stop in row else row for row in rows]
+    return [row[: row.index(stop) + 1] if stop in row else row for row in rows]
+
+
+def greedy(
+    model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int
+) -> list[list[int]]:
+    """Greedy continuations, ended before the token `stop`."""
+    rows = continuations(model, prompts, new_tokens, stop)
+    return [row[:-1] if row[-1] == stop else row for row in rows]
 
 
 def check_conversion(folder: Path, model: WheelModel) -> dict[str, object]:

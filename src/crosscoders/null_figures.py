@@ -9,7 +9,7 @@ import seaborn as sns
 import xarray as xr
 
 from crosscoders import bootstrap
-from crosscoders.figures import CLASS_COLOURS, CLASSES, PALETTE, alive, crosscoders
+from crosscoders.figures import CLASS_COLOURS, CLASSES, PALETTE, alive, crosscoders, heatmap
 
 FLOOR = 1e-4
 """Rates of 0 stand on this floor of a logarithmic axis."""
@@ -151,10 +151,7 @@ def aligned(summary: xr.Dataset) -> plt.Figure:
     for row, name in zip(axes, names, strict=True):
         one = summary.sel(aligned=name, source=sources, other_source=sources)
         for axis, (variable, label) in zip(row, panels, strict=True):
-            mean, low, high = _range(one, variable)
-            text = [[f"{m:.2f}\n[{a:.2f}, {b:.2f}]" for m, a, b in zip(*cells, strict=True)] for cells in zip(mean, low, high, strict=True)]  # fmt: skip
-            sns.heatmap(mean, ax=axis, annot=np.array(text), fmt="", vmin=0, vmax=1, cmap="viridis", square=True,
-                        xticklabels=sources, yticklabels=sources, cbar_kws={"label": label})  # fmt: skip
+            heatmap(axis, *_range(one, variable), sources, label)
             axis.set(title=f"{name} (brackets: 95% over documents, all seeds)", xlabel="to", ylabel="from")
     return figure
 

@@ -52,8 +52,8 @@ def _recovered(summary: xr.Dataset, trainings: list[xr.Dataset]) -> str:
             for ablation in summary["ablation"].values
         )
         losses = ", ".join(
-            f"{condition} {_over_seeds([float(one['cross_entropy'].sel(condition=condition)) for one in chosen])}"
-            for condition in summary["condition"].values
+            f"{replacement} {_over_seeds([float(one['cross_entropy'].sel(replacement=replacement)) for one in chosen])}"
+            for replacement in summary["replacement"].values
         )
         parts.append(f"{source} {shares} (nats per token: {losses})")
     return (
@@ -89,6 +89,20 @@ def _counted(one: xr.Dataset, call: str) -> str:
     )
 
 
+def similarity(summary: xr.Dataset) -> str:
+    """CKA and SVCCA of neighbouring sources and of the first and the last."""
+    names = [str(name) for name in summary["compared_source"].values]
+    lines = []
+    for measure in ("cka", "svcca"):
+        shown = []
+        for a, b in dict.fromkeys([*zip(names, names[1:], strict=False), (names[0], names[-1])]):
+            cell = summary.sel(source=a, compared_source=b)
+            value, low, high = (float(cell[f"{measure}{end}"]) for end in ("", "_low", "_high"))
+            shown.append(f"{a} and {b} {value:.2f} [{low:.2f}, {high:.2f}]")
+        lines.append(f"- **{measure.upper()}**: {'; '.join(shown)}.")
+    return "\n".join(lines)
+
+
 def scaling(summary: xr.Dataset) -> str:
     """Median ν of chat-leaning and of shared latents."""
     lines = []
@@ -106,6 +120,30 @@ def scaling(summary: xr.Dataset) -> str:
             )
         lines.append(f"- **{name}**, {len(chosen)} most chat-leaning latents: " + "; ".join(parts) + ".")
     return "\n".join(lines)
+
+
+def causal(summary: xr.Dataset) -> str:
+    """How much of the gap between the models each patch closes, over all response tokens, beside its controls."""
+    lines = []
+    for name in figures.crosscoders(summary):
+        one = summary.sel(crosscoder=name, segment="all")
+        shown = []
+        for condition in ("all", "error", "best half by Δ", "worst half by Δ", "best half by ν", "worst half by ν", "template", "mean difference"):  # fmt: skip
+            if condition in one["condition"].values and np.isfinite(one["gap_closed"].sel(condition=condition)).all():
+                shown.append(f"{condition} {_interval(one, condition)}")
+        random = [str(c) for c in one["condition"].values if str(c).startswith("random")]
+        if random and np.isfinite(one["gap_closed"].sel(condition=random)).all():
+            values = one["gap_closed"].sel(condition=random).values.ravel().tolist()
+            shown.append(f"random sets as frequent and as large {_over_seeds(values)}")
+        lines.append(f"- **{name}**, share of the divergence that is gone: {'; '.join(shown)}.")
+    return "\n".join(lines)
+
+
+def _interval(one: xr.Dataset, condition: str) -> str:
+    """Gap closed by a condition, mean over seeds, with the widest ends of the intervals."""
+    chosen = one.sel(condition=condition)
+    low, high = float(chosen["gap_closed_low"].min()), float(chosen["gap_closed_high"].max())
+    return f"{float(chosen['gap_closed'].mean()):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def enrichment(summary: xr.Dataset) -> str:

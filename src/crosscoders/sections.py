@@ -20,7 +20,7 @@ from crosscoders.settings import (
 )
 
 FIGURES = {
-    "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift", "ours-aligned"],
+    "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift", "ours-similarity", "ours-aligned"],
     "compare": ["training", "evaluation", "ours-compare", "ours-stability", "ours-aligned"],
     "planted": ["d26-planted", "ours-confusion"],
     "planted_layers": ["d26-planted", "ours-onset"],
@@ -37,6 +37,7 @@ FIGURES = {
         "m25-delta-vs-rank",
         "m25-cosine-by-class",
         "m25-template",
+        "m25-kl-bars",
         "ours-planted-enrichment",
         "ours-stability",
         "ours-nulls",
@@ -45,6 +46,10 @@ FIGURES = {
     ],
 }
 """Figures that each notebook draws; where two settings share one, the setting's name is appended to the file name."""
+
+
+RESPONSE_KEYS = ("prompts", "new_tokens", "temperature", "seed")
+"""Settings of causal patching that the answers depend on."""
 
 
 def section(study: Study, stage: str, **wildcards: str) -> str:
@@ -131,6 +136,7 @@ def figure_names(study: Study, setting: str) -> dict[str, str]:
     chosen = study.settings[setting]
     needs = {
         "ours-behaviour-rates": study.behaviours and planted_pair(study, setting),
+        "m25-kl-bars": patched(study, setting),
         "ours-nulls": nulls_of(study, setting),
         "ours-transfer": transfers_of(study, setting),
         "ours-stability": len(study.seeds) > 1,
@@ -223,6 +229,10 @@ def _fit_normalisation(study: Study, setting: str) -> dict:
     }
 
 
+def _measure_similarity(study: Study, setting: str) -> dict:
+    return {"setting_name": setting, "confidence": study.classification.confidence}
+
+
 def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     return {
         "setting_name": setting,
@@ -255,6 +265,40 @@ def _reading(study: Study, setting: str) -> dict:
         "batch_tokens": max(1, chosen.batch_tokens // 4),
         "dtype": chosen.dtype,
         "device": study.device,
+    }
+
+
+def patched(study: Study, setting: str) -> bool:
+    """Whether a setting's latents are patched into its chat model."""
+    return getattr(study.settings[setting], "causal", None) is not None
+
+
+def _generate_responses(study: Study, setting: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "causal": {key: value for key, value in _dump(chosen.causal).items() if key in RESPONSE_KEYS},
+        "chat_template": _dump(study.chat_template),
+        "split": study.splits["test"],
+        "dtype": chosen.dtype,
+        "device": study.device,
+    }
+
+
+def _causal(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    chosen = study.settings[setting]
+    base, chat = (chosen.sources[name] for name in chosen.contrast)
+    return {
+        "setting_name": setting,
+        "crosscoder_name": crosscoder,
+        "seed": int(seed),
+        "contrast": chosen.contrast,
+        "base": base.model,
+        "chat": chat.model,
+        "layer": chat.layer,
+        "causal": _dump(chosen.causal),
+        "bootstrap": _bootstrap(study),
+        **{key: value for key, value in _reading(study, setting).items() if key != "sources"},
     }
 
 
@@ -358,7 +402,10 @@ _SECTIONS = {
         _tokenize,
         _extract_activations,
         _fit_normalisation,
+        _generate_responses,
+        _causal,
         _measure_ablations,
+        _measure_similarity,
         _train_crosscoder,
         _evaluate,
         _classify_latents,

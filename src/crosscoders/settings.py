@@ -267,6 +267,25 @@ AnySource = Annotated[
 ]
 
 
+class Causal(Section):
+    """Causal patching: the chat model's answers to prompts from test documents, and what is patched into it."""
+
+    prompts: Count
+    """Conversations."""
+    new_tokens: Count
+    """Longest answer."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Greedy answers where 0, sampled ones else."""
+    seed: int = 0
+    """Of sampled answers and random sets of latents."""
+    candidates: Annotated[int, Field(gt=1)] = 64
+    """Most chat-leaning latents that are split into halves, where fewer are chat-only."""
+    random_sets: Count = 5
+    """Control sets matched in frequency and decoder norm."""
+    components: list[Count] = [1, 8]
+    """Numbers of principal components of the models' difference that are patched as controls."""
+
+
 class Setting(Section):
     """Sources that see the same tokens, the tokens, and the crosscoders trained on them."""
 
@@ -287,6 +306,8 @@ class Setting(Section):
     """Test tokens on which reconstructions are spliced into their models to measure the loss; none where 0."""
     sink_threshold: Positive = 6.0
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
+    causal: Causal | None = None
+    """Causal patching of the contrast's second model; none where absent."""
     crosscoders: list[Name] = Field(min_length=1)
     aligned: list[Name] = []
     """Aligned crosscoders trained on the same sources."""

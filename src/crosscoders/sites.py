@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import transformers
@@ -85,3 +85,38 @@ def attached(
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Done(Exception):
+    """Leaves a forward pass once the deepest site has been read."""
+
+
+@torch.inference_mode()
+def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.Tensor) -> dict:
+    """Activations {site: (batch, position, width)} of one batch; the pass stops once all are there."""
+    found: dict[Site, torch.Tensor] = {}
+
+    def keep(site: Site, tensor: torch.Tensor) -> None:
+        found[site] = tensor
+        if len(found) == len(sites):
+            raise _Done
+
+    with attached(model, sites, keep), suppress(_Done):
+        model.base_model(input_ids=ids, use_cache=False)
+    return found
+
+
+@contextmanager
+def starting_after(model: transformers.PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iterator[None]:
+    """Within this context a forward pass takes `hidden`, (batch, position, width), for what `layer` gives.
+
+    The layers up to it are skipped; embedding, masks, positions, the layers above and the head are the model's own.
+    """
+    skipped = decoder_layers(model)[: layer + 1]
+    for part in skipped:
+        part.forward = lambda *_, **__: hidden
+    try:
+        yield
+    finally:
+        for part in skipped:
+            del part.forward

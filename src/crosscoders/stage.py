@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import platform
@@ -52,7 +53,9 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
 
 
 def _start(arguments: argparse.Namespace) -> None:
-    """Open the log, limit the threads, silence warnings that no user can act on."""
+    """Open the log, limit the threads, silence warnings that no user can act on; collect garbage from here on."""
+    gc.freeze()
+    gc.enable()
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
         _log.append(arguments.log.open("w", encoding="utf-8"))

@@ -1,0 +1,57 @@
+# What latents do: the chat model's own answers, and causal patching on them.
+# Needs: models/, text/, crosscoders/, latents/, activations/{setting}/
+# Gives: responses/{setting}.nc, causal/{setting}/{crosscoder}/seed-{seed}.nc
+
+
+rule generate_responses:
+    input:
+        model=chat_snapshot,
+        texts=texts,
+        code=code("responses"),
+    output:
+        "results/{study}/responses/{setting}.nc",
+    log:
+        "results/{study}/logs/generate_responses/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/generate_responses/{setting}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="3GB",
+        runtime="2h",
+        gpu=GPU,
+    params:
+        settings=settings_of("generate_responses"),
+    shell:
+        "python -m crosscoders.responses --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
+        " --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule causal:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        responses="results/{study}/responses/{setting}.nc",
+        activations=shards("validation"),
+        normalisation=normalisation,
+        models=snapshots,
+        code=code("causal"),
+    output:
+        "results/{study}/causal/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/causal/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/causal/{setting}/{crosscoder}/seed-{seed}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="4GB",
+        runtime="4h",
+        gpu=GPU,
+    params:
+        settings=settings_of("causal"),
+    shell:
+        "python -m crosscoders.causal --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --responses {input.responses:q} --activations {input.activations:q}"
+        " --normalisation {input.normalisation:q} --models {input.models:q} --threads {threads}"
+        " --output {output:q} --log {log:q}"
