@@ -125,3 +125,13 @@ def executed(suffix):
     """The notebooks of all settings."""
     drawn = sections.drawn_settings(STUDY)
     return [f"{RESULTS}/notebooks/{STUDY.settings[name].notebook}-{name}.{suffix}" for name in drawn]
+
+
+def pages():
+    """A page for every crosscoder and seed of the settings that get them."""
+    return [
+        f"{RESULTS}/latents/{setting}/{name}/seed-{seed}.html"
+        for setting in sections.paged(STUDY)
+        for name in STUDY.settings[setting].crosscoders
+        for seed in STUDY.seeds
+    ]

@@ -114,6 +114,7 @@ rule html:
 rule manifest:
     input:
         notebooks=executed("ipynb"),
+        pages=pages(),
         code=code("manifest"),
     output:
         "results/{study}/manifest.json",

@@ -1,6 +1,6 @@
-# What latents do: the chat model's own answers, and causal patching on them.
-# Needs: models/, text/, crosscoders/, latents/, activations/{setting}/
-# Gives: responses/{setting}.nc, causal/{setting}/{crosscoder}/seed-{seed}.nc
+# What latents do: the chat model's own answers, causal patching on them, and a page to read latents in.
+# Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
+# Gives: responses/{setting}.nc; causal/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
 
 
 rule generate_responses:
@@ -54,4 +54,34 @@ rule causal:
         "python -m crosscoders.causal --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --latents {input.latents:q} --responses {input.responses:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --models {input.models:q} --threads {threads}"
+        " --output {output:q} --log {log:q}"
+
+
+rule latent_page:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        activations=shards("test"),
+        normalisation=normalisation,
+        tokens=test_tokens,
+        models=snapshots,
+        template="report/latents.html",
+        code=code("page"),
+    output:
+        "results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.html",
+    log:
+        "results/{study}/logs/latent_page/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/latent_page/{setting}/{crosscoder}/seed-{seed}.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="4GB",
+        runtime="1h",
+    params:
+        settings=settings_of("latent_page"),
+    shell:
+        "python -m crosscoders.page --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
+        " --tokens {input.tokens:q} --models {input.models:q} --template {input.template:q} --threads {threads}"
         " --output {output:q} --log {log:q}"

@@ -1,4 +1,4 @@
-"""Stage manifest: SHA-256 of every netCDF, PNG and SVG of a study; and the check that nothing has changed since."""
+"""Stage manifest: SHA-256 of every netCDF, PNG, SVG and page of latents; and the check that nothing has changed since."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from crosscoders import artifacts, stage
 from crosscoders.errors import UserError
 
-SUFFIXES = (".nc", ".png", ".svg")
+PATTERNS = ("**/*.nc", "**/*.png", "**/*.svg", "latents/**/*.html")
 
 
 def listing(folder: Path) -> dict[str, str]:
@@ -31,7 +31,8 @@ def listing(folder: Path) -> dict[str, str]:
         except UserError as error:
             return error
 
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
+    listed = (path for pattern in PATTERNS for path in folder.glob(pattern))
+    paths = sorted(path for path in listed if not path.name.startswith("."))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
         found = dict(zip(paths, pool.map(check, paths), strict=True))
     problems = [str(result) for result in found.values() if isinstance(result, UserError)]

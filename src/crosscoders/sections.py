@@ -326,6 +326,25 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
     }
 
 
+def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "crosscoder_name": crosscoder,
+        "seed": int(seed),
+        "contrast": chosen.contrast,
+        "sources": {name: _dump(source) for name, source in stored_sources(chosen).items()},
+        "models": setting_models(study, setting),
+        "page": _dump(study.page),
+    }
+
+
+def paged(study: Study) -> list[str]:
+    """Settings whose latents get pages: those with activations of their own, where the study asks for it."""
+    drawn = drawn_settings(study) if study.page else []
+    return [name for name in drawn if not isinstance(study.settings[name], PlantedSetting)]
+
+
 def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     named = {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
     return {**named, "seeds": study.seeds}
@@ -409,6 +428,7 @@ _SECTIONS = {
         _train_crosscoder,
         _evaluate,
         _classify_latents,
+        _latent_page,
         _match_seeds,
         _train_aligned,
         _evaluate_aligned,

@@ -509,6 +509,15 @@ class Classification(Section):
     seed: int = 0
 
 
+class Page(Section):
+    """A page per crosscoder to read its latents in."""
+
+    examples: Count = 4
+    """Strongest test examples of each latent."""
+    promoted: Count = 8
+    """Tokens that each decoder direction promotes, and as many that it suppresses."""
+
+
 class Behaviours(Section):
     """Measurement of planted behaviours: held-out prompts and greedy generation."""
 
@@ -533,3 +542,4 @@ class Study(Section):
     aligned: dict[Name, AlignedSettings] = {}
     classification: Classification
     behaviours: Behaviours | None = None
+    page: Page | None = None
