@@ -258,3 +258,29 @@ def test_intervals_equal_numpy_quantiles_and_skip_nan():
     np.testing.assert_allclose(low, np.nanquantile(values, 0.05, axis=0))
     np.testing.assert_allclose(high, np.nanquantile(values, 0.95, axis=0))
     assert np.isnan(bootstrap.interval(np.full((5, 1), np.nan), 0.9)[0]).all()
+
+
+def test_twins_are_split_concepts_and_their_divergence_is_counted(member):
+    """Latents 0 and 1 share a direction and fire together on half their tokens; 2 and 3 have directions of their own."""
+    coder = crosscoder.create(member("relu", penalty="l1_of_norms", latents=5), ["base", "chat"], [6, 6], 0)
+    coder.decoder.zero_()
+    for j, (side, axis) in enumerate([(1, 0), (0, 0), (1, 1), (0, 2)]):
+        coder.decoder[j, 6 * side + axis] = 1
+    token = np.concatenate([np.arange(0, 40), np.arange(20, 60), np.arange(5)])
+    latent = np.concatenate([np.full(40, 0), np.full(40, 1), np.full(5, 2)])
+    value = np.where(token % 2, 1.0, 0.05)
+    classes = [
+        classification.NORM_CLASSES.index(name)
+        for name in ("chat-only", "base-only", "chat-only", "base-only", "shared")
+    ]
+    chat, base, cosine, divergence = classification.twins(
+        coder, classification.Pairs(token, latent, value), np.array(classes), (0, 1)
+    )
+    assert (chat.tolist(), base.tolist()) == ([0], [1])
+    assert cosine[0] == pytest.approx(1)
+    assert divergence[0] == pytest.approx(20 / 30), "odd tokens are high: 10 for either alone, 10 for both"
+    nothing = classification.twins_dataset(
+        classification.twins(coder, classification.Pairs(token, latent, value), np.full(5, 1), (0, 1))
+    )
+    assert nothing["twin_chat"].values.tolist() == [-1]
+    assert np.isnan(nothing["twin_divergence"].values).all()

@@ -23,6 +23,7 @@ TARGETS = ("error", "reconstruction", "activation")
 CALLS = ("alive", *NORM_CLASSES, "base-specific", "chat-specific", "chat-only and chat-specific")
 """What latents are counted by: those that fire, each class by norm, what latent scaling says, and both together."""
 BATCH = 2048
+TWIN_COSINE, TWIN_HIGH, TWIN_LOW = 0.9, 0.4, 0.1
 
 
 # -- geometry ----------------------------------------------------------------------------------------------------------
@@ -169,6 +170,46 @@ def specific(error: np.ndarray, reconstruction: np.ndarray, delta: np.ndarray, s
     return np.where(chat, SPECIFIC.index("chat"), np.where(base, SPECIFIC.index("base"), 0))
 
 
+def twins(
+    coder: Crosscoder, pairs: Pairs, by_norm: np.ndarray, contrast: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each chat-only latent with the base-only latent of most similar direction, where their cosine exceeds TWIN_COSINE.
+
+    A concept that both models have can be split into two such latents; twins that fire on the same tokens are that.
+
+    Returns
+    -------
+    chat, base : (twins,)
+        Latents.
+    cosine : (twins,)
+    divergence : (twins,)
+        Share of tokens on which only one of the two is high, of those on which either is [M25]: high from TWIN_HIGH of a
+        latent's largest activation, low below TWIN_LOW of it.
+    """
+    chosen = [np.flatnonzero(by_norm == NORM_CLASSES.index(name)) for name in ("base-only", "chat-only")]
+    decoders = [coder.decoder[torch.from_numpy(latents)][:, coder.columns[s]] for latents, s in zip(chosen, contrast, strict=True)]  # fmt: skip
+    if not all(map(len, chosen)) or decoders[0].shape[1] != decoders[1].shape[1]:
+        return np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0)
+    units = [torch.nn.functional.normalize(decoder.double(), dim=1) for decoder in decoders]
+    best = (units[1] @ units[0].T).max(1)
+    close = np.flatnonzero(best.values.numpy() > TWIN_COSINE)
+    chat, base, cosine = chosen[1][close], chosen[0][best.indices.numpy()[close]], best.values.numpy()[close]
+    divergence = np.array([_divergence(pairs, j, k) for j, k in zip(chat, base, strict=True)])
+    return chat, base, cosine, divergence
+
+
+def _divergence(pairs: Pairs, *latents: int) -> float:
+    """Tokens on which only one of two latents is high, over those on which either is."""
+    levels = np.zeros((2, int(pairs.token.max()) + 1))
+    for row, latent in zip(levels, latents, strict=True):
+        chosen = pairs.latent == latent
+        if chosen.any():
+            row[pairs.token[chosen]] = pairs.value[chosen] / pairs.value[chosen].max()
+    high, low = levels >= TWIN_HIGH, levels < TWIN_LOW
+    either = high.any(0).sum()
+    return float(((high[0] & low[1]) | (high[1] & low[0])).sum() / either) if either else np.nan
+
+
 # -- as datasets -------------------------------------------------------------------------------------------------------
 
 
@@ -252,3 +293,19 @@ def scaling_dataset(scaling: Scaling, validation: Scaling, delta: np.ndarray, se
     found["called_high"] = v("call", high, "upper end of its interval over documents")
     found["called_replicate"] = v(("replicate", "call"), counts[1:], "latents under each call, resampled documents")
     return xr.Dataset(found, coords={"call": ("call", np.array(CALLS, dtype=object), {"long_name": "call"})})
+
+
+def twins_dataset(found: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> xr.Dataset:
+    """Twins over `twin`; where there are none, one row that says so (−1, NaN)."""
+    chat, base, cosine, divergence = (
+        found if len(found[0]) else (np.array([-1]), np.array([-1]), *([np.array([np.nan])] * 2))
+    )
+    v = artifacts.variable
+    return xr.Dataset(
+        {
+            "twin_chat": v("twin", chat, "chat-only latent, -1 where there is no twin"),
+            "twin_base": v("twin", base, "base-only latent of nearly the same direction"),
+            "twin_cosine": v("twin", cosine, "cosine of their directions"),
+            "twin_divergence": v("twin", divergence, "share of tokens on which only one of them is high"),
+        }
+    )

@@ -453,6 +453,23 @@ def cosine_by_class(summary: xr.Dataset) -> plt.Figure:
     return figure
 
 
+def twin_divergence(summary: xr.Dataset) -> plt.Figure:
+    """m25-twin-divergence: of twins, a chat-only and a base-only latent of one direction, how apart they fire."""
+    figure, axes = _panels(summary, sharey=True)
+    for name, axis in axes.items():
+        values = summary["twin_divergence"].sel(crosscoder=name).values.ravel()
+        values = values[np.isfinite(values)]
+        axis.hist(values, np.linspace(0, 1, 21), color=PALETTE[3])
+        axis.set(
+            xlabel="tokens on which only one is high / either is high", title=f"{name}: {len(values)} twins, all seeds"
+        )
+        if not len(values):
+            axis.text(0.5, 0.5, "no twins:\nno chat-only latent has the direction\nof a base-only one (cosine > 0.9)", transform=axis.transAxes, ha="center", va="center")  # fmt: skip
+    next(iter(axes.values())).set_ylabel("twins")
+    sns.despine(figure)
+    return figure
+
+
 def template(summary: xr.Dataset) -> plt.Figure:
     """m25-template: ν of chat-leaning latents, template-heavy ones overlaid; share of activation on template tokens."""
     names = crosscoders(summary)

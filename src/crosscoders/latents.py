@@ -13,7 +13,7 @@ import xarray as xr
 
 from crosscoders import artifacts, bootstrap, crosscoder, stage
 from crosscoders.chats import BEHAVIOURS, ROLES
-from crosscoders.classification import CALLS, Pairs, geometry_dataset, scaling_dataset, scan
+from crosscoders.classification import CALLS, Pairs, geometry_dataset, scaling_dataset, scan, twins, twins_dataset
 from crosscoders.feed import Activations
 from crosscoders.order import consecutive
 from crosscoders.settings import Classification
@@ -197,6 +197,8 @@ def main(arguments) -> None:
     parts = [geometry, scaling_dataset(scaling, validation, delta, settings), usage]
     parts.append(enrichment(delta, alive, pairs, document, category, weights, settings))
     parts.append(examples(delta, alive, pairs, data, tokens, settings))
+    by_norm = np.where(alive, geometry["norm_class"].values, -1)
+    parts.append(twins_dataset(twins(coder, pairs, by_norm, contrast) if contrast else ((),) * 4))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts")
     dataset.attrs = artifacts.provenance(section["study"], "classify_latents", section, section["seed"])
     dataset.attrs |= {"title": "latents", "base": section["contrast"][0], "chat": section["contrast"][1]}

@@ -36,6 +36,7 @@ FIGURES = {
         "m25-nu-threshold-counts",
         "m25-delta-vs-rank",
         "m25-cosine-by-class",
+        "m25-twin-divergence",
         "m25-template",
         "m25-kl-bars",
         "ours-planted-enrichment",
