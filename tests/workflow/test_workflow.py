@@ -217,19 +217,20 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
     path = project / "changed.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     jobs = planned(project, "--configfile", "changed.yaml")
-    assert jobs["train_crosscoder"] == jobs["evaluate"] == jobs["classify_latents"] == 3  # one per setting
-    assert jobs["trial"] == 1
+    assert jobs["train_crosscoder"] == 2, "the pair and its null"
+    assert jobs["evaluate"] == jobs["classify_latents"] == 3, "and the transfer"
+    assert jobs["trial"] == jobs["causal"] == jobs["latent_page"] == 1
     assert not {"extract_activations", "fit_normalisation", "fine_tune", "tokenize", "fetch_model"} & set(jobs)
 
 
 def test_a_setting_given_on_the_command_line_is_read_like_the_file(project):
-    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 4
+    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 3
     done = snakemake(project, "-n", *SMOKE, "--config", "device=gpu", check=False)
     assert "device: 'gpu' is not one of auto, cpu, cuda" in done.stdout + done.stderr
 
 
 def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, results):
-    victim, reader = results / "latents/cross-layer/batchtopk/seed-0.nc", results / "summary/cross-layer.nc"
+    victim, reader = results / "latents/cross-layer/l1/seed-0.nc", results / "summary/cross-layer.nc"
     content, kept = victim.read_bytes(), reader.read_bytes()
     damaged = bytearray(content)
     damaged[len(damaged) // 3] ^= 4
@@ -240,7 +241,7 @@ def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, resul
         reader.unlink()
         done = snakemake(project, "results/smoke/summary/cross-layer.nc", *SMOKE, check=False)
         assert done.returncode != 0
-        assert "latents/cross-layer/batchtopk/seed-0.nc: corrupt" in done.stderr
+        assert "latents/cross-layer/l1/seed-0.nc: corrupt" in done.stderr
         assert "Traceback" not in done.stderr
         check = [sys.executable, "-m", "crosscoders.manifest", "--check", "results/smoke"]
         found = subprocess.run(check, cwd=project, capture_output=True, text=True)
