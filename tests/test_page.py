@@ -64,11 +64,11 @@ def content(latents: int) -> dict:
     examples = [[[int(generator.integers(10, 400)), 2, [0, 40, 99, 10]] for _ in range(3)] for _ in range(latents)]
     examples[0][0] = [0, 0, [99, 0, 0, 0]]
     return {
-        "title": HOSTILE, "sources": ["base", "chat"], "contrast": ["base", "chat"],
+        "title": HOSTILE, "sources": ["base", "chat"],
         "columns": {
             "latent": list(range(latents)), "class": kinds, "specific": ["none"] * latents, "delta": delta.tolist(),
             "cosine": [None] * latents, "density": np.round(generator.random(latents) / 100, 6).tolist(),
-            "template_share": [0.0] * latents, "persistence": [2] * latents, "peak": [1] * latents,
+            "template_share": [0.0] * latents, "persistence": [2] * latents, 
             "norms": [[0.5, 1.0]] * latents, "share_refusal": [0.0] * latents,
             "nu_error": [0.9] * latents, "nu_error_interval": [[0.8, 1.0]] * latents,
             "nu_reconstruction": [0.9] * latents, "nu_reconstruction_interval": [[0.8, 1.0]] * latents,

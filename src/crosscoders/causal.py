@@ -66,14 +66,14 @@ def sets(latents: xr.Dataset, settings: Causal) -> dict[str, np.ndarray]:
     return found | {f"random {i + 1}": one for i, one in enumerate(drawn)}
 
 
-def components(data: Activations, base: int, chat: int, scale: list[Scale], count: int) -> torch.Tensor:
-    """Leading principal components of chat − base, raw, over a split, (count, width)."""
-    (mean, sizes), edges = scale, np.cumsum([0, *data.widths]).tolist()
-    width = data.widths[base]
+def components(data: Activations, scale: Scale, count: int) -> torch.Tensor:
+    """Leading principal components of chat − base, raw, over a split of the sources [base, chat], (count, width)."""
+    width = data.widths[0]
     products, total = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     for _, x in data.batches(BATCH):
-        raw = [x[:, edges[s] : edges[s + 1]].double() * sizes[s] + mean[s] for s in (chat, base)]
-        gap = raw[0] - raw[1]
+        parts = zip(data.sources, x.double().split(data.widths, dim=1), strict=True)
+        base, chat = (part * scale.scale[name] + scale.mean[name] for name, part in parts)
+        gap = chat - base
         products += gap.T @ gap
         total += gap.sum(0)
     covariance = products / len(data) - torch.outer(total, total) / len(data) ** 2
@@ -200,7 +200,7 @@ def main(arguments) -> None:
         masks[name] = torch.zeros(coder.latents, dtype=torch.bool)
         masks[name][torch.from_numpy(members)] = True
     held_out = Activations(arguments.activations, normalisation, [base, chat])
-    axes = components(held_out, 0, 1, [[scale.mean[base], scale.mean[chat]], [scale.scale[base], scale.scale[chat]]], max(settings.components))  # fmt: skip
+    axes = components(held_out, scale, max(settings.components))
     mean = scale.mean[chat] - scale.mean[base]
     folders = dict(zip(section["models"], arguments.models, strict=True))
     principal = {count: axes[:count] for count in settings.components}

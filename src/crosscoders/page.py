@@ -103,7 +103,6 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
         "density": numbers(latents["density"].values[alive], 6),
         "template_share": numbers(latents["template_share"].values[alive], 3),
         "persistence": latents["persistence"].values[alive].tolist(),
-        "peak": latents["peak_source"].values[alive].tolist(),
         "norms": [numbers(row, 4) for row in latents["decoder_norm"].values[alive]],
     }
     for target in ("error", "reconstruction"):
@@ -170,7 +169,6 @@ def main(arguments) -> None:
     content = {
         "title": f"{section['study']} · {section['setting_name']} · {section['crosscoder_name']} · seed {section['seed']}",
         "sources": coder.sources,
-        "contrast": section["contrast"],
         "columns": columns(latents, alive),
         "examples": [shown[j] for j in alive.tolist()],
         "texts": texts.tolist(),

@@ -212,11 +212,8 @@ def _extract_activations(study: Study, setting: str, split: str, shard: str) -> 
         "split": split,
         "shard": int(shard),
         "shards": chosen.shards[split],
-        "sources": {name: _dump(source) for name, source in stored_sources(chosen).items()},
-        "models": setting_models(study, setting),
+        **_reading(study, setting),
         "batch_tokens": chosen.batch_tokens,
-        "dtype": chosen.dtype,
-        "device": study.device,
     }
 
 
@@ -333,7 +330,6 @@ def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> dict
         "setting_name": setting,
         "crosscoder_name": crosscoder,
         "seed": int(seed),
-        "contrast": chosen.contrast,
         "sources": {name: _dump(source) for name, source in stored_sources(chosen).items()},
         "models": setting_models(study, setting),
         "page": _dump(study.page),
