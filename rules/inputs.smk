@@ -91,6 +91,19 @@ def patched(wildcards):
     return over_trainings("causal")(wildcards) if sections.patched(STUDY, wildcards.setting) else []
 
 
+def saes(wildcards):
+    """The SAEs whose graph a setting's crosscoder simplifies."""
+    name = STUDY.settings[wildcards.setting].circuits.saes
+    return f"{RESULTS}/crosscoders/{wildcards.setting}/{name}/seed-{wildcards.seed}.nc"
+
+
+def circuits(wildcards):
+    """Circuits of a setting, one file per seed, where they are asked for."""
+    chosen = getattr(STUDY.settings[wildcards.setting], "circuits", None)
+    folder = f"{RESULTS}/circuits/{wildcards.setting}"
+    return [f"{folder}/{chosen.crosscoder}/seed-{seed}.nc" for seed in STUDY.seeds] if chosen else []
+
+
 def aligned(wildcards):
     """Measurements of the aligned crosscoders of a setting, one file per seed."""
     names = getattr(STUDY.settings[wildcards.setting], "aligned", [])

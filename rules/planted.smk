@@ -1,6 +1,6 @@
 # Members of the family judged on synthetic sources whose concepts are known.
 # Needs: nothing but the settings.
-# Gives: planted/{setting}/{crosscoder}/seed-{seed}.nc, summary/{setting}.nc
+# Gives: planted/ and circuits/ at {setting}/{crosscoder}/seed-{seed}.nc, summary/{setting}.nc
 
 
 rule trial:
@@ -25,9 +25,33 @@ rule trial:
         "python -m crosscoders.trial --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
+rule circuit_trial:
+    input:
+        code=code("circuit_trial"),
+    output:
+        "results/{study}/circuits/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/circuit_trial/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/circuit_trial/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        setting="|".join(PLANTED) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="2GB",
+        runtime="1h",
+    params:
+        settings=settings_of("circuit_trial"),
+    shell:
+        "python -m crosscoders.circuit_trial --settings {params.settings:q} --threads {threads} --output {output:q}"
+        " --log {log:q}"
+
+
 rule collate_trials:
     input:
         trials=over_trainings("planted"),
+        circuits=circuits,
         code=code("collate_trials"),
     output:
         "results/{study}/summary/{setting}.nc",
@@ -44,6 +68,7 @@ rule collate_trials:
         runtime="30m",
     params:
         settings=settings_of("collate_trials"),
+        circuits=lambda wildcards, input: f"--circuits {input.circuits}" if input.circuits else "",
     shell:
         "python -m crosscoders.collate_trials --settings {params.settings:q} --trials {input.trials:q}"
-        " --output {output:q} --log {log:q}"
+        " {params.circuits} --output {output:q} --log {log:q}"

@@ -14,6 +14,7 @@ rule collate:
         behaviours=behaviours,
         similarity=similarity,
         causal=patched,
+        circuits=circuits,
         code=code("collate"),
     output:
         "results/{study}/summary/{setting}.nc",
@@ -32,7 +33,7 @@ rule collate:
         settings=settings_of("collate"),
         optional=lambda wildcards, input: " ".join(
             f"--{name} {input[name]}"
-            for name in ("behaviours", "stability", "aligned", "similarity", "causal")
+            for name in ("behaviours", "stability", "aligned", "similarity", "causal", "circuits")
             if input[name]
         ),
     shell:
@@ -52,7 +53,7 @@ for setting_name in sections.drawn_settings(STUDY):
             nulls=[f"results/{{study}}/summary/{name}.nc" for name in sections.nulls_of(STUDY, setting_name)],
             transfers=[f"results/{{study}}/summary/{name}.nc" for name in sections.transfers_of(STUDY, setting_name)],
             notebook=f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb",
-            code=code("notebook", "prose", "planted_figures", "null_figures", "comparison"),
+            code=code("notebook", "prose", "layer_figures", "diffing_figures", "planted_figures", "null_figures", "comparison"),
         output:
             notebook=f"results/{{study}}/notebooks/{STUDY.settings[setting_name].notebook}-{setting_name}.ipynb",
             svg=[

@@ -1,6 +1,6 @@
-# What latents do: the chat model's own answers, causal patching on them, and a page to read latents in.
+# What latents do: the chat model's own answers, causal patching on them, circuits, and a page to read latents in.
 # Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
-# Gives: responses/{setting}.nc; causal/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
+# Gives: responses/{setting}.nc; causal/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
 
 
 rule generate_responses:
@@ -55,6 +55,37 @@ rule causal:
         " --latents {input.latents:q} --responses {input.responses:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --models {input.models:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
+
+
+rule circuits:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        saes=saes,
+        activations=shards("test"),
+        normalisation=normalisation,
+        tokens=test_tokens,
+        model=snapshots,
+        code=code("circuits"),
+    output:
+        "results/{study}/circuits/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/circuits/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/circuits/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        setting="|".join(sorted(set(STUDY.settings) - set(PLANTED))) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="4GB",
+        runtime="2h",
+        gpu=GPU,
+    params:
+        settings=settings_of("circuits"),
+    shell:
+        "python -m crosscoders.circuits --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --saes {input.saes:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
+        " --tokens {input.tokens:q} --model {input.model:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule latent_page:

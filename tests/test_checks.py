@@ -59,7 +59,7 @@ CASES = [
     ("settings/base-vs-chat/tokens/train", {"wiki": 0}, "tokens.train: 0 tokens in all"),
     ("settings/base-vs-chat/tokens/train", {"wiki": 100}, "100 tokens are fewer than a batch of 'batchtopk' (256)"),
     ("settings/base-vs-chat/tokens/train", {"wikki": 1000}, "'wikki' is not defined; known: wiki, chats; did you mean 'wiki'?"),
-    ("settings/base-vs-chat/crosscoders", ["batchtopp"], "'batchtopp' is not defined; known: l1, batchtopk; did you mean 'batchtopk'?"),
+    ("settings/base-vs-chat/crosscoders", ["batchtopp"], "'batchtopp' is not defined; known: l1, batchtopk, saes; did you mean 'batchtopk'?"),
     ("settings/base-vs-chat/contrast", ["base", "cat"], "contrast: 'cat' is not defined"),
     ("splits/train", [0.2, 0.7], "splits: fine_tune and train overlap between 0.2 and 0.3"),
     ("splits/test", [0.9, 0.8], "splits.test: [0.9, 0.8] is not a range"),
@@ -78,6 +78,9 @@ CASES = [
     ("settings/again/measured_on", "cross-layer", "measured_on: 'cross-layer' has sources layer-00, layer-01, layer-02; expected those of 'base-vs-chat': base, chat"),
     ("settings/again/crosscoders", ["batchtop"], "settings.again.crosscoders: 'batchtop' is not defined; known: batchtopk; did you mean"),
     ("settings/again/seeds", [1], "settings.again.seeds: unknown setting"),
+    ("settings/cross-layer/circuits/saes", "l1", "circuits.saes: 'l1'; expected BatchTopK and blocks with reads: each"),
+    ("settings/cross-layer/circuits/crosscoder", "batchtopk", "circuits.crosscoder: 'batchtopk' is none of the setting's"),
+    ("settings/cross-layer/sources/layer-02/layer", 0, "circuits: expected sources of one model and one hook"),
     ("crosscoders/l1/sources", ["layer-9"], "crosscoders ('l1'): sources: 'layer-9' is not defined"),
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray as xr
 
 from crosscoders import artifacts, stage
-from crosscoders.stacking import stack
+from crosscoders.stacking import stack, stack_seeds
 
 
 def main(arguments) -> None:
@@ -19,6 +19,9 @@ def main(arguments) -> None:
     for paths in (arguments.stability, arguments.causal):
         if paths:
             parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
+    if arguments.circuits:
+        found = map(artifacts.read, arguments.circuits)
+        parts.append(stack_seeds(dict(zip(section["seeds"], found, strict=True)), "circuit_"))
     normalisation = artifacts.read(arguments.normalisation)
     if arguments.aligned:
         pairs = [(name, seed) for name in section["aligned"] for seed in section["seeds"]]
@@ -55,6 +58,6 @@ if __name__ == "__main__":
     flags = stage.parser(__doc__, "normalisation", "output", lists=("latents", "evaluations", "histories"))
     for flag in ("--behaviours", "--similarity"):
         flags.add_argument(flag, type=stage.Path)
-    for flag in ("--stability", "--aligned", "--causal"):
+    for flag in ("--stability", "--aligned", "--causal", "--circuits"):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
     stage.run(main, flags.parse_args())

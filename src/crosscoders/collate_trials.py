@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crosscoders import artifacts, stage
-from crosscoders.stacking import stack
+from crosscoders.stacking import stack, stack_seeds
 
 
 def main(arguments) -> None:
@@ -11,6 +11,9 @@ def main(arguments) -> None:
     section = arguments.settings
     keys = [(name, seed) for name in section["crosscoders"] for seed in section["seeds"]]
     dataset = stack({key: artifacts.read(path) for key, path in zip(keys, arguments.trials, strict=True)})
+    if arguments.circuits:
+        found = map(artifacts.read, arguments.circuits)
+        dataset = dataset.merge(stack_seeds(dict(zip(section["seeds"], found, strict=True)), "circuit_"), join="exact")
     dataset.attrs = artifacts.provenance(section["study"], "collate_trials", section) | {
         "title": f"summary of {section['setting_name']}",
         "setting": section["setting_name"],
@@ -21,4 +24,6 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, stage.parser(__doc__, "output", lists=("trials",)).parse_args())
+    flags = stage.parser(__doc__, "output", lists=("trials",))
+    flags.add_argument("--circuits", type=stage.Path, nargs="*", default=[])
+    stage.run(main, flags.parse_args())

@@ -283,6 +283,8 @@ def _planted_problems(study: Study, setting: PlantedSetting) -> list[str]:
     for name, parts in differences(setting).items():
         if len({widths[part] for part in parts if part in widths}) > 1:
             problems.append(f"sources.{name}.of: widths {[widths[part] for part in parts]}; expected equal widths")
+    if setting.circuits:
+        problems += _circuit_problems(study, setting)
     return problems + _width_problems(study, setting, widths)
 
 
@@ -323,6 +325,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         problems += _unknown("aligned", name, study.aligned)
     if setting.causal:
         problems += _causal_problems(study, setting)
+    if setting.circuits:
+        problems += _circuit_problems(study, setting)
     for split in SPLITS:
         tokens = setting.tokens.get(split)
         if tokens is None or split not in setting.shards:
@@ -334,6 +338,29 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         if sum(tokens.values()) == 0:
             problems.append(f"tokens.{split}: 0 tokens in all; expected some")
     return list(dict.fromkeys(problems))
+
+
+def _circuit_problems(study: Study, setting: Setting | PlantedSetting) -> list[str]:
+    """Problems of the graph of SAEs that a crosscoder simplifies."""
+    chosen, problems, sources = setting.circuits, [], stored_sources(setting)
+    for key, name in (("crosscoder", chosen.crosscoder), ("saes", chosen.saes)):
+        member = study.crosscoders.get(name)
+        if name not in setting.crosscoders:
+            problems.append(f"circuits.{key}: {name!r} is none of the setting's crosscoders {setting.crosscoders}")
+        elif member is not None and crosscoder_sources(setting, member) != list(sources):
+            problems.append(f"circuits.{key}: {name!r} is not trained on all sources of the setting")
+    saes = study.crosscoders.get(chosen.saes)
+    if saes is not None:
+        apart = all((block.reads, block.writes) == ("each", "each") for block in saes.blocks.values())
+        if not apart or saes.activation.kind != "batchtopk":
+            problems.append(
+                f"circuits.saes: {chosen.saes!r}; expected BatchTopK and blocks with reads: each, writes: each"
+            )
+    found = [source for source in sources.values() if isinstance(source, Source)]
+    places = [(source.model, source.hook, source.layer) for source in found]
+    if len(sources) < 2 or len({place[:2] for place in places}) > 1 or places != sorted(places):
+        problems.append("circuits: expected sources of one model and one hook, in the order of their layers")
+    return problems
 
 
 def _causal_problems(study: Study, setting: Setting) -> list[str]:

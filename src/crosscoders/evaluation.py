@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,53 @@ from crosscoders import artifacts, bootstrap, crosscoder, sparse, stage
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.feed import Activations
 from crosscoders.order import consecutive
+from crosscoders.penalties import PENALTIES
 from crosscoders.reconstruction import BATCH, reconstruction
+from crosscoders.settings import CrosscoderSettings
 
 REPLACEMENTS = ("clean", "spliced", "zero", "mean")
 
 
+def pair_cost(coder: Crosscoder, settings: CrosscoderSettings, coefficient: float):
+    """What an active pair of a code pays of the penalty, as a function of the code; `None` where nothing is paid."""
+    if settings.penalty.kind == "none":
+        return None
+    penalty = PENALTIES[settings.penalty.kind]
+    size, rate = penalty.join(coder.decoder_norms()), coefficient * coder.penalty
+
+    def cost(code: sparse.Code) -> torch.Tensor:
+        return penalty.value(code.values * size[code.latents], settings.penalty.scale) * rate[code.latents]
+
+    return cost
+
+
+def effort(coder: Crosscoder, settings: CrosscoderSettings) -> dict[str, tuple]:
+    """Size of the dictionary, and what its training took.
+
+    A weight that a block may use costs 2 floating-point operations per token forward and 4 backward, whatever a fast
+    path saves on them: m latents over L sources of one width cost what L SAEs of m latents cost [L24].
+    """
+    widths = torch.tensor(coder.widths)
+    weights = int((coder.reads * widths).sum() + (coder.writes * widths).sum())
+    tokens = settings.training.steps * settings.training.batch_tokens
+    v = artifacts.variable
+    return {
+        "dictionary_size": v((), np.int64(coder.latents), "latents of the dictionary"),
+        "written_sources": v((), coder.writes.float().sum(1).mean().item(), "sources that a latent may write, on average"),
+        "training_tokens": v((), np.int64(tokens), "tokens seen in training"),
+        "training_flops": v((), float(6 * weights * tokens), "floating-point operations of training"),
+    }  # fmt: skip
+
+
 def to_dataset(
-    coder: Crosscoder, sums: dict[str, np.ndarray], replicates: int, confidence: float, seed: int
-) -> xr.Dataset:
-    """Fraction of variance explained, L0 and dead share, with intervals over documents."""
+    coder: Crosscoder, sums: dict[str, np.ndarray], source_weights: np.ndarray, replicates: int, confidence: float, seed: int
+) -> xr.Dataset:  # fmt: skip
+    """Fraction of variance explained, loss, L0 and dead share, with intervals over documents."""
     weights = bootstrap.resamples(len(sums["tokens"]), replicates, seed)
     ratio = lambda a, b: bootstrap.ratio_interval(a, b, weights, confidence)  # noqa: E731
     unexplained, low, high = ratio(sums["error"], sums["variance"])
     l0, l0_low, l0_high = ratio(sums["active"], sums["tokens"])
+    loss, loss_low, loss_high = ratio(sums["error"] @ source_weights + sums["penalty"], sums["tokens"])
     v = artifacts.variable
     return xr.Dataset(
         {
@@ -34,6 +69,9 @@ def to_dataset(
             "l0": v((), np.float64(l0), "active latents per token at inference"),
             "l0_low": v((), np.float64(l0_low), "lower end of its interval over documents"),
             "l0_high": v((), np.float64(l0_high), "upper end of its interval over documents"),
+            "loss": v((), np.float64(loss), "squared error of all sources and penalty, per token"),
+            "loss_low": v((), np.float64(loss_low), "lower end of its interval over documents"),
+            "loss_high": v((), np.float64(loss_high), "upper end of its interval over documents"),
             "dead_fraction": v((), np.mean(sums["fired"] == 0), "share of latents that fire on no test token"),
             "tokens": v((), np.int64(sums["tokens"].sum()), "test tokens, sinks left out"),
         },
@@ -135,9 +173,13 @@ def main(arguments) -> None:
     coder = crosscoder.from_dataset(trained)
     normalisation = artifacts.read(arguments.normalisation)
     data = Activations(arguments.activations, normalisation, coder.sources, section.get("null"))
-    sums = reconstruction(coder, data, consecutive(data.metadata["document"].values))
+    settings = CrosscoderSettings.model_validate(json.loads(trained.attrs["settings"])["crosscoder"])
+    cost = pair_cost(coder, settings, float(trained["penalty_coefficient"]))
+    sums = reconstruction(coder, data, consecutive(data.metadata["document"].values), cost)
     chosen = section["bootstrap"]
-    dataset = to_dataset(coder, sums, chosen["bootstrap_replicates"], chosen["confidence"], chosen["seed"])
+    weights = np.array([settings.source_weights.get(name, 1.0) for name in coder.sources])
+    dataset = to_dataset(coder, sums, weights, chosen["bootstrap_replicates"], chosen["confidence"], chosen["seed"])
+    dataset = dataset.assign(effort(coder, settings))
     for name in ("l0_training", "penalty_coefficient", "threshold", "threshold_training"):
         dataset[name] = trained[name].mean(keep_attrs=True)  # of thresholds per latent, where they are learned
     if arguments.ablations:

@@ -56,10 +56,11 @@ def enrichment(
     group[alive] = np.clip(np.searchsorted(limits, rank, side="right") - 1, 0, groups - 1)
 
     documents = weights.shape[1]
-    chosen = group[pairs.latent]
-    cell = document[pairs.token] * groups + chosen
+    counted = alive[pairs.latent]  # latents that write neither source of the contrast have no relative norm
+    token, latent = pairs.token[counted], pairs.latent[counted]
+    cell = document[token] * groups + group[latent]
     fired = np.bincount(cell, minlength=documents * groups).reshape(documents, groups)
-    hits = np.array([np.bincount(cell, row[pairs.token], documents * groups) for row in category])
+    hits = np.array([np.bincount(cell, row[token], documents * groups) for row in category])
     hits = hits.reshape(len(category), documents, groups).transpose(1, 2, 0)
     tokens = np.bincount(document, minlength=documents)
     base = np.array([np.bincount(document, row, documents) for row in category]).T

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import xarray as xr
 
-from crosscoders import figures
+from crosscoders import figures, layer_figures
 
 
 def _over_seeds(values: list[float], form: str = "{:.2f}") -> str:
@@ -219,3 +219,95 @@ def layers(summary: xr.Dataset) -> str:
             f"{np.diag(matrix, 1).min():.2f} to {np.diag(matrix, 1).max():.2f}, first and last {matrix[0, -1]:.2f}."
         )
     return "\n".join(lines)
+
+
+def sizes(summary: xr.Dataset) -> str:
+    """What SAEs per source need to reach the crosscoders' loss: features and FLOPs, read off between measured sizes."""
+    lines = []
+    names = layer_figures.same_coefficient(summary)
+    for x, unit in (("dictionary_size", "latents"), ("training_flops", "floating-point operations of training")):
+        found = layer_figures.curves(summary, names, x, "loss")
+        if len(found) < 2:
+            return "Only one kind of dictionary was trained with one coefficient."
+        ours, theirs = found["crosscoder"], found["SAEs per source"]
+        order = np.argsort(theirs[:, 1])
+        for size, loss in ours[:, :2]:
+            if theirs[:, 1].min() <= loss <= theirs[:, 1].max():
+                needed = np.exp(np.interp(loss, theirs[order, 1], np.log(theirs[order, 0])))
+                lines.append(f"- The loss {loss:,.0f} takes the crosscoder {size:.3g} {unit}, SAEs per source {needed:.3g}: {needed / size:.2g} times as many.")  # fmt: skip
+    best = {label: float(rows[:, 1].min()) for label, rows in found.items()}
+    lines.append("- Lowest losses: " + ", ".join(f"{label} {value:,.0f}" for label, value in best.items()) + ".")
+    if len(lines) == 1:
+        lines.append("- No size of one kind reaches a loss that lies among those of the other.")
+    return "\n".join(lines)
+
+
+def sparsities(summary: xr.Dataset) -> str:
+    """Latents per token that crosscoders and SAEs per source need for one error, read off between measured points."""
+    rows: dict[str, list] = {}
+    for name in figures.crosscoders(summary):
+        one = summary.sel(crosscoder=name)
+        error = 1 - float(one["fraction_variance_explained"].mean())
+        rows.setdefault(layer_figures.kind(one), []).append((error, float(one["l0"].mean())))
+    if len(rows) < 2:
+        return "Only one kind of dictionary was trained."
+    ours, theirs = np.array(sorted(rows["crosscoder"])), np.array(sorted(rows["SAEs per source"]))
+    lines = []
+    for error, l0 in ours:
+        if theirs[:, 0].min() <= error <= theirs[:, 0].max():
+            needed = float(np.exp(np.interp(error, theirs[:, 0], np.log(theirs[:, 1]))))
+            lines.append(f"- At an error of {error:.3f} of the variance: crosscoder {l0:.0f} latents per token, SAEs per source {needed:.0f} together ({needed / l0:.1f} times as many).")  # fmt: skip
+    return "\n".join(lines) or "No error of one kind lies among those of the other."
+
+
+def circuits(summary: xr.Dataset) -> str:
+    """Nodes, edges, identity share and faithfulness, every seed with its interval."""
+
+    def shown(name: str, form: str = "{:.1f}", **where) -> str:
+        parts = []
+        for seed in summary["seed"].values:
+            one = summary.sel(seed=seed, **where)
+            ends = [form.format(float(one[f"circuit_{name}{end}"])) for end in ("", "_low", "_high")]
+            parts.append(f"{ends[0]} [{ends[1]}, {ends[2]}]")
+        return " and ".join(parts)
+
+    trainings = [summary.sel(seed=seed) for seed in summary["seed"].values]
+    explained = {
+        name: _over_seeds([float(one[f"circuit_{name}_explained"].mean()) for one in trainings], "{:.3f}")
+        for name in ("crosscoder", "saes")
+    }
+    l0 = {
+        name: _over_seeds([float(one[f"circuit_{name}_l0"]) for one in trainings], "{:.1f}")
+        for name in ("crosscoder", "saes")
+    }
+    lines = [
+        f"- **Nodes**, SAEs at the threshold at which they explain {explained['saes']} of the variance (crosscoder "
+        f"{explained['crosscoder']}): {l0['saes']} SAE latents per token over all sources, {l0['crosscoder']} of the crosscoder."
+    ]
+    for way in summary["collapse"].values:
+        if way == "none":
+            continue
+        factor = _over_seeds([float(one["circuit_collapse_factor"].sel(collapse=way)) for one in trainings])
+        share = _over_seeds([100 * float(one["circuit_matched_share"].sel(collapse=way)) for one in trainings], "{:.0f}")  # fmt: skip
+        lines.append(
+            f"- **Collapsed by {way}**: {share}% of SAE latents have a node, {factor} per node; nodes per token "
+            f"{shown('nodes_per_token', collapse='none')} to {shown('nodes_per_token', collapse=way)}; edges for 80% of the "
+            f"attribution {shown('edges_per_token', collapse='none')} to {shown('edges_per_token', collapse=way)}; identity "
+            f"edges carry {shown('identity_share', '{:.2f}', collapse=way)}."
+        )
+    if "circuit_recall" in summary:
+        return "\n".join([*lines, *_recalls(trainings)])
+    lines.append(
+        f"- **Faithfulness**: measured and predicted changes of logits correlate {shown('faithfulness', '{:.2f}', prediction='same latent')}; "
+        f"predicted with another active latent {shown('faithfulness', '{:.2f}', prediction='another latent')}."
+    )
+    return "\n".join(lines)
+
+
+def _recalls(trainings: list[xr.Dataset]) -> list[str]:
+    """Planted persistent concepts that collapsed nodes hold."""
+    found = []
+    for way in ("crosscoder", "clustering", "shuffled tokens"):
+        whole, known = (_over_seeds([float(one[name].sel(collapse=way)) for one in trainings]) for name in ("circuit_recall", "circuit_recall_of_known"))  # fmt: skip
+        found.append(f"{way} {whole} (of those with a latent in every source {known})")
+    return [f"- **Recall of planted persistent concepts**: {'; '.join(found)}."]

@@ -20,10 +20,20 @@ from crosscoders.settings import (
 )
 
 FIGURES = {
-    "cross_layer": ["training", "evaluation", "l24-norms-by-layer", "l24-drift", "ours-similarity", "ours-aligned"],
+    "cross_layer": [
+        "training",
+        "evaluation",
+        "l24-norms-by-layer",
+        "l24-drift",
+        "ours-similarity",
+        "ours-circuits",
+        "ours-aligned",
+    ],
+    "layers": ["l24-loss-vs-features", "l24-loss-vs-flops", "l24-mse-vs-l0"],
+    "pre_post_mlp": ["training", "evaluation", "l24-mlp-trimodal"],
     "compare": ["training", "evaluation", "ours-compare", "ours-stability", "ours-aligned"],
     "planted": ["d26-planted", "ours-confusion"],
-    "planted_layers": ["d26-planted", "ours-onset"],
+    "planted_layers": ["d26-planted", "ours-onset", "ours-circuits"],
     "model_diffing": [
         "training",
         "evaluation",
@@ -142,6 +152,7 @@ def figure_names(study: Study, setting: str) -> dict[str, str]:
         "ours-transfer": transfers_of(study, setting),
         "ours-stability": len(study.seeds) > 1,
         "ours-aligned": getattr(chosen, "aligned", []),
+        "ours-circuits": getattr(chosen, "circuits", None),
     }
     drawn = [figure for figure in FIGURES[chosen.notebook] if needs.get(figure, True)]
 
@@ -300,6 +311,18 @@ def _causal(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     }
 
 
+def _circuits(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        "setting_name": setting,
+        "crosscoder_name": crosscoder,
+        "seed": int(seed),
+        "circuits": _dump(chosen.circuits),
+        "bootstrap": _bootstrap(study),
+        **{key: value for key, value in _reading(study, setting).items() if key not in ("models", "batch_tokens")},
+    }
+
+
 def _measure_ablations(study: Study, setting: str) -> dict:
     tokens = study.settings[setting].splice_tokens
     return {"setting_name": setting, "splice_tokens": tokens, **_reading(study, setting)}
@@ -374,19 +397,39 @@ def _notebook(study: Study, setting: str) -> dict:
     return {"setting_name": setting, "figures": figure_names(study, setting), **beside}
 
 
-def _trial(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+def _synthetic(study: Study, setting: str) -> dict:
+    """What a setting's sources are drawn from."""
     chosen = study.settings[setting]
     return {
         "setting_name": setting,
-        "crosscoder_name": crosscoder,
         "planted": _dump(chosen.planted),
         "widths": {name: source.width for name, source in stored_sources(chosen).items()},
         "differences": differences(chosen),
-        "contrast": chosen.contrast,
         "tokens": chosen.tokens,
+    }
+
+
+def _trial(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    chosen = study.settings[setting]
+    return {
+        **_synthetic(study, setting),
+        "crosscoder_name": crosscoder,
+        "contrast": chosen.contrast,
         "crosscoder": _dump(study.crosscoders[crosscoder]),
         "sources": crosscoder_sources(chosen, study.crosscoders[crosscoder]),
         "classification": _dump(study.classification),
+        "seed": int(seed),
+    }
+
+
+def _circuit_trial(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
+    chosen = study.settings[setting].circuits
+    return {
+        **_synthetic(study, setting),
+        "crosscoder_name": crosscoder,
+        "circuits": _dump(chosen),
+        "members": {name: _dump(study.crosscoders[name]) for name in (chosen.crosscoder, chosen.saes)},
+        "bootstrap": _bootstrap(study),
         "seed": int(seed),
     }
 
@@ -420,6 +463,7 @@ _SECTIONS = {
         _fit_normalisation,
         _generate_responses,
         _causal,
+        _circuits,
         _measure_ablations,
         _measure_similarity,
         _train_crosscoder,
@@ -432,6 +476,7 @@ _SECTIONS = {
         _collate,
         _notebook,
         _trial,
+        _circuit_trial,
         _collate_trials,
         _manifest,
     )

@@ -286,6 +286,27 @@ class Causal(Section):
     """Numbers of principal components of the models' difference that are patched as controls."""
 
 
+class Circuits(Section):
+    """What a crosscoder makes of the graph of SAEs that are trained on the same sources of one model."""
+
+    crosscoder: Name
+    saes: Name
+    """SAEs per source (`reads: each`, `writes: each`)."""
+    tokens: Count = 4000
+    """Test tokens, whole documents."""
+    least_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Of the decoder directions of latents that stand for one feature …"""
+    least_correlation: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """… and of their activations."""
+    interventions: Count = 128
+    """Nodes ablated in the model, each on another token."""
+    ablated_before: Count = 48
+    """Last position in a window at which a node is ablated."""
+    batch_tokens: Count = 1024
+    """Tokens per forward pass of the interventions."""
+    seed: int = 0
+
+
 class Setting(Section):
     """Sources that see the same tokens, the tokens, and the crosscoders trained on them."""
 
@@ -308,6 +329,8 @@ class Setting(Section):
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
     causal: Causal | None = None
     """Causal patching of the contrast's second model; none where absent."""
+    circuits: Circuits | None = None
+    """Simplification of circuits by a crosscoder; none where absent."""
     crosscoders: list[Name] = Field(min_length=1)
     aligned: list[Name] = []
     """Aligned crosscoders trained on the same sources."""
@@ -369,6 +392,8 @@ class PlantedSetting(Section):
     sources: dict[Name, AnySource]
     contrast: list[Name] = Field(min_length=2, max_length=2)
     tokens: dict[Literal["train", "validation", "test"], Count]
+    circuits: Circuits | None = None
+    """Whether a crosscoder joins what SAEs per source have of one concept; none where absent."""
     crosscoders: list[Name] = Field(min_length=1)
     notebook: Name
 

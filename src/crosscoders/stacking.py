@@ -45,3 +45,9 @@ def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
         dim: (dim, np.array(values, dtype=first[dim].dtype), first[dim].attrs) for dim, values in labels.items()
     }
     return found.assign_coords(coordinates)
+
+
+def stack_seeds(datasets: dict[int, xr.Dataset], prefix: str) -> xr.Dataset:
+    """Datasets of one training each along the dimension `seed`, their variables named with a prefix."""
+    found = stack({("", seed): dataset for seed, dataset in datasets.items()}).isel(crosscoder=0, drop=True)
+    return found.rename({name: f"{prefix}{name}" for name in found.data_vars})
