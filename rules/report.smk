@@ -53,7 +53,15 @@ for setting_name in sections.drawn_settings(STUDY):
             nulls=[f"results/{{study}}/summary/{name}.nc" for name in sections.nulls_of(STUDY, setting_name)],
             transfers=[f"results/{{study}}/summary/{name}.nc" for name in sections.transfers_of(STUDY, setting_name)],
             notebook=f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb",
-            code=code("notebook", "prose", "layer_figures", "diffing_figures", "planted_figures", "null_figures", "comparison"),
+            code=code(
+                "notebook",
+                "prose",
+                "layer_figures",
+                "diffing_figures",
+                "planted_figures",
+                "null_figures",
+                "comparison",
+            ),
         output:
             notebook=f"results/{{study}}/notebooks/{STUDY.settings[setting_name].notebook}-{setting_name}.ipynb",
             svg=[
