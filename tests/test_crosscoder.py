@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import crosscoder, gradients, members, sparse, training
+from crosscoders import crosscoder, gradients, members, separate, sparse, training
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.settings import Block
 
@@ -63,6 +63,34 @@ def test_loss_and_gradients_equal_autograd_in_float64(member, activation, penalt
     assert torch.equal(found.counts, (code > 0).sum(0))
     for a, b in zip(found.gradients, expected, strict=True):
         assert (a - b).norm() <= 1e-13 * b.norm()
+
+
+SEPARATE = {"first": {"share": 1.0, "reads": "each", "writes": "each"}}
+
+
+@pytest.mark.parametrize(("activation", "penalty"), MEMBERS)
+def test_dictionaries_of_single_sources_kept_apart_do_what_they_do_side_by_side(member, activation, penalty):
+    whole = make(member, activation, penalty, SEPARATE, widths=(10, 12, 8))
+    apart = separate.separate(whole)
+    x, weights = inputs(32, 30), torch.rand(30, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
+    objective = gradients.Objective(weights, penalty, 0.3, 0.7, 4, 1.3)
+    expected = gradients.compute(whole, x, objective, sparse.BatchTopK())
+    found = gradients.compute(apart, x, objective, sparse.BatchTopK())
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert torch.equal(found.counts, expected.counts)
+    torch.testing.assert_close(found.squared_error, expected.squared_error)
+    per_part = len(apart.parts[0].parameters)
+    for s, part in enumerate(apart.parts):
+        apart.parts[s] = with_parameters(part, found.gradients[s * per_part : (s + 1) * per_part])
+    joined = with_parameters(whole, [torch.zeros_like(parameter) for parameter in whole.parameters])
+    apart.join(joined)
+    for a, b in zip(joined.parameters, expected.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("blocks", [None, MIXED, CAUSAL], ids=["acausal", "mixed", "causal"])
+def test_crosscoders_that_share_latents_are_not_separated(member, blocks):
+    assert separate.separate(make(member, "batchtopk", "none", blocks)) is None
 
 
 def test_auxiliary_loss_reaches_dead_latents_and_leaks_through_no_mask(member):

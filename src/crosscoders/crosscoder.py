@@ -82,6 +82,11 @@ class Crosscoder:
         return found if self.log_threshold is None else [*found, self.log_threshold]
 
     @property
+    def parts(self) -> list[Crosscoder]:
+        """What a training step works on, one after the other: the crosscoder itself (cf. `separate.Separate`)."""
+        return [self]
+
+    @property
     def on_above(self) -> float | torch.Tensor:
         """Score above which a latent is on, one number or (m,)."""
         return self.threshold if self.log_threshold is None else self.log_threshold.exp()

@@ -5,13 +5,14 @@ Equal to autograd through :func:`crosscoders.crosscoder.reference_loss` (held in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from crosscoders import sparse
 from crosscoders.crosscoder import Crosscoder, keep_largest
 from crosscoders.penalties import PENALTIES
+from crosscoders.separate import Separate
 
 DENSE_ABOVE = 0.04
 """Density of the code above which dense products are taken instead of gathered rows."""
@@ -52,18 +53,41 @@ class Result:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def compute(crosscoder: Crosscoder, x: torch.Tensor, objective: Objective, selection: sparse.BatchTopK) -> Result:
+def compute(
+    crosscoder: Crosscoder | Separate, x: torch.Tensor, objective: Objective, selection: sparse.BatchTopK
+) -> Result:
     """Loss and gradients on normalised activations x, (T, D)."""
-    norms = crosscoder.decoder_norms()
-    preactivations = crosscoder.preactivations(x)
-    passes, threshold = _select(crosscoder, preactivations, norms.sum(1), objective, selection)
+    parts = crosscoder.parts
+    widths, sizes = [sum(part.widths) for part in parts], [part.latents for part in parts]
+    inputs = [part.contiguous() for part in x.split(widths, dim=1)]
+    norms = [part.decoder_norms() for part in parts]
+    preactivations = [part.preactivations(rows) for part, rows in zip(parts, inputs, strict=True)]
+    passes, threshold = _select(parts, preactivations, [n.sum(1) for n in norms], objective, selection)
+    weights = objective.weights.split(widths)
+    dead = [None] * len(parts) if objective.dead is None else objective.dead.split(sizes)
+    results = [
+        _compute_part(part, rows, chosen, before, n, replace(objective, weights=w, dead=d))
+        for part, rows, chosen, before, n, w, d in zip(parts, inputs, passes, preactivations, norms, weights, dead, strict=True)
+    ]  # fmt: skip
+    return Result(
+        loss=sum(result.loss for result in results),
+        gradients=[gradient for result in results for gradient in result.gradients],
+        squared_error=torch.cat([result.squared_error for result in results]),
+        counts=torch.cat([result.counts for result in results]),
+        threshold=threshold,
+    )
+
+
+def _compute_part(
+    crosscoder: Crosscoder, x: torch.Tensor, passes, preactivations: torch.Tensor, norms: torch.Tensor, objective: Objective
+) -> Result:  # fmt: skip
+    """Loss and gradients of one part, its code chosen."""
     error = x - passes.decode(crosscoder)
     weighted = error * objective.weights
     result = _backward(crosscoder, x, weighted.mul(-2 / len(x)), passes, objective, norms)
     squares = (error * weighted).sum(0) / len(x)
     result.squared_error = torch.stack([squares[columns].sum() for columns in crosscoder.columns])
     result.loss = float(squares.sum()) + result.parts.get("penalty", 0.0)
-    result.threshold = threshold
     if objective.auxiliary_coefficient > 0 and objective.dead is not None and bool(objective.dead.any()):
         _add_auxiliary(crosscoder, x, error, preactivations, objective, result.gradients)
     crosscoder.constrain(result.gradients[0], result.gradients[2])
@@ -71,20 +95,28 @@ def compute(crosscoder: Crosscoder, x: torch.Tensor, objective: Objective, selec
 
 
 def _select(
-    crosscoder: Crosscoder, preactivations: torch.Tensor, norms: torch.Tensor, objective: Objective,
+    parts: list[Crosscoder], preactivations: list[torch.Tensor], norms: list[torch.Tensor], objective: Objective,
     selection: sparse.BatchTopK,
-) -> tuple[_Sparse | _Dense, float]:  # fmt: skip
-    """The code, ready for the passes over it, and the smallest score kept where a batch is ranked."""
-    rule = crosscoder.selection
+) -> tuple[list[_Sparse | _Dense], float]:  # fmt: skip
+    """The codes of all parts, ready for the passes over them, and the smallest score kept where a batch is ranked.
+
+    Ranks are taken over the latents of all parts together.
+    """
+    rule, sizes = parts[0].selection, [part.latents for part in parts]
     if rule.ranked_over == "batch":
-        code, threshold = selection(preactivations, norms, objective.k)
-        return _Sparse(code), threshold
+        if len(parts) == 1:
+            code, threshold = selection(preactivations[0], norms[0], objective.k)
+            return [_Sparse(code)], threshold
+        code, threshold = selection(torch.cat(preactivations, dim=1), torch.cat(norms), objective.k)
+        return [_Sparse(one) for one in code.split(sizes)], threshold
     if rule.learns_threshold:
-        return _thresholded(preactivations, norms, crosscoder.on_above, objective.bandwidth), 0.0
-    f = preactivations.relu()
+        found = zip(parts, preactivations, norms, strict=True)
+        return [_thresholded(p, n, part.on_above, objective.bandwidth) for part, p, n in found], 0.0
+    codes = [p.relu() for p in preactivations]
     if rule.ranked_over == "token":
-        f = keep_largest(f, f * norms, objective.k)
-    return _passes(f, f > 0), 0.0
+        whole = torch.cat(codes, dim=1)
+        codes = keep_largest(whole, whole * torch.cat(norms), objective.k).split(sizes, dim=1)
+    return [_passes(f, f > 0) for f in codes], 0.0
 
 
 def _passes(f: torch.Tensor, wanted: torch.Tensor) -> _Sparse | _Dense:

@@ -33,6 +33,17 @@ class Code:
         rows = torch.arange(self.size[0], device=self.offsets.device)
         return torch.repeat_interleave(rows, self.offsets.diff())
 
+    def split(self, sizes: list[int]) -> list[Code]:
+        """Codes of consecutive groups of latents."""
+        found, first, tokens = [], 0, self.tokens
+        for size in sizes:
+            inside = (self.latents >= first) & (self.latents < first + size)
+            counts = torch.bincount(tokens[inside], minlength=self.size[0])
+            offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            found.append(Code(offsets, self.latents[inside] - first, self.values[inside], (self.size[0], size)))
+            first += size
+        return found
+
     def dense(self) -> torch.Tensor:
         """The code as a (T, m) tensor."""
         out = torch.zeros(self.size, dtype=self.values.dtype, device=self.values.device)

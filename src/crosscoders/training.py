@@ -13,6 +13,7 @@ from crosscoders import sparse
 from crosscoders.crosscoder import Crosscoder, create, equalise_rates
 from crosscoders.gradients import Objective, Result, compute
 from crosscoders.order import Order
+from crosscoders.separate import Separate, separate
 from crosscoders.settings import CrosscoderSettings
 
 HISTORY = ("loss", "l0", "dead_fraction", "learning_rate", "penalty_coefficient", "gradient_norm", "threshold")
@@ -66,7 +67,7 @@ class Schedule:
 class State:
     """All that changes while training; restoring it and going on gives the same bytes as never stopping."""
 
-    crosscoder: Crosscoder
+    crosscoder: Crosscoder | Separate
     optimizer: torch.optim.Adam
     silent_tokens: torch.Tensor
     """Tokens since each latent last fired, (m,)."""
@@ -103,21 +104,22 @@ class State:
             setattr(self, name, saved[name])
 
 
-def start(crosscoder: Crosscoder, settings: CrosscoderSettings) -> State:
+def start(crosscoder: Crosscoder | Separate, settings: CrosscoderSettings) -> State:
     """The state before the first step."""
     options = settings.training
     betas = (0.9, options.adam_beta2)
     optimizer = torch.optim.Adam(crosscoder.parameters, lr=options.learning_rate, betas=betas, fused=True)
-    silent = torch.zeros(crosscoder.latents, dtype=torch.int64, device=crosscoder.encoder.device)
+    silent = torch.zeros(crosscoder.latents, dtype=torch.int64, device=crosscoder.parameters[0].device)
     return State(crosscoder, optimizer, silent, settings.penalty.coefficient)
 
 
-def source_weights(crosscoder: Crosscoder, settings: CrosscoderSettings) -> torch.Tensor:
+def source_weights(crosscoder: Crosscoder | Separate, settings: CrosscoderSettings) -> torch.Tensor:
     """w_s of every column, (D,)."""
-    weights = torch.ones_like(crosscoder.decoder_bias)
-    for name, columns in zip(crosscoder.sources, crosscoder.columns, strict=True):
-        weights[columns] = settings.source_weights.get(name, 1.0)
-    return weights
+    found = []
+    for part in crosscoder.parts:
+        for name, columns in zip(part.sources, part.columns, strict=True):
+            found.append(torch.full_like(part.decoder_bias[columns], settings.source_weights.get(name, 1.0)))
+    return torch.cat(found)
 
 
 def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: torch.Tensor) -> Result:
@@ -245,10 +247,12 @@ def fit(
     """
     order, batch_tokens = Order(len(data), seed), settings.training.batch_tokens
     coder = create(settings, data.sources, data.widths, seed).to(device)
-    state = start(coder, settings)
-    resumed = checkpoint is not None and checkpoint.restore(state)
-    if not resumed and settings.training.initial_l0:
+    if settings.training.initial_l0:
         equalise_rates(coder, data.rows(order.take(0, RATE_TOKENS)).to(device), settings.training.initial_l0)
+    apart = separate(coder)
+    state = start(apart or coder, settings)
+    if checkpoint is not None:
+        checkpoint.restore(state)
 
     def after_step(state: State) -> None:
         report(state)
@@ -256,6 +260,8 @@ def fit(
             checkpoint.save(state)
 
     run(state, settings, lambda step: data.rows(order.take(step * batch_tokens, batch_tokens)), after_step)
+    if apart:
+        apart.join(coder)
     if coder.selection.ranked_over == "batch":
         batches = ((chosen, x.to(device)) for chosen, x in held_out.batches(batch_tokens))
         coder.threshold = fit_threshold(coder, batches, coder.k)
