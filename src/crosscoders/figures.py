@@ -66,6 +66,17 @@ def crosscoders(summary: xr.Dataset) -> list[str]:
     return [str(name) for name in summary["crosscoder"].values]
 
 
+def contrasted(summary: xr.Dataset) -> xr.Dataset:
+    """The crosscoders that write both sources of the contrast: an SAE on their difference has no relative norms."""
+    comparable = np.isfinite(summary["relative_norm"]).any(["latent", "seed"]) & (summary["written_sources"] > 1).all("seed")  # fmt: skip
+    return summary.sel(crosscoder=comparable)
+
+
+def spanning(summary: xr.Dataset) -> xr.Dataset:
+    """The crosscoders whose latents write several sources: SAEs per source follow no latent from one to the next."""
+    return summary.sel(crosscoder=(summary["written_sources"] > 1).all("seed"))
+
+
 def alive(one: xr.Dataset) -> np.ndarray:
     """Indices of latents that fire on test tokens and write something."""
     return np.flatnonzero((one["density"].values > 0) & np.isfinite(one["relative_norm"].values))

@@ -27,8 +27,10 @@ def evaluation(summary: xr.Dataset) -> str:
     for name in figures.crosscoders(summary):
         trainings = _trainings(summary, name)
         explained = "; ".join(
-            f"{source}: {_over_seeds([float(one['fraction_variance_explained'].sel(source=source)) for one in trainings], '{:.3f}')}"
+            f"{source}: {_over_seeds(values, '{:.3f}')}"
             for source in summary["source"].values
+            for values in [[float(one["fraction_variance_explained"].sel(source=source)) for one in trainings]]
+            if np.isfinite(values).all()
         )
         l0 = _over_seeds([float(one["l0"]) for one in trainings], "{:.1f}")
         dead = _over_seeds([100 * float(one["dead_fraction"]) for one in trainings], "{:.1f}")
