@@ -95,7 +95,7 @@ def penalty_field() -> plt.Figure:
 def delta_histogram(summary: xr.Dataset) -> plt.Figure:
     """m25-delta-histogram: Δ coloured by class, latents that pass latent scaling overlaid, the chat end enlarged."""
     figure, axes = panels(summary, width=6, sharey=True)
-    limit = thresholds(summary)["chat_only_above"]
+    limit, below_inset = thresholds(summary)["chat_only_above"], 0
     for name, axis in axes.items():
         one = select(summary, name)
         indices = alive(one)
@@ -104,6 +104,7 @@ def delta_histogram(summary: xr.Dataset) -> plt.Figure:
         parts = [(delta[kind == i], CLASS_COLOURS[label], label) for i, label in enumerate(CLASSES)]
         _stacked(axis, parts, delta[specific], np.linspace(0, 1, 51))
         if (delta >= limit).any():
+            below_inset = max(below_inset, np.histogram(delta, np.linspace(0, 1, 51))[0][33:].max())
             inset = axis.inset_axes([0.72, 0.55, 0.27, 0.42])
             _stacked(inset, parts, delta[specific], np.linspace(limit, 1, 11))
             inset.set_title(f"Δ ≥ {limit:g}: {(delta >= limit).sum()} latents", fontsize=9)
@@ -115,7 +116,8 @@ def delta_histogram(summary: xr.Dataset) -> plt.Figure:
         axis.set_xlabel(_delta_label(summary))
         axis.legend(fontsize=8, loc="upper left")
     top = max(axis.get_ylim()[1] for axis in axes.values())
-    next(iter(axes.values())).set(ylabel="alive latents", ylim=(0.5, 8 * top))
+    room = 0.5 * (2 * below_inset) ** 1.9  # on a logarithmic scale: bars below the inset take half of the height
+    next(iter(axes.values())).set(ylabel="alive latents", ylim=(0.5, max(8 * top, room)))
     sns.despine(figure)
     return figure
 
