@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import crosscoder, gradients, members, separate, sparse, training
+from crosscoders import crosscoder, evaluation, gradients, members, planted, reconstruction, separate, sparse, training
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.settings import Block
 
@@ -259,3 +259,30 @@ def test_permuting_latents_permutes_everything(member, activation):
     torch.testing.assert_close(permuted.encode(x), coder.encode(x)[:, order], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(permuted.decode(permuted.encode(x)), coder.decode(coder.encode(x)), rtol=1e-12, atol=1e-12)  # fmt: skip
     assert torch.equal(permuted.decoder_norms(), coder.decoder_norms()[order])
+
+
+@pytest.mark.parametrize(("activation", "penalty"), [("relu", "l1_of_norms"), ("batchtopk", "none"), ("relu", "tanh")])
+def test_the_loss_that_is_reported_is_the_training_loss_on_other_tokens(member, activation, penalty):
+    options = member(activation, penalty=penalty)
+    coder = crosscoder.create(options, ["p", "q"], [10, 14], 0)
+    coder.threshold = 0.0
+    x, document = inputs(40, 24).float(), np.arange(40) // 10
+    data = planted.Sample(x, ["p", "q"], [10, 14], document, np.zeros((40, 0), bool))
+    sums = reconstruction.reconstruction(coder, data, document, evaluation.pair_cost(coder, options, 0.3))
+    found = evaluation.to_dataset(coder, sums, np.array([1.0, 2.0]), 20, 0.95, 0)
+    weights = torch.repeat_interleave(torch.tensor([1.0, 2.0]), torch.tensor([10, 14]))
+    expected, _ = crosscoder.reference_loss(coder, x, penalty, 0.3, weights, k=64)  # all that is positive is kept
+    assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found["loss_low"]) <= float(found["loss"]) <= float(found["loss_high"])
+
+
+def test_as_many_latents_per_source_cost_what_a_crosscoder_costs(member):
+    whole = member(latents=64)
+    apart = member(latents=192, blocks=SEPARATE)
+    found = [evaluation.effort(make_from(options), options) for options in (whole, apart)]
+    assert found[0]["training_flops"].item() == found[1]["training_flops"].item() == 6 * 2 * 64 * 30 * 20 * 32
+    assert (found[0]["written_sources"].item(), found[1]["written_sources"].item()) == (3, 1)
+
+
+def make_from(options) -> Crosscoder:
+    return crosscoder.create(options, ["p", "q", "r"], [10, 10, 10], 0)
