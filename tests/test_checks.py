@@ -78,7 +78,7 @@ CASES = [
     ("settings/again/measured_on", "cross-layer", "measured_on: 'cross-layer' has sources layer-00, layer-01, layer-02; expected those of 'base-vs-chat': base, chat"),
     ("settings/again/crosscoders", ["batchtop"], "settings.again.crosscoders: 'batchtop' is not defined; known: batchtopk; did you mean"),
     ("settings/again/seeds", [1], "settings.again.seeds: unknown setting"),
-    ("settings/cross-layer/circuits/saes", "l1", "circuits.saes: 'l1'; expected BatchTopK and blocks with reads: each"),
+    ("settings/cross-layer/circuits/saes", "l1", "circuits.saes: 'l1' is no SAE per source; expected reads: each, writes: each"),
     ("settings/cross-layer/circuits/crosscoder", "batchtopk", "circuits.crosscoder: 'batchtopk' is none of the setting's"),
     ("settings/cross-layer/sources/layer-02/layer", 0, "circuits: expected sources of one model and one hook"),
     ("crosscoders/l1/sources", ["layer-9"], "crosscoders ('l1'): sources: 'layer-9' is not defined"),

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, circuits, collapse, planted, stage, training
+from crosscoders import artifacts, circuits, collapse, planted, splicing, stage, training
+from crosscoders.order import consecutive
 from crosscoders.settings import Circuits, CrosscoderSettings, Planted
 
 PRESENT = 0.5
@@ -46,9 +47,15 @@ def main(arguments) -> None:
         report = lambda state, progress=progress: progress.reach(state.step, loss=state.history["loss"][-1])  # noqa: E731
         coders[name] = training.fit(member, drawn["train"], drawn["validation"], seed, report=report).crosscoder
     test = drawn["test"]
-    document = test.document[: options.tokens // settings.document_tokens * settings.document_tokens]
+    rows = np.flatnonzero(splicing.choose(test.document, options.tokens)[test.document])
     dataset, _, layers, labels = circuits.simplify(
-        coders[options.crosscoder], coders[options.saes], test, document, scales, options, section["bootstrap"]
+        coders[options.crosscoder],
+        coders[options.saes],
+        test.rows(rows),
+        consecutive(test.document[rows]),
+        scales,
+        options,
+        section["bootstrap"],
     )
     dataset = dataset.merge(recalls(layers, labels, truth, settings.recovered_above))
     dataset.attrs = artifacts.provenance(section["study"], "circuit_trial", section, seed) | {"title": label}

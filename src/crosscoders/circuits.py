@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from scipy.sparse import csr_array
 
-from crosscoders import artifacts, bootstrap, collapse, crosscoder, interventions, models, pick, sparse, stage
+from crosscoders import artifacts, bootstrap, collapse, crosscoder, interventions, models, pick, sparse, splicing, stage
 from crosscoders.collapse import Layer
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.errors import UserError
@@ -49,9 +49,11 @@ def above(coder: Crosscoder, code: csr_array, threshold: float) -> csr_array:
 
 def explained(coder: Crosscoder, code: csr_array, x: torch.Tensor) -> np.ndarray:
     """Fraction of variance explained of every source."""
-    found = code @ coder.decoder.numpy() + coder.decoder_bias.numpy()
-    error, variance = np.square(x.numpy() - found), np.square(x.numpy() - x.numpy().mean(0))
-    return np.array([1 - error[:, part].sum() / variance[:, part].sum() for part in coder.columns])
+    offsets, latents = (torch.from_numpy(part.astype(np.int64)) for part in (code.indptr, code.indices))
+    pairs = sparse.Code(offsets, latents, torch.from_numpy(code.data), code.shape)
+    error = (x - sparse.decode(pairs, coder.decoder, coder.decoder_bias)).square().sum(0)
+    variance = (x - x.mean(0)).square().sum(0)
+    return np.array([1 - float(error[part].sum() / variance[part].sum()) for part in coder.columns])
 
 
 def lowered(coder: Crosscoder, code: csr_array, x: torch.Tensor, wanted: float) -> csr_array:
@@ -157,13 +159,12 @@ def faithfulness_dataset(found: dict[str, np.ndarray], options: dict) -> xr.Data
 
 
 def simplify(
-    coder: Crosscoder, saes: Crosscoder, data, document: np.ndarray, scales: np.ndarray, options: Circuits, bootstrap_options: dict
+    coder: Crosscoder, saes: Crosscoder, x: torch.Tensor, document: np.ndarray, scales: np.ndarray, options: Circuits, bootstrap_options: dict
 ) -> tuple[xr.Dataset, csr_array, list[Layer], dict[str, list[np.ndarray]]]:  # fmt: skip
     """The graph before and after every collapse, the crosscoder's code, the SAEs' layers, and labels of every collapse.
 
     Of crosscoder and SAEs, the one that explains more has its threshold raised until it explains as much as the other.
     """
-    x = data.rows(np.arange(len(document)))
     code, sae_code = active(coder, x), active(saes, x)
     reached = min(explained(coder, code, x).mean(), explained(saes, sae_code, x).mean())
     code, sae_code = lowered(coder, code, x, reached), lowered(saes, sae_code, x, reached)
@@ -195,17 +196,18 @@ def main(arguments) -> None:
     normalisation = artifacts.read(arguments.normalisation)
     data = Activations(arguments.activations, normalisation, coder.sources)
     document = consecutive(data.metadata["document"].values)
-    document = document[np.cumsum(np.bincount(document))[document] <= options.tokens]
-    if not len(document):
+    rows = np.flatnonzero(splicing.choose(document, options.tokens)[document])
+    if not len(rows):
         raise UserError(f"circuits.tokens: {options.tokens} holds no whole test document; expected more")
+    x, document = data.rows(rows), consecutive(document[rows])
     scales = normalisation["scale"].sel(source=coder.sources).values
-    dataset, code, _, labels = simplify(coder, saes, data, document, scales, options, section["bootstrap"])
+    dataset, code, _, labels = simplify(coder, saes, x, document, scales, options, section["bootstrap"])
     device = pick.device(section["device"])
     model = models.load_model(arguments.model.parent, device, pick.dtype(section["dtype"], device))
     sources = [Source.model_validate(section["sources"][name]) for name in coder.sources]
     tested = interventions.ablate(
         model, [(source.layer, source.hook) for source in sources], coder, scales, code, labels["crosscoder"],
-        data.metadata["token_index"].values[: len(document)], document, artifacts.read(arguments.tokens), options, label,
+        data.metadata["token_index"].values[rows], document, artifacts.read(arguments.tokens), options, label,
     )  # fmt: skip
     dataset = dataset.merge(faithfulness_dataset(tested, section["bootstrap"]))
     dataset.attrs = artifacts.provenance(section["study"], "circuits", section, section["seed"])

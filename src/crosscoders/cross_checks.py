@@ -352,10 +352,8 @@ def _circuit_problems(study: Study, setting: Setting | PlantedSetting) -> list[s
     saes = study.crosscoders.get(chosen.saes)
     if saes is not None:
         apart = all((block.reads, block.writes) == ("each", "each") for block in saes.blocks.values())
-        if not apart or saes.activation.kind != "batchtopk":
-            problems.append(
-                f"circuits.saes: {chosen.saes!r}; expected BatchTopK and blocks with reads: each, writes: each"
-            )
+        if not apart:
+            problems.append(f"circuits.saes: {chosen.saes!r} is no SAE per source; expected reads: each, writes: each")
     found = [source for source in sources.values() if isinstance(source, Source)]
     places = [(source.model, source.hook, source.layer) for source in found]
     if len(sources) < 2 or len({place[:2] for place in places}) > 1 or places != sorted(places):

@@ -292,8 +292,8 @@ class Circuits(Section):
     crosscoder: Name
     saes: Name
     """SAEs per source (`reads: each`, `writes: each`)."""
-    tokens: Count = 4000
-    """Test tokens, whole documents."""
+    tokens: Count = 1500
+    """About so many test tokens, of whole documents spread over the split."""
     least_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """Of the decoder directions of latents that stand for one feature …"""
     least_correlation: Annotated[float, Field(gt=0, lt=1)] = 0.3
