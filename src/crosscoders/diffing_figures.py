@@ -272,32 +272,35 @@ def template(summary: xr.Dataset) -> plt.Figure:
     return figure
 
 
+def _patched_conditions(one: xr.Dataset) -> list[str]:
+    """The conditions that one crosscoder has, but the check that all and error together are the chat model."""
+    measured = np.isfinite(one["divergence"]).all(["seed", "segment"])
+    return [str(name) for name in one["condition"].values[measured.values] if str(name) != "all and error"]
+
+
 def divergence(summary: xr.Dataset) -> plt.Figure:
     """m25-kl-bars: KL from the chat model's own next-token distributions under every patch, by segment of the response."""
-    names = crosscoders(summary)
     segments = [str(name) for name in summary["segment"].values]
-    conditions = [str(name) for name in summary["condition"].values if str(name) != "all and error"]
-    figure, axes = plt.subplots(len(names), len(segments), figsize=(4.6 * len(segments), (0.9 + 0.24 * len(conditions)) * len(names)), squeeze=False, sharey=True)  # fmt: skip
+    rows = {name: _patched_conditions(summary.sel(crosscoder=name)) for name in crosscoders(summary)}
+    heights = [2 + len(conditions) for conditions in rows.values()]
+    figure, axes = plt.subplots(len(rows), len(segments), figsize=(4.6 * len(segments), 0.24 * sum(heights)), squeeze=False, sharey="row", height_ratios=heights)  # fmt: skip
     tokens = summary["segment_tokens"].values.reshape(-1, len(segments)).max(0)
-    for row, name in zip(axes, names, strict=True):
+    for row, (name, conditions) in zip(axes, rows.items(), strict=True):
+        place = np.arange(len(conditions))
+        colours = [PALETTE[7] if condition.startswith(CONTROLS) else PALETTE[3] for condition in conditions]
         for axis, segment, count in zip(row, segments, tokens, strict=True):
             one = summary.sel(crosscoder=name, segment=segment, condition=conditions)
             for s, seed in enumerate(summary["seed"].values):
                 here = one.sel(seed=seed)
                 value = here["divergence"].values
                 bars = np.abs([value - here["divergence_low"], here["divergence_high"] - value])
-                place = np.arange(len(conditions)) + 0.24 * (s - (summary.sizes["seed"] - 1) / 2)
-                colours = [PALETTE[7] if condition.startswith(CONTROLS) else PALETTE[3] for condition in conditions]
-                axis.barh(place, value, 0.22, xerr=bars, color=colours, error_kw={"lw": 0.8, "capsize": 1.5})
+                shifted = place + 0.3 * (s - (summary.sizes["seed"] - 1) / 2)
+                axis.barh(shifted, value, 0.28, xerr=bars, color=colours, error_kw={"lw": 0.8, "capsize": 1.5})
             axis.axvline(float(one["divergence"].sel(condition="none").mean()), color="black", lw=0.8, ls="--")
-            axis.set(
-                title=f"{name}: {SEGMENT_LABELS[segment]} ({count:,})",
-                yticks=range(len(conditions)),
-                yticklabels=conditions,
-            )
-            axis.title.set_fontsize(10)
+            axis.set_title(f"{name}: {SEGMENT_LABELS[segment]} ({count:,})", fontsize=10)
             axis.tick_params(axis="y", labelsize=8)
-    axes[0, 0].invert_yaxis()
+        row[0].set_yticks(place, conditions)
+        row[0].set_ylim(len(conditions) - 0.4, -0.6)
     figure.supxlabel(
         "KL from the chat model, nats per token (grey: controls; dashed: none; bars: seeds, 95% over conversations)",
         fontsize=10,

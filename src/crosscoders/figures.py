@@ -159,9 +159,10 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
             for ablation in summary["ablation"].values
         }
     figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 6 * len(panels), 4), squeeze=False)
-    sources = [str(name) for name in summary["source"].values]
     names, seeds = crosscoders(summary), summary["seed"].values
     for axis, (label, (found, variable)) in zip(axes[0], panels.items(), strict=True):
+        found = found.sel(source=np.isfinite(found[variable]).any(["crosscoder", "seed"]))
+        sources = [str(name) for name in found["source"].values]
         for c, name in enumerate(names):
             for s, seed in enumerate(seeds):
                 one = found.sel(crosscoder=name, seed=seed)
