@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from crosscoders import comparison, null_figures
+from crosscoders import comparison, figures, layer_figures, null_figures, prose
 from crosscoders.classification import CALLS
 
 MEMBERS, SEEDS, REPLICATES = ["sparse", "dense", "difference"], [0, 1], 40
@@ -70,3 +70,34 @@ def test_a_transfer_shows_both_places(summary):
     assert [label.get_text() for label in figure.axes[0].get_legend().get_texts()] == ["where trained", "further"]
     assert "0.800 to 0.800" in null_figures.transfer_sentences(summary, {"further": summary})
     plt.close("all")
+
+
+def test_what_a_shared_dictionary_saves_is_read_off_between_measured_sizes():
+    sizes = {"small": (100, 5, 12.0), "large": (200, 5, 9.0), "saes-a": (200, 1, 15.0), "saes-b": (800, 1, 9.0)}
+    names = list(sizes)
+    one = lambda values, **attributes: (("crosscoder", "seed"), np.array(values, float)[:, None], attributes)  # noqa: E731
+    summary = xr.Dataset(
+        {
+            "dictionary_size": one([size for size, _, _ in sizes.values()], long_name="latents"),
+            "training_flops": one([size * sources for size, sources, _ in sizes.values()], long_name="operations"),
+            "written_sources": one([sources for _, sources, _ in sizes.values()]),
+            "loss": one([loss for *_, loss in sizes.values()]),
+            "penalty_coefficient": one([3.0] * 4),
+            "l0": one([10, 12, 40, 48]),
+            "fraction_variance_explained": (("crosscoder", "seed", "source"), np.array([0.7, 0.8, 0.7, 0.8])[:, None, None]),
+        },
+        coords={"crosscoder": np.array(names, dtype=object), "seed": [0]},
+    )  # fmt: skip
+    said = prose.sizes(summary)
+    assert "takes the crosscoder 100 latents, SAEs per source 400: 4 times as many" in said
+    assert "takes the crosscoder 200 latents, SAEs per source 800: 4 times as many" in said
+    assert "takes the crosscoder 500 floating-point operations of training, SAEs per source 400: 0.8 times" in said
+    assert "crosscoder 10 latents per token, SAEs per source 40 together (4.0 times as many)" in prose.sparsities(
+        summary
+    )
+    assert [layer_figures.kind(summary.sel(crosscoder=name)) for name in names] == ["crosscoder"] * 2 + ["SAEs per source"] * 2  # fmt: skip
+    figures.style()
+    axis = layer_figures.loss_curve(summary, "dictionary_size").axes[0]
+    assert [line.get_xdata().tolist() for line in axis.get_lines()[:1]] == [[100, 200]]
+    drawn = layer_figures.error_against_l0(summary.assign(**{f"fraction_variance_explained_{end}": summary["fraction_variance_explained"] for end in ("low", "high")}))  # fmt: skip
+    assert drawn.axes[0].get_xlabel().startswith("latents per token")

@@ -106,7 +106,14 @@ def test_the_contract_of_files_dimensions_and_variables(results):
             | {f"nu_{t}{s}" for t in ("error", "reconstruction", "activation") for s in ("", "_low", "_high", "_validation")}
             | {"called", "called_low", "called_high"},
         ),
-        "evaluation/cross-layer/l1/seed-0.nc": ({"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction"}),
+        "evaluation/cross-layer/l1/seed-0.nc": (
+            {"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction", "loss", "training_flops", "dictionary_size"},
+        ),
+        "circuits/cross-layer/l1/seed-0.nc": (
+            {"collapse", "source", "intervention"},
+            {"nodes_per_token", "edges_per_token_high", "identity_share", "collapse_factor", "faithfulness", "saes_explained"},
+        ),
+        "circuits/pair/batchtopk/seed-0.nc": ({"collapse"}, {"recall", "recall_of_known", "matched_share"}),
         "aligned/base-vs-chat/aligned/seed-0.nc": ({"source", "latent"}, {"encoder_base", "decoder_chat", "threshold"}),
         "aligned_evaluation/base-vs-chat/aligned/seed-0.nc": (
             {"source", "other_source"}, {"aligned_fraction_variance_explained", "aligned_overlap", "aligned_l0_low"},
@@ -153,6 +160,7 @@ def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
         "ours-nulls",
         "ours-aligned-base-vs-chat",
         "d26-planted",
+        "ours-circuits",
         "ours-confusion",
         "m25-delta-histogram",
         "l24-drift",
