@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from crosscoders.members import ACTIVATIONS
 from crosscoders.settings import CrosscoderSettings
@@ -11,6 +12,17 @@ from crosscoders.settings import CrosscoderSettings
 def _plain_torch():
     torch.set_num_threads(1)
     torch.set_grad_enabled(True)
+
+
+@pytest.fixture(scope="module")
+def small_llama():
+    """A Llama of four layers and width 32 with random weights that matter."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.fixture

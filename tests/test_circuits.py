@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import transformers
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,13 +128,8 @@ def test_planted_persistent_concepts_are_found_and_the_graph_shrinks(planted_cir
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    return transformers.AutoModelForCausalLM.from_config(config).double().eval().requires_grad_(False)
+def model(small_llama):
+    return small_llama.double().requires_grad_(False)
 
 
 def test_a_small_part_taken_away_changes_the_logit_as_the_gradient_says(model):

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-import transformers
 import xarray as xr
 
 from crosscoders import evaluation, sites, splicing
@@ -15,13 +14,8 @@ SINK = 0
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+def model(small_llama):
+    return small_llama
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,11 @@ def _dump(value) -> dict:
     return value.model_dump(mode="json")
 
 
+def _training(setting: str, crosscoder: str, seed: str) -> dict:
+    """Which training a job is about."""
+    return {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
+
+
 def planted_settings(study: Study) -> list[str]:
     """Settings whose sources are synthetic."""
     return [name for name, setting in study.settings.items() if isinstance(setting, PlantedSetting)]
@@ -255,9 +260,8 @@ def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) ->
 
 
 def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
-    named = {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
     splice = {"splice": _reading(study, setting)} if spliced(study, setting) else {}
-    return {**named, "bootstrap": _bootstrap(study), **_null(study, setting), **splice}
+    return {**_training(setting, crosscoder, seed), "bootstrap": _bootstrap(study), **_null(study, setting), **splice}
 
 
 def spliced(study: Study, setting: str) -> bool:
@@ -298,9 +302,7 @@ def _causal(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     chosen = study.settings[setting]
     base, chat = (chosen.sources[name] for name in chosen.contrast)
     return {
-        "setting_name": setting,
-        "crosscoder_name": crosscoder,
-        "seed": int(seed),
+        **_training(setting, crosscoder, seed),
         "contrast": chosen.contrast,
         "base": base.model,
         "chat": chat.model,
@@ -314,9 +316,7 @@ def _causal(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
 def _circuits(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     chosen = study.settings[setting]
     return {
-        "setting_name": setting,
-        "crosscoder_name": crosscoder,
-        "seed": int(seed),
+        **_training(setting, crosscoder, seed),
         "circuits": _dump(chosen.circuits),
         "bootstrap": _bootstrap(study),
         **{key: value for key, value in _reading(study, setting).items() if key not in ("models", "batch_tokens")},
@@ -338,9 +338,7 @@ def _evaluate_aligned(study: Study, setting: str, aligned: str, seed: str) -> di
 
 def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     return {
-        "setting_name": setting,
-        "crosscoder_name": crosscoder,
-        "seed": int(seed),
+        **_training(setting, crosscoder, seed),
         "contrast": study.settings[data_setting(study, setting)].contrast,
         "classification": _dump(study.classification),
         **_null(study, setting),
@@ -350,9 +348,7 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
 def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
     chosen = study.settings[setting]
     return {
-        "setting_name": setting,
-        "crosscoder_name": crosscoder,
-        "seed": int(seed),
+        **_training(setting, crosscoder, seed),
         "sources": {name: _dump(source) for name, source in stored_sources(chosen).items()},
         "models": setting_models(study, setting),
         "page": _dump(study.page),
@@ -366,8 +362,7 @@ def paged(study: Study) -> list[str]:
 
 
 def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> dict:
-    named = {"setting_name": setting, "crosscoder_name": crosscoder, "seed": int(seed)}
-    return {**named, "seeds": study.seeds}
+    return {**_training(setting, crosscoder, seed), "seeds": study.seeds}
 
 
 def _train_aligned(study: Study, setting: str, aligned: str, seed: str) -> dict:
