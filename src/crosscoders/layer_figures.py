@@ -31,6 +31,13 @@ def norms_by_layer(summary: xr.Dataset) -> plt.Figure:
     return figure
 
 
+def mean_cosine(one: xr.Dataset, chosen: np.ndarray) -> np.ndarray:
+    """Mean cosine of some latents' decoder vectors between all sources, (S, S); NaN where no latent has one."""
+    values = one["source_cosine"].values[chosen]
+    counts = np.isfinite(values).sum(0)
+    return np.divide(np.nansum(values, axis=0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+
 def drift(summary: xr.Dataset) -> plt.Figure:
     """l24-drift: cosine to the direction at the peak against decoder norm, and mean cosine between sources."""
     names = crosscoders(summary)
@@ -54,7 +61,9 @@ def drift(summary: xr.Dataset) -> plt.Figure:
                 label=source,
             )
         axes[0, column].set(xlabel="decoder norm / norm at the peak", ylabel="cosine to the peak's direction", title=name, ylim=(-0.5, 1.02))  # fmt: skip
-        matrix = np.nanmean(one["source_cosine"].values[alive(one)], axis=0)
+        matrix = mean_cosine(one, alive(one))
+        if not np.isfinite(matrix[~np.eye(len(sources), dtype=bool)]).any():
+            axes[0, column].text(0.5, 0.5, "sources of unequal width\nhave no cosine", ha="center", transform=axes[0, column].transAxes)  # fmt: skip
         sns.heatmap(matrix, ax=axes[1, column], annot=True, fmt=".2f", vmin=0, vmax=1, cmap="viridis", square=True,
                     xticklabels=sources, yticklabels=sources, cbar_kws={"label": "mean cosine of decoder vectors"})  # fmt: skip
     axes[0, 0].legend(markerscale=2.5, title="source")
@@ -74,7 +83,7 @@ def similarity(summary: xr.Dataset) -> plt.Figure:
         seeds = []
         for seed in summary["seed"].values:
             one = select(summary, name, int(seed))
-            seeds.append(one["source_cosine"].values[np.flatnonzero(one["density"].values > 0)].mean(0))
+            seeds.append(mean_cosine(one, np.flatnonzero(one["density"].values > 0)))
         heatmap(
             axis,
             np.mean(seeds, 0),

@@ -212,14 +212,18 @@ def layers(summary: xr.Dataset) -> str:
         indices = figures.alive(one)
         peaks = np.bincount(one["peak_source"].values[indices].astype(int), minlength=len(sources))
         persistence = one["persistence"].values[indices]
-        matrix = np.nanmean(one["source_cosine"].values[indices], axis=0)
+        matrix = layer_figures.mean_cosine(one, indices)
         listed = ", ".join(f"{source} {count:,}" for source, count in zip(sources, peaks, strict=True))
         lines.append(
             f"- **{name}**: peaks by source: {listed}. A latent keeps at least half its peak norm in "
             f"{persistence.mean():.1f} of {len(sources)} sources on average; {100 * (persistence == len(sources)).mean():.0f}% "
-            f"keep it in all. Directions in neighbouring sources have mean cosine "
-            f"{np.diag(matrix, 1).min():.2f} to {np.diag(matrix, 1).max():.2f}, first and last {matrix[0, -1]:.2f}."
+            f"keep it in all."
         )
+        if np.isfinite(matrix).all():
+            lines[-1] += (
+                f" Directions in neighbouring sources have mean cosine {np.diag(matrix, 1).min():.2f} to "
+                f"{np.diag(matrix, 1).max():.2f}, first and last {matrix[0, -1]:.2f}."
+            )
     return "\n".join(lines)
 
 
