@@ -207,7 +207,7 @@ def circuits(summary: xr.Dataset) -> plt.Figure:
         axis.title.set_fontsize(9)
     for s, seed in enumerate(seeds):
         axes[0].axhline(float(summary["circuit_crosscoder_l0"].sel(seed=seed)), color="black", lw=0.8, ls="--",
-                        label="crosscoder's own L0" if s == 0 else None)  # fmt: skip
+                        label="crosscoder at the same variance explained" if s == 0 else None)  # fmt: skip
     axes[0].legend(fontsize=8, loc="lower right")
     (_faithfulness if "circuit_faithfulness" in summary else _recall)(axes[4], summary)
     sns.despine(figure)

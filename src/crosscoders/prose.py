@@ -293,10 +293,11 @@ def circuits(summary: xr.Dataset) -> str:
     for way in summary["collapse"].values:
         if way == "none":
             continue
-        factor = _over_seeds([float(one["circuit_collapse_factor"].sel(collapse=way)) for one in trainings])
+        factors = [float(one["circuit_collapse_factor"].sel(collapse=way)) for one in trainings]
+        factor = f", {_over_seeds(factors)} per node" if np.isfinite(factors).all() else ""
         share = _over_seeds([100 * float(one["circuit_matched_share"].sel(collapse=way)) for one in trainings], "{:.0f}")  # fmt: skip
         lines.append(
-            f"- **Collapsed by {way}**: {share}% of SAE latents have a node, {factor} per node; nodes per token "
+            f"- **Collapsed by {way}**: {share}% of SAE latents have a node{factor}; nodes per token "
             f"{shown('nodes_per_token', collapse='none')} to {shown('nodes_per_token', collapse=way)}; edges for 80% of the "
             f"attribution {shown('edges_per_token', collapse='none')} to {shown('edges_per_token', collapse=way)}; identity "
             f"edges carry {shown('identity_share', '{:.2f}', collapse=way)}."
