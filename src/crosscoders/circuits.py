@@ -22,9 +22,6 @@ from crosscoders.order import consecutive
 from crosscoders.settings import Circuits, Source
 
 BATCH = 2048
-COLLAPSES = ("none", "crosscoder", "clustering", "shuffled tokens")
-"""How latents become nodes: each its own; by the crosscoder; by chains of best partners; by the crosscoder, from tokens
-that were shuffled within every source. All are applied to one graph, that of the tokens as they are."""
 PER_TOKEN = ("nodes", "edges", "identity", "attribution")
 THRESHOLD_STEPS = 12
 HIGHEST = 8.0
@@ -85,7 +82,11 @@ def layers_of(coder: Crosscoder, code: csr_array, scales: np.ndarray) -> list[La
 def collapses(
     layers: list[Layer], coder: Crosscoder, code: csr_array, options: Circuits
 ) -> dict[str, list[np.ndarray]]:
-    """Labels of every way to collapse latents."""
+    """Labels of every way to collapse latents.
+
+    Each latent its own node; by the crosscoder; by chains of best partners; by the crosscoder, from tokens that are
+    shuffled within every source. All are applied to one graph, that of the tokens as they are.
+    """
     limits = (options.least_cosine, options.least_correlation)
     decoders = [coder.decoder[:, part].numpy() for part in coder.columns]
     generator = np.random.default_rng(options.seed)
@@ -172,7 +173,9 @@ def simplify(
     labels = collapses(layers, coder, code, options)
     dataset, v = graph_dataset(layers, labels, document, bootstrap_options), artifacts.variable
     for name, member, one in (("crosscoder", coder, code), ("saes", saes, sae_code)):
-        dataset[f"{name}_l0"] = v((), one.nnz / len(document), f"active latents per token: {name}")
+        dataset[f"{name}_l0"] = v(
+            (), one.nnz / len(document), f"active latents per token at one variance explained: {name}"
+        )
         dataset[f"{name}_explained"] = v("source", explained(member, one, x), f"variance explained: {name}")
     dataset["tokens"] = v((), np.int64(len(document)), "test tokens")
     return dataset.assign_coords(source=np.array(coder.sources, dtype=object)), code, layers, labels
