@@ -27,7 +27,8 @@ def main(arguments) -> None:
         pairs = [(name, seed) for name in section["aligned"] for seed in section["seeds"]]
         found = stack({key: artifacts.read(path) for key, path in zip(pairs, arguments.aligned, strict=True)})
         names = [name for name in found.data_vars if name.startswith("aligned_")]
-        parts.append(found[names].rename(crosscoder="aligned"))
+        labels = {dim: parts[0][dim].values for dim in ("source", "other_source")}
+        parts.append(found[names].reindex(labels).rename(crosscoder="aligned"))
     statistics = normalisation[["scale", "median_norm", "sink_norm", "sink_share"]]
     parts.append(statistics.sel(source=parts[0]["source"].values))
     if arguments.similarity:

@@ -7,8 +7,8 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders import bootstrap
 from crosscoders.figures import PALETTE, crosscoders
+from crosscoders.null_figures import rates
 
 MATCHED = 0.2
 """Largest relative distance of L0 from the median of the members at which it counts as matched."""
@@ -22,16 +22,16 @@ COLUMNS = {
 }
 
 
-def measures(one: xr.Dataset) -> dict[str, tuple[float, float, float]]:
-    """What is compared, for one training: value and ends of its 95% interval over documents; NaN where there is none."""
+def measures(summary: xr.Dataset, crosscoder: str, seed: int) -> dict[str, tuple[float, float, float]]:
+    """What is compared, for one training: value and ends of its 95% interval; NaN where there is none.
+
+    Intervals are over documents; those of rates of latents are as in `null_figures.rates`.
+    """
+    one = summary.sel(crosscoder=crosscoder, seed=seed)
+    called = rates(summary.sel(seed=[seed]), crosscoder) if float(one["called"].sel(call="alive")) > 0 else {}
 
     def of(variable: xr.DataArray, name: str) -> tuple[float, float, float]:
         return tuple(float(variable[f"{name}{end}"].mean()) for end in ("", "_low", "_high"))
-
-    def share(call: str) -> tuple[float, float, float]:
-        counts, drawn = one["called"], one["called_replicate"]
-        ends = bootstrap.interval((drawn.sel(call=call) / drawn.sel(call="alive").where(lambda n: n > 0)).values, 0.95)
-        return float(counts.sel(call=call) / counts.sel(call="alive").where(lambda n: n > 0)), *map(float, ends)
 
     lift = (np.nan,) * 3
     if "category" in one.dims:
@@ -40,8 +40,8 @@ def measures(one: xr.Dataset) -> dict[str, tuple[float, float, float]]:
         "fve": of(one, "fraction_variance_explained"),
         "l0": of(one, "l0"),
         "dead": (float(one["dead_fraction"]), np.nan, np.nan),
-        "chat_only": share("chat-only"),
-        "specific": share("chat-specific"),
+        "chat_only": called.get("chat-only", (np.nan,) * 3)[:3],
+        "specific": called.get("chat-specific", (np.nan,) * 3)[:3],
         "lift": lift,
     }
 
@@ -50,7 +50,7 @@ def table(summary: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
     """Measures of every member, (seeds, 3): value, lower and upper end."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name in crosscoders(summary):
-        rows = [measures(summary.sel(crosscoder=name, seed=seed)) for seed in summary["seed"].values]
+        rows = [measures(summary, name, int(seed)) for seed in summary["seed"].values]
         found[name] = {key: np.array([row[key] for row in rows]) for key in COLUMNS}
     return found
 
@@ -70,7 +70,7 @@ def compare(summary: xr.Dataset) -> plt.Figure:
     axes[0].set_yticks(range(len(found)), list(found))
     axes[0].invert_yaxis()
     axes[0].set_xlim(None, 1)
-    figure.suptitle("a mark per seed; bars: 95% over documents", fontsize=10)
+    figure.suptitle("a mark per seed; bars: 95% over documents, of rates also over latents", fontsize=10)
     sns.despine(figure, left=True)
     return figure
 

@@ -305,6 +305,8 @@ def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float) -> None:
     crosscoder.encoder_bias.zero_()
     ordered = crosscoder.preactivations(x).topk(wanted + 1, dim=0).values
     crosscoder.encoder_bias.copy_(-(ordered[-2] + ordered[-1]) / 2)
+    if crosscoder.log_threshold is not None:  # a latent is on where its score exceeds the threshold, not 0
+        crosscoder.encoder_bias += crosscoder.on_above / crosscoder.decoder_norms().sum(1)
 
 
 # -- as a dataset ------------------------------------------------------------------------------------------------------

@@ -146,7 +146,8 @@ def aligned(summary: xr.Dataset) -> plt.Figure:
     """ours-aligned: variance explained from every source's code to every source, and overlap of the codes, mean over seeds."""
     names = [str(name) for name in summary["aligned"].values]
     figure, axes = plt.subplots(len(names), 2, figsize=(11, 4.6 * len(names)), squeeze=False)
-    sources = [str(name) for name in summary["source"].values if str(name) in summary["other_source"].values]
+    read = np.isfinite(summary["aligned_l0"]).any(["aligned", "seed"])  # aligned crosscoders read no differences
+    sources = [str(name) for name in summary["source"].values[read.values]]
     panels = (("aligned_fraction_variance_explained", "fraction of variance explained"), ("aligned_overlap", "overlap of active latents (Jaccard)"))  # fmt: skip
     for row, name in zip(axes, names, strict=True):
         one = summary.sel(aligned=name, source=sources, other_source=sources)
