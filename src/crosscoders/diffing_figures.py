@@ -42,9 +42,10 @@ def relative_norm(summary: xr.Dataset) -> plt.Figure:
         axis.stairs(counts.mean(0), edges, fill=True, color=PALETTE[0], alpha=0.6)
         middle = (edges[1:] + edges[:-1]) / 2
         axis.vlines(middle, counts.min(0), counts.max(0), color="black", lw=1, label="range of seeds")
-        axis.set(yscale="log", xlabel=_delta_label(summary), ylim=(0.5, None))
-        axis.legend()
-    next(iter(axes.values())).set_ylabel("alive latents")
+        axis.set(yscale="log", xlabel=_delta_label(summary))
+    first = next(iter(axes.values()))
+    first.set(ylabel="alive latents", ylim=(0.5, 2 * max(axis.dataLim.ymax for axis in axes.values())))
+    first.legend(loc="upper left")
     sns.despine(figure)
     return figure
 

@@ -177,7 +177,8 @@ def error_against_l0(summary: xr.Dataset) -> plt.Figure:
         xlabel="latents per token, all sources together",
         ylabel="squared error / variance (mean of the sources)",
     )
-    axis.legend(title="bars: 95% over documents\ndashed: as many FLOPs, same coefficient", fontsize=9, title_fontsize=9)
+    title = "bars: 95% over documents\ndashed: as many FLOPs, same coefficient"
+    axis.legend(title=title, fontsize=9, title_fontsize=9, loc="lower left")
     sns.despine(figure)
     return figure
 

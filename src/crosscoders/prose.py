@@ -82,6 +82,22 @@ def classes(summary: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
+def relative_norms(summary: xr.Dataset) -> str:
+    """Where relative norms lie, every seed."""
+    first, last, lines = summary.attrs["base"], summary.attrs["chat"], []
+    for name in figures.crosscoders(summary):
+        shares = []
+        for one in _trainings(summary, name):
+            delta = one["relative_norm"].values[figures.alive(one)]
+            shares.append([100 * (delta <= 0.1).mean(), 100 * (delta >= 0.9).mean(), np.median(delta)])
+        lows, highs, medians = zip(*shares, strict=True)
+        lines.append(
+            f"- **{name}**: of alive latents {_over_seeds(list(lows), '{:.1f}')}% are written to {first} alone (Δ ≤ 0.1), "
+            f"{_over_seeds(list(highs), '{:.1f}')}% to {last} alone (Δ ≥ 0.9); the median Δ is {_over_seeds(list(medians))}."
+        )
+    return "\n".join(lines)
+
+
 def _counted(one: xr.Dataset, call: str) -> str:
     """Count of a call, every seed with its 95% interval over documents."""
     chosen = one.sel(call=call)
@@ -231,7 +247,7 @@ def sizes(summary: xr.Dataset) -> str:
     """What SAEs per source need to reach the crosscoders' loss: features and FLOPs, read off between measured sizes."""
     lines = []
     names = layer_figures.same_coefficient(summary)
-    for x, unit in (("dictionary_size", "latents"), ("training_flops", "floating-point operations of training")):
+    for x, unit, form in (("dictionary_size", "latents", ",.0f"), ("training_flops", "floating-point operations of training", ".3g")):  # fmt: skip
         found = layer_figures.curves(summary, names, x, "loss")
         if len(found) < 2:
             return "Only one kind of dictionary was trained with one coefficient."
@@ -240,7 +256,7 @@ def sizes(summary: xr.Dataset) -> str:
         for size, loss in ours[:, :2]:
             if theirs[:, 1].min() <= loss <= theirs[:, 1].max():
                 needed = np.exp(np.interp(loss, theirs[order, 1], np.log(theirs[order, 0])))
-                lines.append(f"- The loss {loss:,.0f} takes the crosscoder {size:.3g} {unit}, SAEs per source {needed:.3g}: {needed / size:.2g} times as many.")  # fmt: skip
+                lines.append(f"- The loss {loss:,.0f} takes the crosscoder {size:{form}} {unit}, SAEs per source {needed:{form}}: {needed / size:.2g} times as many.")  # fmt: skip
     best = {label: float(rows[:, 1].min()) for label, rows in found.items()}
     lines.append("- Lowest losses: " + ", ".join(f"{label} {value:,.0f}" for label, value in best.items()) + ".")
     if len(lines) == 1:
