@@ -41,7 +41,9 @@ def summary():
 
 def test_measures_are_shares_of_alive_latents_with_intervals(summary):
     found = comparison.table(summary)
-    np.testing.assert_allclose(found["sparse"]["chat_only"], [[0.1, 0.0552, 0.1744]] * 2, rtol=2e-3)  # Wilson's for 10 of 100
+    np.testing.assert_allclose(
+        found["sparse"]["chat_only"], [[0.1, 0.0552, 0.1744]] * 2, rtol=2e-3
+    )  # Wilson's for 10 of 100
     np.testing.assert_allclose(found["sparse"]["specific"], [[0.04, 0.0157, 0.0984]] * 2, rtol=1e-2)
     np.testing.assert_allclose(found["dense"]["lift"], [[2, 1.99, 2.01]] * 2)
     assert np.isnan(found["difference"]["chat_only"]).all()

@@ -192,8 +192,8 @@ def circuits(summary: xr.Dataset) -> plt.Figure:
     """ours-circuits: nodes, edges and identity share of the graph of SAE latents, by how its latents are collapsed."""
     figure, axes = plt.subplots(1, 5, figsize=(20, 4.4), width_ratios=[1, 1, 1, 1, 1.3])
     ways, seeds = [str(name) for name in summary["collapse"].values], summary["seed"].values
-    panels_ = ("nodes_per_token", "edges_per_token", "identity_share", "collapse_factor")
-    for axis, name in zip(axes, panels_, strict=False):
+    measured = ("nodes_per_token", "edges_per_token", "identity_share", "collapse_factor")
+    for axis, name in zip(axes, measured, strict=False):
         for w, way in enumerate(ways):
             for s, seed in enumerate(seeds):
                 one = summary.sel(seed=seed, collapse=way)
