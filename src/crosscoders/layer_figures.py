@@ -209,7 +209,7 @@ def circuits(summary: xr.Dataset) -> plt.Figure:
     for s, seed in enumerate(seeds):
         axes[0].axhline(float(summary["circuit_crosscoder_l0"].sel(seed=seed)), color="black", lw=0.8, ls="--",
                         label="crosscoder at the same variance explained" if s == 0 else None)  # fmt: skip
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].legend(fontsize=8, loc="center")
     (_faithfulness if "circuit_faithfulness" in summary else _recall)(axes[4], summary)
     sns.despine(figure)
     return figure
