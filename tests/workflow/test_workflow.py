@@ -215,7 +215,7 @@ def test_editing_the_classification_retrains_nothing(project):
         jobs = planned(project, *SMOKE)
     finally:
         path.write_text(original)
-    assert jobs["classify_latents"] == 4
+    assert jobs["classify_latents"] == 5
     assert not {"train_crosscoder", "extract_activations", "evaluate", "fine_tune", "tokenize"} & set(jobs)
 
 
@@ -232,7 +232,7 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
 
 
 def test_a_setting_given_on_the_command_line_is_read_like_the_file(project):
-    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 3
+    assert planned(project, *SMOKE, "--config", "seeds=[0, 1]")["train_crosscoder"] == 4
     done = snakemake(project, "-n", *SMOKE, "--config", "device=gpu", check=False)
     assert "device: 'gpu' is not one of auto, cpu, cuda" in done.stdout + done.stderr
 
