@@ -117,7 +117,6 @@ def planted_circuits(tmp_path_factory):
 def test_planted_persistent_concepts_are_found_and_the_graph_shrinks(planted_circuits):
     found = planted_circuits
     ours, none, shuffled = (found.sel(collapse=way) for way in ("crosscoder", "none", "shuffled tokens"))
-    print(found["recall"].values, found["recall_of_known"].values)
     assert float(ours["recall_of_known"]) >= 0.95
     assert float(shuffled["matched_share"]) < 0.02
     assert float(ours["nodes_per_token_high"]) < float(none["nodes_per_token_low"])

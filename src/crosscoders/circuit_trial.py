@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, circuits, collapse, planted, splicing, stage, training
+from crosscoders import artifacts, collapse, planted, simplification, splicing, stage, training
 from crosscoders.order import consecutive
 from crosscoders.settings import Circuits, CrosscoderSettings, Planted
 
@@ -48,7 +48,7 @@ def main(arguments) -> None:
         coders[name] = training.fit(member, drawn["train"], drawn["validation"], seed, report=report).crosscoder
     test = drawn["test"]
     rows = np.flatnonzero(splicing.choose(test.document, options.tokens)[test.document])
-    dataset, _, layers, labels = circuits.simplify(
+    dataset, _, layers, labels = simplification.simplify(
         coders[options.crosscoder],
         coders[options.saes],
         test.rows(rows),
@@ -61,7 +61,7 @@ def main(arguments) -> None:
     dataset.attrs = artifacts.provenance(section["study"], "circuit_trial", section, seed) | {"title": label}
     artifacts.write(dataset, arguments.output)
     recall = float(dataset["recall"].sel(collapse="crosscoder"))
-    stage.say(f"{label}: {circuits.summary_line(dataset)}; recall of persistent concepts {recall:.2f}")
+    stage.say(f"{label}: {simplification.summary_line(dataset)}; recall of persistent concepts {recall:.2f}")
 
 
 if __name__ == "__main__":
