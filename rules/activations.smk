@@ -66,6 +66,7 @@ rule fit_normalisation:
         "results/{study}/logs/fit_normalisation/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/fit_normalisation/{setting}.tsv"
+    priority: 8
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -89,6 +90,7 @@ rule measure_similarity:
         "results/{study}/logs/measure_similarity/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/measure_similarity/{setting}.tsv"
+    priority: 1
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -114,6 +116,7 @@ rule measure_ablations:
         "results/{study}/logs/measure_ablations/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/measure_ablations/{setting}.tsv"
+    priority: 3  # every evaluation waits for it
     conda:
         "../envs/crosscoders.yaml"
     resources:

@@ -47,6 +47,7 @@ rule evaluate:
         "results/{study}/logs/evaluate/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/evaluate/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 1
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -77,6 +78,7 @@ rule classify_latents:
         "results/{study}/logs/classify_latents/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/classify_latents/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 4  # patching and the matching of seeds wait for it
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -101,6 +103,7 @@ rule match_seeds:
         "results/{study}/logs/match_seeds/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/match_seeds/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 1
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -125,6 +128,7 @@ rule train_aligned:
         "results/{study}/logs/train_aligned/{setting}/{aligned}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/train_aligned/{setting}/{aligned}/seed-{seed}.tsv"
+    priority: 5
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -150,6 +154,7 @@ rule evaluate_aligned:
         "results/{study}/logs/evaluate_aligned/{setting}/{aligned}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/evaluate_aligned/{setting}/{aligned}/seed-{seed}.tsv"
+    priority: 1
     conda:
         "../envs/crosscoders.yaml"
     resources:

@@ -123,6 +123,7 @@ rule measure_behaviours:
         "results/{study}/benchmarks/measure_behaviours/{model}.tsv"
     wildcard_constraints:
         model="|".join(FINE_TUNED) or "none",
+    priority: 1
     conda:
         "../envs/crosscoders.yaml"
     threads: 1

@@ -24,6 +24,7 @@ rule collate:
         "results/{study}/benchmarks/collate/{setting}.tsv"
     wildcard_constraints:
         setting="|".join(sorted(set(STUDY.settings) - set(PLANTED))) or "none",
+    priority: 2
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -81,6 +82,7 @@ for setting_name in sections.drawn_settings(STUDY):
             f"results/{{study}}/logs/notebook/{setting_name}.log",
         benchmark:
             f"results/{{study}}/benchmarks/notebook/{setting_name}.tsv"
+        priority: 2
         conda:
             "../envs/crosscoders.yaml"
         resources:
@@ -111,6 +113,7 @@ rule html:
         "results/{study}/logs/html/{notebook}-{setting}.log",
     benchmark:
         "results/{study}/benchmarks/html/{notebook}-{setting}.tsv"
+    priority: 2
     conda:
         "../envs/crosscoders.yaml"
     resources:

@@ -14,6 +14,7 @@ rule generate_responses:
         "results/{study}/logs/generate_responses/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/generate_responses/{setting}.tsv"
+    priority: 4
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -42,6 +43,7 @@ rule causal:
         "results/{study}/logs/causal/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/causal/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 3  # longer than what else a notebook waits for
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -74,6 +76,7 @@ rule circuits:
         "results/{study}/benchmarks/circuits/{setting}/{crosscoder}/seed-{seed}.tsv"
     wildcard_constraints:
         setting="|".join(sorted(set(STUDY.settings) - set(PLANTED))) or "none",
+    priority: 3  # longer than what else a notebook waits for
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -89,6 +92,7 @@ rule circuits:
 
 
 rule latent_page:
+    # No priority: nothing but the manifest waits for pages, so they fill the gaps while notebooks are drawn.
     input:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
         latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",

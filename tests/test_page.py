@@ -74,7 +74,8 @@ def content(latents: int) -> dict:
             "nu_reconstruction": [0.9] * latents, "nu_reconstruction_interval": [[0.8, 1.0]] * latents,
         },
         "examples": examples, "texts": texts, "tokens": list(range(501)),
-        "effects": {source: [[[0, 1]] * latents, [[2, 3]] * latents] for source in ("base", "chat")},
+        "effects": {source: [[[0, 1]] * latents, [[2, 3]] * latents] for source in ("base", "chat")}
+        | {"elsewhere": [[[]] * latents] * 2},
         "vocabulary": [HOSTILE, " b", " c", " d"],
     }  # fmt: skip
 
@@ -124,6 +125,8 @@ def test_a_reader_sorts_filters_and_opens_latents(browser, tmp_path):
     assert seconds < 3, f"{seconds:.1f} s to the first interaction with 8,192 latents"
     detail = browser.find_element("id", "detail").text
     assert "Latent 0: chat-only" in detail
+    assert "direction in chat promotes" in detail
+    assert "elsewhere" not in detail, "nothing is said of a source without promoted tokens"
     assert HOSTILE in detail, "the hostile token is shown as text"
     assert browser.title == HOSTILE
     assert not browser.find_elements("css selector", "img")

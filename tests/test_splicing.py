@@ -36,7 +36,7 @@ def states(model, layer: int, hook: str, ids: np.ndarray, spans: list[slice]) ->
 
 def test_losses_are_those_of_the_model(model, text):
     ids, spans = text
-    found = splicing.token_losses(model, ids, spans, SINK, 64)
+    found = splicing.token_losses(model, ids, spans, SINK, 64, [None])[0]
     for span in spans:
         rows = torch.tensor([[SINK, *ids[span].tolist()]])
         with torch.no_grad():
@@ -47,11 +47,13 @@ def test_losses_are_those_of_the_model(model, text):
 @pytest.mark.parametrize("hook", ["resid_pre", "resid_post", "mlp_out"])
 def test_a_perfect_reconstruction_changes_no_loss(model, text, hook):
     ids, spans = text
-    clean = splicing.token_losses(model, ids, spans, SINK, 64)
+    clean = splicing.token_losses(model, ids, spans, SINK, 64, [None])[0]
     perfect = states(model, 2, hook, ids, spans)
-    found = splicing.token_losses(model, ids, spans, SINK, 64, (2, hook), perfect, np.ones(len(ids), bool))
-    np.testing.assert_allclose(found, clean, rtol=1e-4)
-    nothing = splicing.token_losses(model, ids, spans, SINK, 64, (2, hook), 0 * perfect, np.zeros(len(ids), bool))
+    changes = [((2, hook), perfect), ((0, "resid_post"), states(model, 0, "resid_post", ids, spans)), None]
+    for found in splicing.token_losses(model, ids, spans, SINK, 64, changes, np.ones(len(ids), bool)):
+        np.testing.assert_allclose(found, clean, rtol=1e-4)
+    change = ((2, hook), 0 * perfect)
+    (nothing,) = splicing.token_losses(model, ids, spans, SINK, 64, [change], np.zeros(len(ids), bool))
     np.testing.assert_allclose(nothing, clean, rtol=1e-6)
 
 
@@ -60,7 +62,7 @@ def test_replacing_equals_the_upper_layers_on_the_replaced_states(model, text):
     ids, spans = text
     replaced = np.random.default_rng(1).random(len(ids)) < 0.6
     other = np.random.default_rng(2).normal(size=(len(ids), 32)).astype(np.float32)
-    found = splicing.token_losses(model, ids, spans, SINK, 64, (1, "resid_post"), other, replaced)
+    (found,) = splicing.token_losses(model, ids, spans, SINK, 64, [((1, "resid_post"), other)], replaced)
     upper = copy.deepcopy(model)
     upper.model.layers = upper.model.layers[2:]
     upper.config.num_hidden_layers = upper.model.config.num_hidden_layers = 2

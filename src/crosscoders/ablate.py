@@ -33,23 +33,19 @@ def main(arguments) -> None:
     spans = [span for span in windows(tokens["position"].values) if chosen[span.start]]
     folders = dict(zip(section["models"], arguments.models, strict=True))
     losses = np.empty((len(document), len(sources), len(ABLATIONS)))
-    progress = stage.Progress(f"measure_ablations {section['setting_name']}", 2 * len(sources) + len(folders), "passes")
+    progress = stage.Progress(f"measure_ablations {section['setting_name']}", len(folders), "models")
     for model_name, folder in folders.items():
         model = models.load_model(folder.parent, device, dtype)
-
-        def measure(*change: object, model=model) -> np.ndarray:
-            progress.update(1)
-            return splicing.token_losses(model, ids, spans, sink, section["batch_tokens"], *change)
-
-        clean = measure()
-        for s, (name, source) in enumerate(sources.items()):
-            if source.model != model_name:
-                continue
+        own = {s: (name, source) for s, (name, source) in enumerate(sources.items()) if source.model == model_name}
+        changes: list[splicing.Change | None] = [None]
+        for name, source in own.values():
             mean = normalisation[f"mean_{name}"].values.astype(np.float32)
-            losses[:, s, 0] = clean
-            for a, value in ((1, np.zeros_like(mean)), (2, mean)):
-                whole = np.broadcast_to(value, (len(ids), len(value)))
-                losses[:, s, a] = measure((source.layer, source.hook), whole, kept)
+            whole = (len(ids), len(mean))
+            changes += [((source.layer, source.hook), np.broadcast_to(v, whole)) for v in (np.zeros_like(mean), mean)]
+        found = splicing.token_losses(model, ids, spans, sink, section["batch_tokens"], changes, kept)
+        for i, s in enumerate(own):
+            losses[:, s] = found[[0, 1 + 2 * i, 2 + 2 * i]].T
+        progress.update(1)
     numbers, places = np.unique(document[chosen], return_inverse=True)
     sums = np.zeros((len(numbers), *losses.shape[1:]))
     np.add.at(sums, places, losses[chosen])

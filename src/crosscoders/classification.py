@@ -45,6 +45,11 @@ def norm_class(delta: np.ndarray, settings: Classification) -> np.ndarray:
     return found
 
 
+def lives(norms: np.ndarray) -> np.ndarray:
+    """Sources in which latents live: their decoder norm, (m, S), is at least half of their largest; (m, S) bool."""
+    return norms >= 0.5 * norms.max(1, keepdims=True)
+
+
 def source_cosine(decoders: list[torch.Tensor]) -> np.ndarray:
     """Cosine between a latent's decoder vectors, (m, S, S); NaN where widths differ or a vector is 0."""
     found = np.full((len(decoders[0]), len(decoders), len(decoders)), np.nan)
@@ -236,7 +241,7 @@ def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Cla
             ),
             "persistence": v(
                 "latent",
-                (norms >= 0.5 * norms.max(1, keepdims=True)).sum(1),
+                lives(norms).sum(1),
                 "sources with at least half the peak norm",
             ),
             "source_cosine": v((*dims, "other_source"), angles, "cosine of decoder vectors of two sources"),

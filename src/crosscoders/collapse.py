@@ -153,17 +153,14 @@ def edges(layers: list[Layer]) -> Edges:
 def _needed(token: np.ndarray, size: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Largest edges of each token that, beside what is free, carry KEPT_ATTRIBUTION of the token's total, (tokens,).
 
-    `size` (edges,) is absolute attribution; `free` (tokens,) what costs no edge.
+    `token` (edges,) ascends; `size` (edges,) is absolute attribution; `free` (tokens,) what costs no edge.
     """
-    total = np.bincount(token, size, len(free)) + free
-    order = np.lexsort((-size, token))
-    token, size = token[order], size[order]
-    running = np.cumsum(size)
-    before = running - size
-    first = np.r_[True, token[1:] != token[:-1]] if len(token) else np.zeros(0, bool)
-    before -= np.repeat(before[first], np.diff(np.r_[np.flatnonzero(first), len(token)]))
-    wanted = (KEPT_ATTRIBUTION * total - free)[token]
-    return np.bincount(token, before < wanted - 1e-9 * total[token], len(free))
+    found = np.zeros(len(free), np.int64)
+    ends = np.searchsorted(token, np.arange(len(free) + 1))
+    for t, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+        carried = np.cumsum(np.r_[free[t], np.sort(size[first:last])[::-1]])  # by 0, 1, ... of the largest
+        found[t] = np.count_nonzero(carried[:-1] < (KEPT_ATTRIBUTION - 1e-9) * carried[-1])
+    return found
 
 
 def measure(layers: list[Layer], graph: Edges, labels: list[np.ndarray]) -> dict[str, np.ndarray]:

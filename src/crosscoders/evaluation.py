@@ -123,14 +123,15 @@ def splice(
     sums = np.full((len(numbers), len(coder.sources)), np.nan)
     for model_name, folder in folders.items():
         model = models.load_model(folder.parent, device, pick.dtype(section["dtype"], device))
-        for s, name in enumerate(coder.sources):
-            source = section["sources"].get(name)
-            if source and source["model"] == model_name:
-                losses = splicing.token_losses(
-                    model, tokens["token_id"].values, spans, int(tokens.attrs["sink_token_id"]),
-                    section["batch_tokens"], (source["layer"], source["hook"]), rebuilt[name], replaced,
-                )  # fmt: skip
-                sums[:, s] = np.bincount(np.searchsorted(numbers, document[chosen]), losses[chosen], len(numbers))
+        own = {s: section["sources"].get(name) for s, name in enumerate(coder.sources)}
+        own = {s: source for s, source in own.items() if source and source["model"] == model_name}
+        changes = [((source["layer"], source["hook"]), rebuilt[coder.sources[s]]) for s, source in own.items()]
+        found = splicing.token_losses(
+            model, tokens["token_id"].values, spans, int(tokens.attrs["sink_token_id"]), section["batch_tokens"],
+            changes, replaced,
+        )  # fmt: skip
+        for s, losses in zip(own, found, strict=True):
+            sums[:, s] = np.bincount(np.searchsorted(numbers, document[chosen]), losses[chosen], len(numbers))
     return sums
 
 

@@ -8,20 +8,17 @@ import transformers
 from scipy.sparse import csr_array
 
 from crosscoders import stage
+from crosscoders.classification import lives
 from crosscoders.crosscoder import Crosscoder
 from crosscoders.settings import Circuits
 from crosscoders.sites import Site, attached
 from crosscoders.windows import batches, padded
 
-HALF = 0.5
-"""A latent lives in the sources in which its decoder norm is at least this share of its largest."""
-
 
 def span_of(coder: Crosscoder) -> tuple[np.ndarray, np.ndarray]:
     """First and last source in which every latent lives, (m,) each."""
-    norms = coder.decoder_norms().numpy()
-    lives = norms >= HALF * norms.max(1, keepdims=True)
-    return lives.argmax(1), lives.shape[1] - 1 - lives[:, ::-1].argmax(1)
+    found = lives(coder.decoder_norms().numpy())
+    return found.argmax(1), found.shape[1] - 1 - found[:, ::-1].argmax(1)
 
 
 def draw(

@@ -79,12 +79,13 @@ def final_norm(model) -> torch.nn.Module:
 def promoted(model, directions: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids that directions, (m, width), promote and suppress most through a model's unembedding, (m, count) each."""
     norm, head = final_norm(model), model.get_output_embeddings()
-    up, down = [], []
-    for part in directions.split(256):
-        logits = head(norm(part.to(model.dtype)) - norm(torch.zeros_like(part[:1], dtype=model.dtype))).float()
-        up.append(logits.topk(count).indices)
-        down.append((-logits).topk(count).indices)
-    return torch.cat(up).numpy(), torch.cat(down).numpy()
+    found = np.empty((2, len(directions), count), np.int64)
+    for first in range(0, len(directions), 256):
+        part = directions[first : first + 256].to(model.dtype)
+        logits = head(norm(part) - norm(torch.zeros_like(part[:1]))).float()
+        for side, largest in zip(found, (True, False), strict=True):
+            side[first : first + len(part)] = logits.topk(count, largest=largest).indices.numpy()
+    return found[0], found[1]
 
 
 def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
@@ -119,19 +120,28 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
 def unembedded(
     coder: Crosscoder, alive: np.ndarray, sources: dict, folders: dict[str, Path], count: int
 ) -> tuple[dict[str, list], list[str]]:
-    """Per source, [promoted, suppressed] of every alive latent as indices into a list of token texts; and that list."""
+    """Per source, [promoted, suppressed] of every alive latent as indices into a list of token texts; and that list.
+
+    Of the sources of one model, that in which the latent's decoder norm is largest; empty for the others, whose weaker
+    directions say less, and the unembedding is most of what a page costs.
+    """
     from crosscoders.vocabulary import load_tokenizer
 
     found: dict[str, list] = {}
     texts: dict[int, int] = {}
     for model_name, folder in folders.items():
+        own = [s for s, name in enumerate(coder.sources) if sources.get(name, {}).get("model") == model_name]
+        if not own:
+            continue  # as of an SAE on the difference of two models
         model = models.load_model(folder.parent, "cpu", torch.float32)
-        for name, part in zip(coder.sources, coder.columns, strict=True):
-            if name in sources and sources[name]["model"] == model_name:
-                both = promoted(model, coder.decoder[torch.from_numpy(alive)][:, part], count)
-                found[name] = [
-                    [[texts.setdefault(i, len(texts)) for i in row] for row in side.tolist()] for side in both
-                ]
+        strongest = coder.decoder_norms()[alive][:, own].argmax(1).numpy()
+        for i, s in enumerate(own):
+            rows = np.flatnonzero(strongest == i)
+            found[coder.sources[s]] = [[[] for _ in alive] for _ in range(2)]
+            both = promoted(model, coder.decoder[alive[rows], coder.columns[s]], count)
+            for side, tokens in zip(found[coder.sources[s]], both, strict=True):
+                for row, ids in zip(rows, tokens.tolist(), strict=True):
+                    side[row] = [texts.setdefault(token, len(texts)) for token in ids]
         tokenizer = load_tokenizer(folder.parent)
     return found, [tokenizer.decode([i]) for i in texts]
 
