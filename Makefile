@@ -14,7 +14,7 @@ study: $(VENV)/installed
 	@study=$$(sed -n 's/^study: *//p' $(CONFIG)); \
 	printf 'report:  results/%s/report.html\nfigures: results/%s/figures/\n' $$study $$study
 
-test: $(VENV)/installed
+test: $(VENV)/installed $(VENV)/kernels
 	pytest -n 2 --dist loadfile tests
 
 lint: $(VENV)/installed
@@ -23,8 +23,10 @@ lint: $(VENV)/installed
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed .venv-rivals/installed
 	python -m benchmarks.step
+	python -m benchmarks.extract
+	python -m benchmarks.feed
 	python -m benchmarks.latent_scaling
 
 # The lock is installed in one go; the marker is written last, so an interrupted installation is done again.
@@ -35,5 +37,16 @@ $(VENV)/installed: envs/requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# Triton comes with torch's CUDA builds; beside the CPU build the tests of the kernels need it apart.
+$(VENV)/kernels: $(VENV)/installed envs/kernels.txt
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/kernels.txt
+	touch $@
+
+# Other people's packages, to measure against, in an environment of their own.
+.venv-rivals/installed: envs/rivals.txt
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check -r envs/rivals.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-rivals

@@ -238,15 +238,24 @@ def test_document_batches_hold_whole_documents_and_every_token():
         assert document[a.stop - 1] != document[b.start]
 
 
-def test_bootstrap_intervals_cover_the_truth():
-    """Ratios of sums over documents that differ: 95% intervals cover in 90 to 99 of 100 studies."""
-    generator, covered, truth = np.random.default_rng(0), 0, 0.4
-    for _ in range(200):
-        sizes = generator.integers(20, 200, 120)
-        rates = generator.beta(4, 6, 120)
-        hits = generator.binomial(sizes, rates)
-        weights = bootstrap.resamples(120, 300, int(generator.integers(1 << 30)))
-        _, low, high = bootstrap.ratio_interval(hits.astype(float), sizes.astype(float), weights, 0.95)
+def test_intervals_cover_the_planted_truth(member):
+    """ν of a concept whose strength in base differs by document: 95% intervals cover it in 90 to 99 of 100 studies."""
+    coder = crosscoder.create(member("relu", penalty="l1_of_norms", latents=1), ["base", "chat"], [3, 3], 0)
+    for weights in (coder.encoder, coder.decoder, coder.encoder_bias):
+        weights.zero_()
+    coder.encoder[0, 3] = coder.decoder[0, 3] = 1
+    coder.decoder[0, 0] = 0.1  # the norms say chat-only; ν must find the planted strength in base
+    truth, documents, covered = 0.4, 80, 0
+    document = np.repeat(np.arange(documents), 12)
+    for replicate in range(200):
+        generator = np.random.default_rng(replicate)
+        strength = generator.exponential(size=len(document)) * (generator.random(len(document)) < 0.4)
+        share = generator.normal(truth, 0.3, documents)[document] + generator.normal(0, 0.3, len(document))
+        x = generator.normal(size=(len(document), 6)).astype(np.float32)
+        x[:, 0], x[:, 3] = share * strength, strength
+        weights = bootstrap.resamples(documents, 300, replicate)
+        scaling, _ = classification.scan(coder, Tokens(torch.from_numpy(x)), document, (0, 1), weights)
+        low, high = bootstrap.interval(scaling.nu("error", 1)[1:, 0], 0.95)
         covered += low <= truth <= high
     assert 0.90 <= covered / 200 <= 0.99
 

@@ -292,9 +292,11 @@ def scaling_dataset(scaling: Scaling, validation: Scaling, delta: np.ndarray, se
     flags = specific(*both, delta, settings)
     found["specific"] = artifacts.flags("latent", flags, SPECIFIC, "passes latent scaling on validation documents")
     counts = count_calls(scaling, delta, flags, settings)
-    low, high = bootstrap.interval(counts[1:].astype(float), settings.confidence)
+    # A resample holds fewer different documents, so fewer latents fire in it: its counts are centred on those found.
+    centred = counts[1:] - counts[1:].mean(0) + counts[0]
+    low, high = bootstrap.interval(centred, settings.confidence)
     found["called"] = v("call", counts[0], "latents under each call on test documents")
-    found["called_low"] = v("call", low, "lower end of its interval over documents")
+    found["called_low"] = v("call", low.clip(min=0), "lower end of its interval over documents")
     found["called_high"] = v("call", high, "upper end of its interval over documents")
     found["called_replicate"] = v(("replicate", "call"), counts[1:], "latents under each call, resampled documents")
     return xr.Dataset(found, coords={"call": ("call", np.array(CALLS, dtype=object), {"long_name": "call"})})

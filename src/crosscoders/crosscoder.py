@@ -121,6 +121,11 @@ class Crosscoder:
         masked = [(~allowed[:, s], columns) for s, columns in enumerate(self.columns)]
         return [(latents, columns) for latents, columns in masked if latents.any()]
 
+    @property
+    def unconstrained(self) -> bool:
+        """Whether every latent may read and write every source, in a direction of its own in each."""
+        return bool(self.reads.all() and self.writes.all() and not self.tied.any())
+
     def constrain(self, encoder: torch.Tensor, decoder: torch.Tensor) -> None:
         """Project a pair of (m, D) tensors, weights or gradients, in place onto what the blocks allow.
 

@@ -1,7 +1,8 @@
 """Sparse codes and the passes over them: encode at inference, decode, gradients. Exact, on CPU and GPU alike.
 
 A code holds only the active (token, latent) pairs, sorted by token. Decoding and both weight gradients gather rows of
-(m, D) matrices, so their cost is the number of pairs times D, whatever m is.
+(m, D) matrices, so their cost is the number of pairs times D, whatever m is. On a GPU :mod:`crosscoders.kernels` makes
+the same passes.
 """
 
 from __future__ import annotations
@@ -116,13 +117,26 @@ def of_dense(f: torch.Tensor) -> Code:
     return from_flat(index, f.reshape(-1)[index], tuple(f.shape))
 
 
+def on_gpu(tensor: torch.Tensor) -> bool:
+    """Whether passes over a tensor are those of :mod:`crosscoders.kernels`."""
+    return tensor.is_cuda
+
+
 def decode(code: Code, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Σ_j f_j W_j + b, (T, D)."""
+    if on_gpu(weights):
+        from crosscoders import kernels
+
+        return kernels.decode(code, weights, bias)
     return _bags(code.latents, code.offsets, code.values, weights).add_(bias)
 
 
 def value_gradients(code: Code, gradient: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """⟨gradient_t, W_j⟩ at every active pair, (pairs,)."""
+    if on_gpu(weights):
+        from crosscoders import kernels
+
+        return kernels.value_gradients(code, gradient, weights)
     pattern = torch.sparse_csr_tensor(
         code.offsets, code.latents, torch.zeros_like(code.values), code.size, check_invariants=False
     )
@@ -141,6 +155,10 @@ class ByLatent:
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Σ_t value_tj rows_t, (m, D)."""
+        if on_gpu(rows):
+            from crosscoders import kernels
+
+            return kernels.weight_gradient(self, values, rows)
         return _bags(self.tokens, self.offsets, values[self.order], rows)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from crosscoders.gradients import Objective, Result, compute
 from crosscoders.order import Order
 from crosscoders.separate import Separate, separate
 from crosscoders.settings import CrosscoderSettings
+
+if TYPE_CHECKING:
+    from crosscoders.kernels import RowGradient
 
 HISTORY = ("loss", "l0", "dead_fraction", "learning_rate", "penalty_coefficient", "gradient_norm", "threshold")
 STEERING, STEERING_LIMIT = 0.02, 0.01
@@ -137,16 +141,9 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         dead=state.silent_tokens >= training.dead_tokens,
     )
     result = compute(state.crosscoder, x, objective, state.selection)
-    norm = math.hypot(*(float(torch.linalg.vector_norm(gradient)) for gradient in result.gradients))
-    for parameter, gradient in zip(state.crosscoder.parameters, result.gradients, strict=True):
-        parameter.grad = gradient
-    # The fused kernel divides gradients by `grad_scale` as it reads them: clipping costs no pass of its own.
-    state.optimizer.grad_scale = torch.tensor(max(1.0, norm / training.gradient_clip), device=x.device)
-    state.optimizer.found_inf = torch.tensor(0.0, device=x.device)
-    state.optimizer.param_groups[0]["lr"] = rate = schedule.learning_rate(state.step)
-    state.optimizer.step()
-    for parameter in state.crosscoder.parameters:
-        parameter.grad = None
+    norm = math.sqrt(sum(_square(gradient) for gradient in result.gradients))
+    rate = schedule.learning_rate(state.step)
+    _update(state, result.gradients, rate, max(1.0, norm / training.gradient_clip))
     _keep_books(state, result, settings, schedule, len(x))
     l0 = float(result.counts.sum()) / len(x)
     figures = (
@@ -164,6 +161,39 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         state.history.setdefault(f"squared_error_{name}", []).append(value)
     state.step += 1
     return result
+
+
+def _square(gradient: torch.Tensor | RowGradient) -> float:
+    """Squared norm of a gradient."""
+    if isinstance(gradient, torch.Tensor):
+        return float(torch.linalg.vector_norm(gradient)) ** 2
+    return float(gradient.squared_norm())
+
+
+def _update(state: State, gradients: list[torch.Tensor | RowGradient], rate: float, shrink: float) -> None:
+    """One step of Adam on gradients divided by `shrink`; those that are not stored are computed inside of it."""
+    optimizer, options = state.optimizer, state.optimizer.param_groups[0]
+    options["lr"] = rate
+    for parameter, gradient in zip(state.crosscoder.parameters, gradients, strict=True):
+        if isinstance(gradient, torch.Tensor):
+            parameter.grad = gradient
+            continue
+        from crosscoders import kernels
+
+        moments = optimizer.state[parameter]
+        if not moments:
+            moments |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        moments["step"] += 1
+        pair = moments["exp_avg"], moments["exp_avg_sq"]
+        kernels.adam_step(parameter, *pair, gradient, state.step + 1, rate, options["betas"], options["eps"], shrink)
+    # The fused kernel divides gradients by `grad_scale` as it reads them: clipping costs no pass of its own.
+    device = state.crosscoder.parameters[0].device
+    optimizer.grad_scale = torch.tensor(shrink, device=device)
+    optimizer.found_inf = torch.tensor(0.0, device=device)
+    optimizer.step()
+    for parameter in state.crosscoder.parameters:
+        parameter.grad = None
 
 
 def _keep_books(state: State, result: Result, settings: CrosscoderSettings, schedule: Schedule, tokens: int) -> None:

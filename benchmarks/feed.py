@@ -1,0 +1,93 @@
+"""The feed: rows of 9.2 KB (two sources of 2,304 in bfloat16) in training order, warm cache, one thread.
+
+Ours reads memory-mapped contiguous variables; the rival is `xarray.Dataset.isel` on the same rows of the same files.
+Once for stored bit patterns, and once for normalised float32, which is what a training step gets.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from benchmarks.race import save
+from crosscoders import artifacts, extraction
+from crosscoders.feed import Activations
+from crosscoders.order import Order
+from crosscoders.settings import Source
+
+TOKENS, WIDTH, BATCH, ROUNDS = 60_000, 2304, 2048, 12
+SOURCES = {"base": Source(model="base", layer=0), "chat": Source(model="chat", layer=0)}
+
+
+def shard(path: Path) -> xr.Dataset:
+    """Write one shard of random activations, and give the statistics to read it with."""
+    generator = np.random.default_rng(0)
+    bits = {name: artifacts.to_bits(generator.standard_normal((TOKENS, WIDTH), np.float32)) for name in SOURCES}
+    norms = {name: np.full(TOKENS, WIDTH**0.5, np.float32) for name in SOURCES}
+    metadata = {name: ("token", np.zeros(TOKENS, np.int32)) for name in ("role", "planted_behaviour", "token_id")}
+    place = np.arange(TOKENS)
+    tokens = xr.Dataset(metadata | {"document": ("token", place // 100), "position": ("token", 1 + place % 100)})
+    dataset = extraction.to_dataset(bits, norms, tokens, SOURCES).assign_attrs(first_token=0)
+    artifacts.write(dataset, path, contiguous=SOURCES)
+    found = xr.Dataset({"scale": ("source", [1.0, 1.0]), "sink_norm": ("source", [1e9, 1e9])})
+    for name in SOURCES:
+        found[f"mean_{name}"] = (f"width_{name}", np.zeros(WIDTH))
+    return found.assign_coords(source=np.array(list(SOURCES), dtype=object))
+
+
+def race(sides: dict[str, Callable[[np.ndarray], object]]) -> dict[str, float]:
+    """Thousands of rows per second of CPU time, medians over batches that are read in turns."""
+    order, times = Order(TOKENS, 0), {name: [] for name in sides}
+    for i in range(ROUNDS + 2):
+        index = order.take(i * BATCH, BATCH)
+        for name, side in sides.items():
+            began = time.process_time()
+            side(index)
+            times[name].append(time.process_time() - began)
+    return {name: round(BATCH / statistics.median(values[2:]) / 1000) for name, values in times.items()}
+
+
+def main() -> None:
+    """Measure both."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "000.nc"
+        fitted = shard(path)
+        data = Activations([path], fitted)
+        maps = [artifacts.memory_map(path, name) for name in SOURCES]
+        with xr.open_dataset(path, mask_and_scale=False) as opened:
+            for mapped in maps:
+                np.asarray(mapped).sum(dtype=np.int64)  # warm the cache
+            bits = race(
+                {
+                    "ours": lambda index: [mapped[index] for mapped in maps],
+                    "isel": lambda index: [opened[name].isel(token=index).values for name in SOURCES],
+                }
+            )
+            normalised = race(
+                {
+                    "ours": data.rows,
+                    "isel": lambda index: np.concatenate(
+                        [artifacts.from_bits(opened[name].isel(token=index).values) for name in SOURCES], axis=1
+                    ),
+                }
+            )
+    rows = [
+        {"name": f"feed, {kind}", "rival": "xarray.isel", "thousand_rows_per_second": found, "target": 5.0,
+         "ratio": round(found["ours"] / found["isel"], 2)}
+        for kind, found in (("bits", bits), ("float32", normalised))
+    ]  # fmt: skip
+    for row in rows:
+        print(f"{row['name']}: {row['thousand_rows_per_second']} thousand rows/s  × {row['ratio']:.2f}", flush=True)
+    save("feed", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Sides of a race take turns, step by step, each in its own process and environment; medians, ratios, JSON, a figure."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from crosscoders import artifacts
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "benchmarks/out"
+RIVALS = ROOT / ".venv-rivals/bin/python"
+OWN = ("ours", "dense")
+WARMUP = 4
+PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+
+
+class Side:
+    """A worker that takes one step at a time."""
+
+    def __init__(self, name: str, shape: dict):
+        python = sys.executable if name in OWN else str(RIVALS)
+        command = [python, str(ROOT / "benchmarks/worker.py"), name, json.dumps(shape)]
+        environment = os.environ | PINNED
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+        if self.process.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{name}: {self.process.stderr.read()[-2000:]}")
+
+    def step(self) -> float:
+        """Milliseconds of CPU time of one step."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> int:
+        """End the worker; its largest memory in MB."""
+        self.process.stdin.close()
+        memory = float(self.process.stdout.readline())
+        self.process.wait()
+        return round(memory)
+
+
+def available(names: list[str]) -> list[str]:
+    """The sides whose environment is there."""
+    return [name for name in names if name in OWN or RIVALS.exists()]
+
+
+def race(names: list[str], shape: dict, steps: int) -> tuple[dict[str, float], dict[str, int]]:
+    """Median milliseconds of CPU time per step of every side, and its largest memory in MB."""
+    sides = {name: Side(name, shape) for name in available(names)}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(steps + WARMUP):
+        for name, side in sides.items():
+            times[name].append(side.step())
+    memory = {name: side.close() for name, side in sides.items()}
+    return {name: round(statistics.median(values[WARMUP:]), 1) for name, values in times.items()}, memory
+
+
+def machine() -> dict:
+    """What the numbers hold for."""
+    found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next(
+        (line.split(":")[1].strip() for line in found.splitlines() if line.startswith("model name")), "unknown"
+    )
+    versions = artifacts.versions()
+    if RIVALS.exists():
+        listed = subprocess.run([str(RIVALS), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)  # fmt: skip
+        known = {package["name"]: package["version"] for package in json.loads(listed.stdout)}
+        versions |= {name: known[name] for name in ("dictionary-learning", "eai-sparsify", "sae-lens") if name in known}
+    return {"cpu": model, "cores": os.cpu_count(), "versions": versions}
+
+
+def save(name: str, rows: list[dict]) -> None:
+    """benchmarks/out/{name}.json and .png: ratios against their targets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    artifacts.write_json({"machine": machine(), "rows": rows}, OUT / f"{name}.json")
+    sns.set_theme(style="whitegrid", palette="colorblind")
+    bars = [row for row in rows if "ratio" in row]
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(bars)))
+    labels = [f"{row['name']}: {row['rival']}" for row in bars]
+    axis.barh(labels, [row["ratio"] for row in bars])
+    for place, row in enumerate(bars):
+        if "target" in row:
+            axis.plot(
+                [row["target"]] * 2, [place - 0.4, place + 0.4], color="black", label="target" if place == 0 else None
+            )
+    axis.invert_yaxis()
+    axis.axvline(1, color="grey", linewidth=1)
+    axis.set_xlabel("times faster than the rival")
+    axis.legend()
+    figure.savefig(OUT / f"{name}.png", dpi=150, bbox_inches="tight")
