@@ -28,6 +28,7 @@ bench: $(VENV)/installed .venv-rivals/installed
 	python -m benchmarks.extract
 	python -m benchmarks.feed
 	python -m benchmarks.latent_scaling
+	python -m benchmarks.table
 
 # The lock is installed in one go; the marker is written last, so an interrupted installation is done again.
 $(VENV)/installed: envs/requirements.txt pyproject.toml
@@ -42,10 +43,12 @@ $(VENV)/kernels: $(VENV)/installed envs/kernels.txt
 	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/kernels.txt
 	touch $@
 
-# Other people's packages, to measure against, in an environment of their own.
+# Other people's packages, to measure against, in an environment of their own. None of them uses torchvision, whose build
+# may not fit torch's.
 .venv-rivals/installed: envs/rivals.txt
 	$(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check -r envs/rivals.txt
+	.venv-rivals/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 clean:

@@ -124,7 +124,9 @@ def sae_lens(shape: dict) -> Step:
     taken = iter(range(10**6))
 
     def step(x: torch.Tensor) -> None:
-        given = TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=next(taken))
+        given = TrainStepInput(
+            sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=next(taken), is_logging_step=False
+        )
         sae.training_forward_pass(given).loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), CLIP)
         adam.step()

@@ -141,7 +141,7 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         dead=state.silent_tokens >= training.dead_tokens,
     )
     result = compute(state.crosscoder, x, objective, state.selection)
-    norm = math.sqrt(sum(_square(gradient) for gradient in result.gradients))
+    norm = math.hypot(*(_norm(gradient) for gradient in result.gradients))
     rate = schedule.learning_rate(state.step)
     _update(state, result.gradients, rate, max(1.0, norm / training.gradient_clip))
     _keep_books(state, result, settings, schedule, len(x))
@@ -163,11 +163,11 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
     return result
 
 
-def _square(gradient: torch.Tensor | RowGradient) -> float:
-    """Squared norm of a gradient."""
+def _norm(gradient: torch.Tensor | RowGradient) -> float:
+    """Norm of a gradient."""
     if isinstance(gradient, torch.Tensor):
-        return float(torch.linalg.vector_norm(gradient)) ** 2
-    return float(gradient.squared_norm())
+        return float(torch.linalg.vector_norm(gradient))
+    return float(gradient.squared_norm()) ** 0.5
 
 
 def _update(state: State, gradients: list[torch.Tensor | RowGradient], rate: float, shrink: float) -> None:
