@@ -1,14 +1,10 @@
-"""Triton kernels equal the plain passes in float64; interpreted on a CPU, compiled where a GPU is found."""
-
-import os
+"""Triton kernels equal the plain passes in float64; interpreted on a CPU (conftest.py), compiled where a GPU is found."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is made for Linux")
 from crosscoders import crosscoder, kernels, sparse, training
 
