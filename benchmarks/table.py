@@ -13,9 +13,9 @@ def cell(row: dict) -> str:
     """What both sides took."""
     if "milliseconds" in row:
         return " / ".join(f"{row['milliseconds'][name]:,.0f} ms" for name in ("ours", row.get("rival")) if name)
-    if "seconds" in row:
-        return " / ".join(f"{value:.2f} s" for value in row["seconds"].values())
-    return " / ".join(f"{value:,}k rows/s" for value in row["thousand_rows_per_second"].values())
+    values = row.get("seconds") or row["thousand_rows_per_second"]
+    ordered = sorted(values, key=lambda name: name not in ("ours", "sorted"))
+    return " / ".join(f"{values[name]:.2f} s" if "seconds" in row else f"{values[name]}k rows/s" for name in ordered)
 
 
 def main() -> None:

@@ -89,19 +89,24 @@ class Activations:
         """Normalised activations of kept tokens, sources side by side, (len(index), sum of widths), float32."""
         import torch  # late: statistics of activations read this module too, and need no two seconds of torch
 
-        out = np.empty((len(index), sum(self.widths)), np.float32)
-        column = 0
-        for source, width in enumerate(self.widths):
-            part = out[:, column : column + width]
+        out = torch.empty(len(index), sum(self.widths))
+        for source, part in enumerate(out.split(self.widths, dim=1)):
             place = self._places[source][index] if source in self._places else index
-            shard = self._shard[place]
-            for number in np.unique(shard):
-                inside = np.flatnonzero(shard == number)
-                part[inside] = raw_values(self._maps[number][source], self._kept[place[inside]])
-            part -= self._mean[source]
-            part /= self._scale[source]
-            column += width
-        return torch.from_numpy(out)
+            first, *other = (torch.from_numpy(bits).view(torch.bfloat16) for bits in self._bits(source, place))
+            mean = torch.from_numpy(self._mean[source])
+            torch.sub(first.float() - other[0].float() if other else first, mean, out=part)
+            part /= float(self._scale[source])
+        return out
+
+    def _bits(self, source: int, place: np.ndarray) -> list[np.ndarray]:
+        """Stored bit patterns of some kept tokens, (tokens, width) for each file variable that the source is made of."""
+        shard, kept = self._shard[place], self._kept[place]
+        found = [np.empty((len(place), self.widths[source]), np.uint16) for _ in self._maps[0][source]]
+        for number in np.unique(shard):
+            inside = np.flatnonzero(shard == number)
+            for whole, mapped in zip(found, self._maps[number][source], strict=True):
+                whole[inside] = mapped[kept[inside]]
+        return found
 
     def batches(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """All kept tokens in order, `count` at a time, with their positions."""
