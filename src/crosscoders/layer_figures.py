@@ -178,7 +178,7 @@ def error_against_l0(summary: xr.Dataset) -> plt.Figure:
         ylabel="squared error / variance (mean of the sources)",
     )
     title = "bars: 95% over documents\ndashed: as many FLOPs, same coefficient"
-    axis.legend(title=title, fontsize=9, title_fontsize=9, loc="lower left")
+    axis.legend(title=title, fontsize=9, title_fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     sns.despine(figure)
     return figure
 
