@@ -174,6 +174,8 @@ def _update(state: State, gradients: list[torch.Tensor | RowGradient], rate: flo
     """One step of Adam on gradients divided by `shrink`; those that are not stored are computed inside of it."""
     optimizer, options = state.optimizer, state.optimizer.param_groups[0]
     options["lr"] = rate
+    device = state.crosscoder.parameters[0].device
+    scale = torch.tensor(shrink, device=device)
     for parameter, gradient in zip(state.crosscoder.parameters, gradients, strict=True):
         if isinstance(gradient, torch.Tensor):
             parameter.grad = gradient
@@ -186,10 +188,9 @@ def _update(state: State, gradients: list[torch.Tensor | RowGradient], rate: flo
             moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         moments["step"] += 1
         pair = moments["exp_avg"], moments["exp_avg_sq"]
-        kernels.adam_step(parameter, *pair, gradient, state.step + 1, rate, options["betas"], options["eps"], shrink)
+        kernels.adam_step(parameter, *pair, gradient, state.step + 1, rate, options["betas"], options["eps"], scale)
     # The fused kernel divides gradients by `grad_scale` as it reads them: clipping costs no pass of its own.
-    device = state.crosscoder.parameters[0].device
-    optimizer.grad_scale = torch.tensor(shrink, device=device)
+    optimizer.grad_scale = scale
     optimizer.found_inf = torch.tensor(0.0, device=device)
     optimizer.step()
     for parameter in state.crosscoder.parameters:
