@@ -119,7 +119,7 @@ def test_auxiliary_gradient_equals_autograd(member):
     result = [torch.zeros_like(parameter) for parameter in coder.parameters]
     error = inputs(32, 240, seed=5)
     objective = gradients.Objective(weights, auxiliary_coefficient=1 / 32, dead=dead)
-    gradients._add_auxiliary(coder, x, error, coder.preactivations(x), objective, result)
+    gradients._add_auxiliary(coder, x, error, sparse.Preactivations(coder, x), objective, result)
     leaves = [parameter.clone().requires_grad_() for parameter in coder.parameters]
     chosen = slice(None, None, gradients.AUXILIARY_TOKENS)
     f = (x[chosen] @ leaves[0][dead].T + leaves[1][dead]).relu()  # 32 dead latents, fewer than k_aux = 40
@@ -200,8 +200,8 @@ def test_selection_keeps_the_largest_and_breaks_ties_by_index(scores, count):
 def test_carried_threshold_falls_back_when_activations_shrink(member):
     coder = make(member, "batchtopk", "none", None)
     selection, norms = sparse.BatchTopK(), coder.decoder_norms().sum(1)
-    selection(10 * coder.preactivations(inputs(32, 30)).abs(), norms, 4)
-    small = coder.preactivations(inputs(32, 30, seed=1))
+    selection(sparse.Whole(10 * coder.preactivations(inputs(32, 30)).abs()), norms, 4)
+    small = sparse.Whole(coder.preactivations(inputs(32, 30, seed=1)))
     code, _ = selection(small, norms, 4)
     assert selection.fallbacks == 1
     fresh, _ = sparse.BatchTopK()(small, norms, 4)

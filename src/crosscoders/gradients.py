@@ -68,7 +68,7 @@ def compute(
     widths, sizes = [sum(part.widths) for part in parts], [part.latents for part in parts]
     inputs = [part.contiguous() for part in x.split(widths, dim=1)]
     norms = [part.decoder_norms() for part in parts]
-    preactivations = [part.preactivations(rows) for part, rows in zip(parts, inputs, strict=True)]
+    preactivations = [sparse.Preactivations(part, rows) for part, rows in zip(parts, inputs, strict=True)]
     passes, threshold = _select(parts, preactivations, [n.sum(1) for n in norms], objective, selection)
     weights = objective.weights.split(widths)
     dead = [None] * len(parts) if objective.dead is None else objective.dead.split(sizes)
@@ -86,7 +86,8 @@ def compute(
 
 
 def _compute_part(
-    crosscoder: Crosscoder, x: torch.Tensor, passes, preactivations: torch.Tensor, norms: torch.Tensor, objective: Objective
+    crosscoder: Crosscoder, x: torch.Tensor, passes, preactivations: sparse.Preactivations, norms: torch.Tensor,
+    objective: Objective,
 ) -> Result:  # fmt: skip
     """Loss and gradients of one part, its code chosen."""
     error = x - passes.decode(crosscoder)
@@ -111,8 +112,8 @@ def stored(gradient: torch.Tensor | RowGradient) -> torch.Tensor:
 
 
 def _select(
-    parts: list[Crosscoder], preactivations: list[torch.Tensor], norms: list[torch.Tensor], objective: Objective,
-    selection: sparse.BatchTopK,
+    parts: list[Crosscoder], preactivations: list[sparse.Preactivations], norms: list[torch.Tensor],
+    objective: Objective, selection: sparse.BatchTopK,
 ) -> tuple[list[_Sparse | _Dense], float]:  # fmt: skip
     """The codes of all parts, ready for the passes over them, and the smallest score kept where a batch is ranked.
 
@@ -123,16 +124,16 @@ def _select(
         if len(parts) == 1:
             code, threshold = selection(preactivations[0], norms[0], objective.k)
             return [_of_code(code)], threshold
-        code, threshold = selection(torch.cat(preactivations, dim=1), torch.cat(norms), objective.k)
+        code, threshold = selection(sparse.Whole(torch.cat([p.whole for p in preactivations], dim=1)), torch.cat(norms), objective.k)
         return [_of_code(one) for one in code.split(sizes)], threshold
     if rule.learns_threshold:
         found = zip(parts, preactivations, norms, strict=True)
         return [_thresholded(p, n, part.on_above, objective.bandwidth) for part, p, n in found], 0.0
-    codes = [p.relu() for p in preactivations]
     if rule.ranked_over == "token":
-        whole = torch.cat(codes, dim=1)
+        whole = torch.cat([p.whole.relu() for p in preactivations], dim=1)
         codes = keep_largest(whole, whole * torch.cat(norms), objective.k).split(sizes, dim=1)
-    return [_passes(f, f > 0) for f in codes], 0.0
+        return [_of_code(sparse.of_dense(f)) for f in codes], 0.0
+    return [_positive(p) for p in preactivations], 0.0
 
 
 def _dense_pays(pairs: int, entries: int, device: torch.device) -> bool:
@@ -141,26 +142,29 @@ def _dense_pays(pairs: int, entries: int, device: torch.device) -> bool:
 
 
 def _of_code(code: sparse.Code) -> _Sparse | _Dense:
-    """Passes over a ranked code."""
+    """Passes over a code."""
     dense = _dense_pays(len(code.values), code.size[0] * code.size[1], code.values.device)
     return _Dense(code.dense()) if dense else _Sparse(code)
 
 
-def _passes(f: torch.Tensor, wanted: torch.Tensor) -> _Sparse | _Dense:
-    """Passes over the code itself where many entries are wanted, over the wanted pairs where they are few."""
-    if _dense_pays(int(wanted.sum()), f.numel(), f.device):
-        return _Dense(f)
-    index = sparse.flatnonzero(wanted)
-    return _Sparse(sparse.from_flat(index, f.reshape(-1)[index], tuple(f.shape)))
+def _positive(preactivations: sparse.Preactivations) -> _Sparse | _Dense:
+    """Passes over all positive pre-activations."""
+    found = preactivations.few_above(0.0)
+    if found is None:
+        f = preactivations.whole.relu()
+        if _dense_pays(int((f > 0).sum()), f.numel(), f.device):
+            return _Dense(f)
+    return _of_code(sparse.from_flat(*(found or preactivations.above(0.0)), preactivations.size))
 
 
-def _thresholded(preactivations: torch.Tensor, norms: torch.Tensor, theta: torch.Tensor, bandwidth: float):
+def _thresholded(preactivations: sparse.Preactivations, norms: torch.Tensor, theta: torch.Tensor, bandwidth: float):
     """The code above learned thresholds; pairs just below them are kept with value 0, as thresholds learn from them."""
-    score = preactivations * norms
-    near = (score - theta).abs() < bandwidth / 2
-    on = score > theta
-    passes = _passes(preactivations.relu() * on, on | near)
-    passes.near = passes.pick(near)
+    index, values = preactivations.above((theta - bandwidth / 2) / norms.clamp_min(1e-30))
+    latents = index % len(norms)
+    score = values * norms[latents] - theta[latents]
+    passes = _of_code(sparse.from_flat(index, values.clamp_min(0) * (score > 0), preactivations.size))
+    near = sparse.from_flat(index, (score.abs() < bandwidth / 2).to(values.dtype), preactivations.size)
+    passes.near = near.values if isinstance(passes, _Sparse) else near.dense()
     return passes
 
 
@@ -180,9 +184,6 @@ class _Sparse:
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent[self.code.latents]
-
-    def pick(self, values: torch.Tensor) -> torch.Tensor:
-        return values[self.code.tokens, self.code.latents]
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | RowGradient:
         if sparse.on_gpu(rows):
@@ -211,9 +212,6 @@ class _Dense:
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent
-
-    def pick(self, values: torch.Tensor) -> torch.Tensor:
-        return values
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return values.T @ rows
@@ -253,7 +251,7 @@ def _backward(
 
 
 def _add_auxiliary(
-    crosscoder: Crosscoder, x: torch.Tensor, error: torch.Tensor, preactivations: torch.Tensor,
+    crosscoder: Crosscoder, x: torch.Tensor, error: torch.Tensor, preactivations: sparse.Preactivations,
     objective: Objective, gradients: list[torch.Tensor],
 ) -> None:  # fmt: skip
     """Add the gradient of AuxK in place: dead latents reconstruct the detached error.
@@ -264,7 +262,7 @@ def _add_auxiliary(
     dead = objective.dead.nonzero()[:, 0]
     decoder_rows = crosscoder.decoder[dead]
     x, target = x[chosen], error[chosen]
-    f = preactivations[chosen][:, dead].relu()
+    f = preactivations.some(chosen, dead).relu()
     count = min(len(dead), max(crosscoder.widths) // 2)
     if count < len(dead):
         lowest = f.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)

@@ -2,17 +2,19 @@
 
 A code holds only the active (token, latent) pairs, sorted by token. Decoding and both weight gradients gather rows of
 (m, D) matrices, so their cost is the number of pairs times D, whatever m is. On a GPU :mod:`crosscoders.kernels` makes
-the same passes.
+the same passes; on a CPU :mod:`crosscoders.native` finds the active pairs, where it can.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
+from crosscoders import native
 from crosscoders.crosscoder import Crosscoder
 
 CANDIDATE_MARGIN = 0.9
@@ -77,6 +79,50 @@ def largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
     return keep, float(threshold)
 
 
+class Whole:
+    """Pre-activations P, (T, m), all of them computed."""
+
+    def __init__(self, values: torch.Tensor):
+        self.whole = values
+        self.size = tuple(values.shape)
+
+    def above(self, floor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ascending flat indices token·m + latent of those above a floor, a number or (m,), and their values."""
+        index = flatnonzero(self.whole > floor)
+        return index, self.whole.reshape(-1)[index]
+
+
+class Preactivations(Whole):
+    """P = x W_encᵀ + b, of which no more is computed than is asked for."""
+
+    def __init__(self, crosscoder: Crosscoder, x: torch.Tensor):
+        self.crosscoder, self.x = crosscoder, x
+        self.size = (len(x), crosscoder.latents)
+
+    @cached_property
+    def whole(self) -> torch.Tensor:
+        """All of them, (T, m)."""
+        return self.crosscoder.preactivations(self.x)
+
+    def few_above(self, floor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As `above`; None where all have been computed or should be."""
+        if "whole" in vars(self):
+            return None
+        floors = torch.as_tensor(floor, dtype=self.x.dtype, device=self.x.device).expand(self.size[1])
+        return native.above(self.x, self.crosscoder.encoder, self.crosscoder.encoder_bias, floors)
+
+    def above(self, floor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.few_above(floor)
+        return super().above(floor) if found is None else found
+
+    def some(self, tokens: slice, latents: torch.Tensor) -> torch.Tensor:
+        """Those of some tokens and latents."""
+        if "whole" in vars(self):
+            return self.whole[tokens][:, latents]
+        coder = self.crosscoder
+        return torch.addmm(coder.encoder_bias[latents], self.x[tokens], coder.encoder[latents].T)
+
+
 class BatchTopK:
     """Keeps the T·k largest scores f_j Σ_s n_{j,s} of a batch [B24].
 
@@ -88,27 +134,27 @@ class BatchTopK:
         self.carried = 0.0
         self.fallbacks = 0
 
-    def __call__(self, preactivations: torch.Tensor, norms: torch.Tensor, k: int) -> tuple[Code, float]:
+    def __call__(self, preactivations: Whole, norms: torch.Tensor, k: int) -> tuple[Code, float]:
         """Code of (T, m) pre-activations and the smallest score kept."""
-        wanted, m = k * len(preactivations), preactivations.shape[1]
-        index = flatnonzero(preactivations > CANDIDATE_MARGIN * self.carried / norms.clamp_min(1e-30))
-        if len(index) < wanted and self.carried > 0:
+        tokens, m = preactivations.size
+        index, values = preactivations.above(CANDIDATE_MARGIN * self.carried / norms.clamp_min(1e-30))
+        if len(index) < k * tokens and self.carried > 0:
             self.fallbacks += 1
-            index = flatnonzero(preactivations > 0)
-        values = preactivations.reshape(-1)[index]
-        keep, self.carried = largest(values * norms[index % m], wanted)
-        return from_flat(index[keep], values[keep], tuple(preactivations.shape)), self.carried
+            index, values = preactivations.above(0.0)
+        keep, self.carried = largest(values * norms[index % m], k * tokens)
+        return from_flat(index[keep], values[keep], (tokens, m)), self.carried
 
 
 def encode(crosscoder: Crosscoder, x: torch.Tensor) -> Code:
     """The code of :meth:`Crosscoder.encode`, sparse."""
     if crosscoder.selection.ranked_over == "token":
         return of_dense(crosscoder.encode(x))
-    preactivations, norms, limit = crosscoder.preactivations(x), crosscoder.decoder_norms().sum(1), crosscoder.on_above
-    index = flatnonzero(preactivations > 0)
-    values, latents = preactivations.reshape(-1)[index], index % crosscoder.latents
+    norms, limit = crosscoder.decoder_norms().sum(1), crosscoder.on_above
+    floor = limit / norms.clamp_min(1e-30)
+    index, values = Preactivations(crosscoder, x).above((floor - 1e-6 * floor.abs()).clamp_min(0.0))
+    latents = index % crosscoder.latents
     keep = values * norms[latents] > (limit[latents] if isinstance(limit, torch.Tensor) else limit)
-    return from_flat(index[keep], values[keep], tuple(preactivations.shape))
+    return from_flat(index[keep], values[keep], (len(x), crosscoder.latents))
 
 
 def of_dense(f: torch.Tensor) -> Code:

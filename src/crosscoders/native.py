@@ -1,0 +1,171 @@
+"""Passes of a training step in C++, compiled once per machine; without a compiler torch makes the same passes.
+
+The encoder asks which pre-activations exceed a floor, and most do not. On processors with 8-bit dot products a product in
+8 bits tells which may, and only those are computed in full precision. With x = x̂ + e and w = ŵ + r, rows rounded to 127
+steps each, x·w = x̂·ŵ + e·w + x̂·r. Roundings are independent of what they are multiplied with, so the error has a standard
+deviation of at most √((‖e‖‖w‖)² + (‖x̂‖‖r‖)²) / √D, and DEVIATIONS of these are allowed for: chance alone passes them once
+in 10¹⁵ pairs, and ‖e‖‖w‖ + ‖x̂‖‖r‖, which nothing passes, bounds them where D is small. Columns are scaled first, so that none
+decides the steps of all. What is found is exact: a pair counts by its value in full precision.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("passes.cpp")
+FLAGS = [
+    "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC",
+]  # fmt: skip
+DEVIATIONS = 8.0
+"""Standard deviations of the 8-bit product's error that a candidate is given."""
+SPARSE_BELOW = 0.02
+"""Share of pairs above the floor up to which finding them in 8 bits costs less than all of them in full; measured."""
+WORTHWHILE = 1 << 28
+"""Multiplications below which a product costs less than preparing for it."""
+FEW_TOKENS = 128
+"""Tokens below which rounding the encoder costs more than it saves."""
+GROUP = 128
+"""Latents that the C++ code works on at a time."""
+LARGEST_WIDTH = 1 << 16
+"""Columns whose 8-bit products still fit in 32 bits."""
+NAMES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled passes; None where there is no compiler or the processor lacks the instructions."""
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if not compiler or "avx512_vnni" not in _processor():
+        return None
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, version, _processor()]).encode()).hexdigest()
+        return _opened(_built(compiler, key[:16]))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    """What decides the instructions compiled for: the same cache may serve several kinds of machines."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+def _built(compiler: str, key: str) -> Path:
+    """The compiled file, from the user's cache where it was compiled before."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosscoders"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError:  # no home, or a full or read-only one
+        cache = Path(tempfile.mkdtemp(prefix="crosscoders-"))
+    built = cache / f"passes-{key}.so"
+    if not built.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            part = Path(folder) / built.name
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], capture_output=True, check=True)
+            part.replace(built)  # complete or absent, also with many jobs starting at once
+    return built
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    """The library with its signatures."""
+    found = ctypes.CDLL(str(path))
+    p, n, x = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    for name in NAMES.values():
+        getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
+        getattr(found, f"quantise_{name}").restype = None
+        getattr(found, f"scan_{name}").argtypes = [p] * 6 + [n] + [p] * 4 + [n] * 4 + [x, p, p, n]
+        getattr(found, f"scan_{name}").restype = n
+    return found
+
+
+def above(
+    x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, floor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Pairs whose pre-activation exceeds the floor of their latent.
+
+    Parameters
+    ----------
+    x : (T, D)
+    encoder : (m, D)
+    bias, floor : (m,)
+
+    Returns
+    -------
+    index : (pairs,)
+        Ascending, token · m + latent.
+    values : (pairs,)
+        Pre-activations, in the precision of x.
+
+    None where the whole product costs less, or cannot be avoided.
+    """
+    (tokens, width), m = x.shape, len(encoder)
+    if tokens < FEW_TOKENS or tokens * width * m < WORTHWHILE or width > LARGEST_WIDTH or not _usable(x):
+        return None
+    some_tokens, some = x[:: max(1, tokens // 64)], slice(None, None, max(1, m // 512))
+    rows = encoder[some]
+    sample = torch.addmm(bias[some], some_tokens, rows.T) > floor[some]
+    if float(sample.float().mean()) > SPARSE_BELOW:
+        return None
+    stride = -(-width // 64) * 64
+    factor = torch.zeros(2, stride)
+    balance = (rows.float().square().mean(0) / some_tokens.float().square().mean(0)).nan_to_num(1.0, 1.0)
+    factor[0, :width] = balance.clamp(1e-12, 1e12).pow(0.25)
+    factor[1, :width] = 1 / factor[0, :width]
+    return _scan(x, encoder, bias, floor, factor)
+
+
+def _usable(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in NAMES and library() is not None
+
+
+def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The pairs, found by all threads, each on latents of its own."""
+    (tokens, width), m, name = x.shape, len(encoder), NAMES[x.dtype]
+    x, encoder, bias, floor = (tensor.contiguous() for tensor in (x, encoder, bias.to(x.dtype), floor.to(x.dtype)))
+    rounded = torch.zeros(tokens, factor.shape[1], dtype=torch.int8)
+    sums, (scale, norm, residual) = torch.zeros(tokens, dtype=torch.int32), torch.zeros(3, tokens)
+    pointers = [tensor.data_ptr() for tensor in (rounded, sums, scale, norm, residual)]
+    getattr(library(), f"quantise_{name}")(x.data_ptr(), factor[0].data_ptr(), tokens, width, *pointers)
+    capacity = int(2 * SPARSE_BELOW * tokens * m)
+    deviations = min(DEVIATIONS / width**0.5, 2**0.5)
+
+    def scan(first: int, last: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        index, values = torch.empty(capacity, dtype=torch.int64), torch.empty(capacity, dtype=x.dtype)
+        weights = [tensor.data_ptr() for tensor in (encoder, bias, floor, factor[1])]
+        found = getattr(library(), f"scan_{name}")(
+            x.data_ptr(), *pointers, tokens, *weights, first, last, m, width, deviations,
+            index.data_ptr(), values.data_ptr(), capacity,
+        )  # fmt: skip
+        return None if found < 0 else (index[:found], values[:found])
+
+    parts = in_parallel(scan, m, GROUP)
+    if any(part is None for part in parts):
+        return None
+    index, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = torch.argsort(index)
+    return index[order], values[order]
+
+
+def in_parallel(work, count: int, unit: int) -> list:
+    """work(first, last) over ranges of whole units, one range per thread of torch; its results in order."""
+    threads = torch.get_num_threads()
+    share = -(-count // (unit * threads)) * unit
+    ranges = [(first, min(first + share, count)) for first in range(0, count, share)]
+    if len(ranges) == 1:
+        return [work(*ranges[0])]
+    with ThreadPoolExecutor(len(ranges)) as pool:
+        return list(pool.map(lambda part: work(*part), ranges))

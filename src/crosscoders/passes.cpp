@@ -1,0 +1,219 @@
+// Encoder of a crosscoder on processors with 8-bit dot products (AVX-512 VNNI): which (token, latent) pairs may lie above
+// a floor is found in 8 bits, and only those are computed in full precision. Built and called by native.py, where the
+// bound on the error of the 8-bit product is explained.
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+// A buffer of whole registers.
+template <typename T>
+struct Buffer {
+  T* data;
+  explicit Buffer(int64_t count) : data(static_cast<T*>(_mm_malloc(count * sizeof(T), 64))) { std::memset(data, 0, count * sizeof(T)); }
+  ~Buffer() { _mm_free(data); }
+  Buffer(const Buffer&) = delete;
+};
+
+constexpr int64_t LANES = 32;   // latents side by side in a packed panel: two registers
+constexpr int64_t TOKENS = 14;  // tokens of one tile: 28 accumulators
+constexpr int64_t QUAD = 4;     // columns that one instruction multiplies and adds
+constexpr int64_t PANELS = 4;   // panels that share a tile of tokens while it lies in the first cache
+
+// Sixteen numbers from `row` on, of which those in `mask` are read.
+__m512 sixteen(const float* row, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, row); }
+
+__m512 sixteen(const double* row, __mmask16 mask) {
+  __m256 low = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(mask & 0xff, row));
+  __m256 high = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(mask >> 8, row + 8));
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+// One row in 8 bits: q = round(factor · row / scale) in [-127, 127]. Norms are those of the row times the factor.
+// `factor` and `scaled` hold whole registers, `factor` with zeros past the width.
+template <typename T>
+void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float* scale, float* norm, float* residual,
+              float* scaled) {
+  __m512 largest = _mm512_setzero_ps(), squares = largest, rest = largest;
+  for (int64_t i = 0; i < width; i += 16) {
+    __mmask16 inside = width - i < 16 ? (1u << (width - i)) - 1 : 0xffff;
+    __m512 value = _mm512_mul_ps(sixteen(row + i, inside), _mm512_load_ps(factor + i));
+    _mm512_store_ps(scaled + i, value);
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(value));
+    squares = _mm512_fmadd_ps(value, value, squares);
+  }
+  float top = _mm512_reduce_max_ps(largest), step = top > 0 ? top / 127.0f : 1.0f;
+  __m512 steps = _mm512_set1_ps(step), inverse = _mm512_set1_ps(1.0f / step);
+  for (int64_t i = 0; i < width; i += 16) {
+    __m512 value = _mm512_load_ps(scaled + i);
+    __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse));
+    __m512 error = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(whole), steps, value);
+    rest = _mm512_fmadd_ps(error, error, rest);
+    _mm_store_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtsepi32_epi8(whole));
+  }
+  *scale = step;
+  *norm = std::sqrt(_mm512_reduce_add_ps(squares));
+  *residual = std::sqrt(_mm512_reduce_add_ps(rest)) + 1e-6f * *norm;  // and what 32-bit arithmetic rounds
+}
+
+template <typename T>
+T dot(const T* a, const T* b, int64_t width) {
+  typedef T Lanes __attribute__((vector_size(64), aligned(sizeof(T))));
+  constexpr int64_t size = 64 / sizeof(T);
+  Lanes sums[4] = {};  // four chains of additions, or each would wait for the last
+  int64_t i = 0;
+  for (; i + 4 * size <= width; i += 4 * size)
+    for (int64_t c = 0; c < 4; c++)
+      sums[c] += *reinterpret_cast<const Lanes*>(a + i + c * size) * *reinterpret_cast<const Lanes*>(b + i + c * size);
+  Lanes whole = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  T total = 0;
+  for (int64_t lane = 0; lane < size; lane++) total += whole[lane];
+  for (; i < width; i++) total += a[i] * b[i];
+  return total;
+}
+
+// What is known of the rows of one side besides their 8-bit values.
+struct Rows {
+  const float *scale, *norm, *residual;
+};
+
+// 8-bit products of `count` tokens with one panel of latents; bit l of found[t] says that latent l may be above its floor.
+template <int count>
+void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* sums, Rows tokens, Rows latents,
+          const float* bias, const float* floor, float deviations, uint32_t* found) {
+  __m512i low[count], high[count];  // registers: every loop over them is unrolled
+#pragma GCC unroll 14
+  for (int t = 0; t < count; t++) low[t] = high[t] = _mm512_setzero_si512();
+  for (int64_t quad = 0; quad < stride / QUAD; quad++) {
+    __m512i first = _mm512_load_si512(panel + quad * LANES * QUAD), second = _mm512_load_si512(panel + quad * LANES * QUAD + 64);
+#pragma GCC unroll 14
+    for (int t = 0; t < count; t++) {
+      int32_t four;
+      std::memcpy(&four, x + t * stride + quad * QUAD, QUAD);
+      __m512i values = _mm512_set1_epi32(four);
+      low[t] = _mm512_dpbusd_epi32(low[t], first, values);
+      high[t] = _mm512_dpbusd_epi32(high[t], second, values);
+    }
+  }
+  alignas(64) int32_t products[count * LANES];
+#pragma GCC unroll 14
+  for (int t = 0; t < count; t++) {
+    _mm512_store_si512(products + t * LANES, low[t]);
+    _mm512_store_si512(products + t * LANES + 16, high[t]);
+  }
+  for (int t = 0; t < count; t++) {
+    found[t] = 0;
+    __m512 scale = _mm512_set1_ps(tokens.scale[t]), norm = _mm512_set1_ps(tokens.norm[t]);
+    __m512 residual = _mm512_set1_ps(tokens.residual[t]);
+    for (int64_t j = 0; j < LANES; j += 16) {
+      __m512i whole = _mm512_load_si512(products + t * LANES + j);
+      whole = _mm512_sub_epi32(whole, _mm512_set1_epi32(128 * sums[t]));
+      __m512 size = _mm512_mul_ps(scale, _mm512_load_ps(latents.scale + j));
+      __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), size, _mm512_load_ps(bias + j));
+      __m512 p = _mm512_mul_ps(residual, _mm512_load_ps(latents.norm + j));
+      __m512 q = _mm512_mul_ps(norm, _mm512_load_ps(latents.residual + j));
+      // sqrt(p² + q²) ≤ max(p, q) + (√2 − 1) min(p, q)
+      __m512 error = _mm512_fmadd_ps(_mm512_set1_ps(0.41422f), _mm512_min_ps(p, q), _mm512_max_ps(p, q));
+      __m512 bound = _mm512_fmadd_ps(_mm512_set1_ps(deviations), error, value);
+      uint32_t mask = _mm512_cmp_ps_mask(bound, _mm512_load_ps(floor + j), _CMP_GT_OQ);
+      found[t] |= mask << j;
+    }
+  }
+}
+
+template <int count>
+void tiles(int64_t wanted, const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* sums, Rows tokens,
+           Rows latents, const float* bias, const float* floor, float deviations, uint32_t* found) {
+  if (wanted == count)
+    tile<count>(x, stride, panel, sums, tokens, latents, bias, floor, deviations, found);
+  else if constexpr (count > 1)
+    tiles<count - 1>(wanted, x, stride, panel, sums, tokens, latents, bias, floor, deviations, found);
+}
+
+// Pairs of tokens and latents in [first, last) whose pre-activation exceeds the latent's floor, tile by tile; -1 where more
+// than `capacity` would have to be computed in full.
+template <typename T>
+int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_scale, const float* x_norm,
+             const float* x_residual, int64_t count, const T* encoder, const T* bias, const T* floor, const float* factor,
+             int64_t first, int64_t last, int64_t m, int64_t width, float deviations, int64_t* index, T* values,
+             int64_t capacity) {
+  const int64_t stride = (width + 63) / 64 * 64, rows = PANELS * LANES;
+  Buffer<uint8_t> packed(rows * stride);
+  Buffer<int8_t> q(stride);
+  Buffer<float> scaled(stride), numbers(5 * rows);
+  float *scale = numbers.data, *norm = scale + rows, *residual = norm + rows, *offset = residual + rows, *above = offset + rows;
+  int64_t filled = 0, computed = 0;
+  for (int64_t group = first; group < last; group += rows) {
+    for (int64_t r = 0; r < rows; r++) {
+      int64_t j = group + r;
+      offset[r] = j < last ? static_cast<float>(bias[j]) : 0.0f;
+      above[r] = j < last ? static_cast<float>(floor[j]) : INFINITY;
+      if (j >= last) {
+        scale[r] = norm[r] = residual[r] = 0.0f;
+        continue;
+      }
+      quantise(encoder + j * width, factor, width, q.data, scale + r, norm + r, residual + r, scaled.data);
+      uint8_t* out = packed.data + (r / LANES) * LANES * stride + (r % LANES) * QUAD;
+      for (int64_t quad = 0; quad < stride / QUAD; quad++) {
+        uint32_t four;
+        std::memcpy(&four, q.data + quad * QUAD, QUAD);
+        four ^= 0x80808080u;  // q + 128, unsigned
+        std::memcpy(out + quad * LANES * QUAD, &four, QUAD);
+      }
+    }
+    uint32_t found[TOKENS];
+    for (int64_t t = 0; t < count; t += TOKENS) {
+      int64_t some = count - t < TOKENS ? count - t : TOKENS;
+      for (int64_t panel = 0; panel < PANELS && group + panel * LANES < last; panel++) {
+        int64_t r = panel * LANES;
+        tiles<TOKENS>(some, x8 + t * stride, stride, packed.data + r * stride, sums + t, {x_scale + t, x_norm + t, x_residual + t},
+                      {scale + r, norm + r, residual + r}, offset + r, above + r, deviations, found);
+        for (int64_t i = 0; i < some; i++)
+          for (uint32_t mask = found[i]; mask; mask &= mask - 1) {
+            int64_t j = group + r + __builtin_ctz(mask);
+            if (++computed > capacity) return -1;
+            T value = dot(x + (t + i) * width, encoder + j * width, width) + bias[j];
+            if (!(value > floor[j])) continue;
+            index[filled] = (t + i) * m + j;
+            values[filled++] = value;
+          }
+      }
+    }
+  }
+  return filled;
+}
+
+template <typename T>
+void quantise_tokens(const T* x, const float* factor, int64_t count, int64_t width, int8_t* x8, int32_t* sums,
+                     float* scale, float* norm, float* residual) {
+  const int64_t stride = (width + 63) / 64 * 64;
+  Buffer<float> scaled(stride);
+  for (int64_t t = 0; t < count; t++) {
+    int8_t* q = x8 + t * stride;
+    quantise(x + t * width, factor, width, q, scale + t, norm + t, residual + t, scaled.data);
+    int32_t total = 0;
+    for (int64_t i = 0; i < width; i++) total += q[i];
+    sums[t] = total;
+  }
+}
+
+}  // namespace
+
+#define EXPORT(T, name)                                                                                                   \
+  extern "C" void quantise_##name(const T* x, const float* factor, int64_t count, int64_t width, int8_t* x8,              \
+                                  int32_t* sums, float* scale, float* norm, float* residual) {                            \
+    quantise_tokens(x, factor, count, width, x8, sums, scale, norm, residual);                                            \
+  }                                                                                                                       \
+  extern "C" int64_t scan_##name(const T* x, const int8_t* x8, const int32_t* sums, const float* scale,                   \
+                                 const float* norm, const float* residual, int64_t count, const T* encoder,               \
+                                 const T* bias, const T* floor, const float* factor, int64_t first, int64_t last,         \
+                                 int64_t m, int64_t width, float deviations, int64_t* index, T* values,                   \
+                                 int64_t capacity) {                                                                      \
+    return scan(x, x8, sums, scale, norm, residual, count, encoder, bias, floor, factor, first, last, m, width,           \
+                deviations, index, values, capacity);                                                                     \
+  }
+EXPORT(float, float32)
+EXPORT(double, float64)

@@ -1,0 +1,53 @@
+"""Passes in C++ equal the plain ones; skipped where they cannot be compiled."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosscoders import native
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="needs g++ and a processor with AVX-512 VNNI")
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    """Small problems go the way of large ones."""
+    monkeypatch.setattr(native, "WORTHWHILE", 0)
+    monkeypatch.setattr(native, "FEW_TOKENS", 1)
+    monkeypatch.setattr(native, "SPARSE_BELOW", 0.5)
+
+
+def drawn(seed: int, tokens: int, width: int, latents: int, dtype=torch.float64):
+    """Activations with columns of very different sizes, as models have them, an encoder, biases."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randn(width, generator=generator, dtype=torch.float64).mul(1.5).exp()
+    x = torch.randn(tokens, width, generator=generator, dtype=torch.float64) * sizes
+    encoder = torch.randn(latents, width, generator=generator, dtype=torch.float64)
+    bias = torch.randn(latents, generator=generator, dtype=torch.float64)
+    return x.to(dtype), encoder.to(dtype), bias.to(dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([1, 3, 16, 63, 64, 65, 200]), st.integers(1, 300),
+    st.floats(0.001, 0.45), st.integers(1, 3),
+)  # fmt: skip
+def test_pairs_above_a_floor_are_those_of_the_whole_product(seed, tokens, width, latents, share, threads):
+    x, encoder, bias = drawn(seed, tokens, width, latents)
+    whole = torch.addmm(bias, x, encoder.T)
+    floor = whole.quantile(1 - share) + 0.1 * bias
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = native.above(x, encoder, bias, floor)
+    finally:
+        torch.set_num_threads(before)
+    wanted = np.flatnonzero((whole > floor).numpy())
+    if found is None:  # many more than expected lie above
+        assert len(wanted) > 0.2 * whole.numel()
+        return
+    index, values = found
+    np.testing.assert_array_equal(index.numpy(), wanted)
+    torch.testing.assert_close(values, whole.flatten()[index], rtol=1e-12, atol=1e-12)
