@@ -11,6 +11,7 @@ if shutil.which("nvidia-smi") is None:
 import torch
 import transformers
 
+from crosscoders import native
 from crosscoders.members import ACTIVATIONS
 from crosscoders.settings import CrosscoderSettings
 
@@ -19,6 +20,19 @@ from crosscoders.settings import CrosscoderSettings
 def _plain_torch():
     torch.set_num_threads(1)
     torch.set_grad_enabled(True)
+
+
+@pytest.fixture(params=["torch", "C++"])
+def way(request, monkeypatch):
+    """Which passes a training step takes on a CPU; small problems go the way of large ones."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("needs g++ and a processor with AVX-512 VNNI")
+    monkeypatch.setattr(native, "WORTHWHILE", 0)
+    monkeypatch.setattr(native, "FEW_TOKENS", 1)
+    monkeypatch.setattr(native, "SPARSE_BELOW", 0.5)
+    return request.param
 
 
 @pytest.fixture(scope="module")

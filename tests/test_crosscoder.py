@@ -44,7 +44,7 @@ def inputs(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("blocks", [None, MIXED, CAUSAL], ids=["acausal", "mixed", "causal"])
 @pytest.mark.parametrize(("activation", "penalty"), MEMBERS)
 @pytest.mark.parametrize("shift", [0.0, -2.0], ids=["dense", "sparse"])
-def test_loss_and_gradients_equal_autograd_in_float64(member, monkeypatch, activation, penalty, blocks, shift):
+def test_loss_and_gradients_equal_autograd_in_float64(member, way, monkeypatch, activation, penalty, blocks, shift):
     monkeypatch.setattr(gradients, "DENSE_ABOVE", {"cpu": 1.0 if shift else 0.04})
     coder = make(member, activation, penalty, blocks)
     coder.encoder_bias += 0 if coder.selection.ranked_over else shift
@@ -62,8 +62,11 @@ def test_loss_and_gradients_equal_autograd_in_float64(member, monkeypatch, activ
     coder.constrain(expected[0], expected[2])
     assert found.loss == pytest.approx(loss.item(), rel=1e-13)
     assert torch.equal(found.counts, (code > 0).sum(0))
-    for a, b in zip(found.gradients, expected, strict=True):
+    for gradient, b in zip(found.gradients, expected, strict=True):
+        a = gradients.stored(gradient)
         assert (a - b).norm() <= 1e-13 * b.norm()
+        if not isinstance(gradient, torch.Tensor):
+            assert float(gradient.squared_norm()) == pytest.approx(float(a.square().sum()), rel=1e-13)
 
 
 SEPARATE = {"first": {"share": 1.0, "reads": "each", "writes": "each"}}
@@ -82,10 +85,12 @@ def test_dictionaries_of_single_sources_kept_apart_do_what_they_do_side_by_side(
     torch.testing.assert_close(found.squared_error, expected.squared_error)
     per_part = len(apart.parts[0].parameters)
     for s, part in enumerate(apart.parts):
-        apart.parts[s] = with_parameters(part, found.gradients[s * per_part : (s + 1) * per_part])
+        apart.parts[s] = with_parameters(
+            part, [gradients.stored(one) for one in found.gradients[s * per_part : (s + 1) * per_part]]
+        )
     joined = with_parameters(whole, [torch.zeros_like(parameter) for parameter in whole.parameters])
     apart.join(joined)
-    for a, b in zip(joined.parameters, expected.gradients, strict=True):
+    for a, b in zip(joined.parameters, map(gradients.stored, expected.gradients), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
@@ -139,7 +144,7 @@ def test_sparse_encoding_equals_dense_encoding(member, activation):
     torch.testing.assert_close(rebuilt, coder.decode(coder.encode(x)), rtol=1e-12, atol=1e-12)
 
 
-def test_a_long_trajectory_equals_plain_adam(member, monkeypatch):
+def test_a_long_trajectory_equals_plain_adam(member, way, monkeypatch):
     monkeypatch.setattr(gradients, "DENSE_ABOVE", {"cpu": 1.0})
     options = member(steps=300, learning_rate=1e-3, decay_share=0.0, warmup_steps=0, gradient_clip=1e9, auxiliary_coefficient=0.0)  # fmt: skip
     fast = crosscoder.create(options, ["p", "q"], [8, 8], 0, torch.float64)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from crosscoders import sparse
+from crosscoders import native, sparse
 from crosscoders.crosscoder import Crosscoder, keep_largest
 from crosscoders.penalties import PENALTIES
 from crosscoders.separate import Separate
@@ -50,7 +50,7 @@ class Result:
     """Loss, gradients in the order of `Crosscoder.parameters`, and what the code was like."""
 
     loss: float
-    gradients: list[torch.Tensor | RowGradient]
+    gradients: list[torch.Tensor | native.Gradient | RowGradient]
     squared_error: torch.Tensor
     """Sum over columns and mean over tokens, per source, (S,)."""
     counts: torch.Tensor
@@ -90,10 +90,9 @@ def _compute_part(
     objective: Objective,
 ) -> Result:  # fmt: skip
     """Loss and gradients of one part, its code chosen."""
-    error = x - passes.decode(crosscoder)
-    weighted = error * objective.weights
-    result = _backward(crosscoder, x, weighted.mul(-2 / len(x)), passes, objective, norms)
-    squares = (error * weighted).sum(0) / len(x)
+    error, gradient, f_gradient = passes.reconstruct(crosscoder, x, objective.weights)
+    result = _backward(crosscoder, x, gradient, f_gradient, passes, objective, norms)
+    squares = (error * gradient).sum(0) / -2
     result.squared_error = torch.stack([squares[columns].sum() for columns in crosscoder.columns])
     result.loss = float(squares.sum()) + result.parts.get("penalty", 0.0)
     revived = objective.auxiliary_coefficient > 0 and objective.dead is not None and bool(objective.dead.any())
@@ -106,7 +105,7 @@ def _compute_part(
     return result
 
 
-def stored(gradient: torch.Tensor | RowGradient) -> torch.Tensor:
+def stored(gradient: torch.Tensor | native.Gradient | RowGradient) -> torch.Tensor:
     """A gradient as a tensor."""
     return gradient if isinstance(gradient, torch.Tensor) else gradient.dense()
 
@@ -124,7 +123,9 @@ def _select(
         if len(parts) == 1:
             code, threshold = selection(preactivations[0], norms[0], objective.k)
             return [_of_code(code)], threshold
-        code, threshold = selection(sparse.Whole(torch.cat([p.whole for p in preactivations], dim=1)), torch.cat(norms), objective.k)
+        code, threshold = selection(
+            sparse.Whole(torch.cat([p.whole for p in preactivations], dim=1)), torch.cat(norms), objective.k
+        )
         return [_of_code(one) for one in code.split(sizes)], threshold
     if rule.learns_threshold:
         found = zip(parts, preactivations, norms, strict=True)
@@ -169,27 +170,34 @@ def _thresholded(preactivations: sparse.Preactivations, norms: torch.Tensor, the
 
 
 class _Sparse:
-    """Passes over the active pairs."""
+    """Passes over the active pairs.
+
+    `reconstruct` gives the error x − x̂, (T, D), and the gradients of its weighted mean square at x̂, (T, D), and at `values`.
+    """
 
     def __init__(self, code: sparse.Code):
         self.code, self.by_latent, self.values = code, sparse.ByLatent(code), code.values
         self.counts = torch.zeros_like(self.by_latent.counts).index_add_(0, code.latents, (code.values > 0).long())
         self.near: torch.Tensor | None = None
 
-    def decode(self, crosscoder: Crosscoder) -> torch.Tensor:
-        return sparse.decode(self.code, crosscoder.decoder, crosscoder.decoder_bias)
-
-    def value_gradients(self, gradient: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
-        return sparse.value_gradients(self.code, gradient, decoder)
+    def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor):
+        decoder, bias = crosscoder.decoder, crosscoder.decoder_bias
+        if native.usable(x) and not sparse.on_gpu(x):
+            return native.reconstruct(self.code, x, decoder, bias, weights)
+        error = x - sparse.decode(self.code, decoder, bias)
+        gradient = error * weights * (-2 / len(x))
+        return error, gradient, sparse.value_gradients(self.code, gradient, decoder)
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent[self.code.latents]
 
-    def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | RowGradient:
+    def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor):
         if sparse.on_gpu(rows):
             from crosscoders.kernels import RowGradient
 
             return RowGradient(self.by_latent, values, rows)
+        if native.usable(rows):
+            return native.weight_gradient(self.by_latent, values, rows)
         return self.by_latent.weight_gradient(values, rows)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
@@ -204,11 +212,10 @@ class _Dense:
         self.counts = (code > 0).sum(0)
         self.near: torch.Tensor | None = None
 
-    def decode(self, crosscoder: Crosscoder) -> torch.Tensor:
-        return crosscoder.decode(self.values)
-
-    def value_gradients(self, gradient: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
-        return gradient @ decoder.T
+    def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor):
+        error = x - crosscoder.decode(self.values)
+        gradient = error * weights * (-2 / len(x))
+        return error, gradient, gradient @ crosscoder.decoder.T
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent
@@ -221,11 +228,11 @@ class _Dense:
 
 
 def _backward(
-    crosscoder: Crosscoder, x: torch.Tensor, gradient: torch.Tensor, passes, objective: Objective, norms: torch.Tensor
-) -> Result:
-    """Gradients of reconstruction and penalty, given the gradient at the reconstruction, (T, D)."""
+    crosscoder: Crosscoder, x: torch.Tensor, gradient: torch.Tensor, f_gradient: torch.Tensor, passes,
+    objective: Objective, norms: torch.Tensor,
+) -> Result:  # fmt: skip
+    """Gradients of reconstruction and penalty, given those at the reconstruction, (T, D), and at the code."""
     f = passes.values
-    f_gradient = passes.value_gradients(gradient, crosscoder.decoder)
     decoder_gradient = passes.weight_gradient(f, gradient)
     parts = {}
     if objective.penalty != "none":

@@ -18,9 +18,14 @@ import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from crosscoders.sparse import ByLatent, Code
 
 SOURCE = Path(__file__).with_name("passes.cpp")
 FLAGS = [
@@ -89,6 +94,10 @@ def _opened(path: Path) -> ctypes.CDLL:
         getattr(found, f"quantise_{name}").restype = None
         getattr(found, f"scan_{name}").argtypes = [p] * 6 + [n] + [p] * 4 + [n] * 4 + [x, p, p, n]
         getattr(found, f"scan_{name}").restype = n
+        getattr(found, f"reconstruct_{name}").argtypes = [p] * 7 + [ctypes.c_double] + [n] * 3 + [p] * 3
+        getattr(found, f"reconstruct_{name}").restype = None
+        getattr(found, f"weight_gradient_{name}").argtypes = [p] * 4 + [n] * 3 + [p] * 2
+        getattr(found, f"weight_gradient_{name}").restype = None
     return found
 
 
@@ -113,7 +122,7 @@ def above(
     None where the whole product costs less, or cannot be avoided.
     """
     (tokens, width), m = x.shape, len(encoder)
-    if tokens < FEW_TOKENS or tokens * width * m < WORTHWHILE or width > LARGEST_WIDTH or not _usable(x):
+    if tokens < FEW_TOKENS or tokens * width * m < WORTHWHILE or width > LARGEST_WIDTH or not usable(x):
         return None
     some_tokens, some = x[:: max(1, tokens // 64)], slice(None, None, max(1, m // 512))
     rows = encoder[some]
@@ -128,7 +137,8 @@ def above(
     return _scan(x, encoder, bias, floor, factor)
 
 
-def _usable(x: torch.Tensor) -> bool:
+def usable(x: torch.Tensor) -> bool:
+    """Whether the passes over such a tensor are compiled."""
     return x.device.type == "cpu" and x.dtype in NAMES and library() is not None
 
 
@@ -158,6 +168,50 @@ def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] 
     index, values = (torch.cat(column) for column in zip(*parts, strict=True))
     order = torch.argsort(index)
     return index[order], values[order]
+
+
+def reconstruct(
+    code: Code, x: torch.Tensor, decoder: torch.Tensor, bias: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The error x − x̂ of a code, (T, D), and the gradients of its weighted mean square at x̂, (T, D), and at the values.
+
+    One pass over a token's decoder rows instead of two.
+    """
+    inputs = [tensor.contiguous() for tensor in (code.offsets, code.latents, code.values, x, decoder, bias, weights)]
+    outputs = torch.empty_like(x), torch.empty_like(x), torch.empty_like(code.values)
+    pointers = [[tensor.data_ptr() for tensor in tensors] for tensors in (inputs, outputs)]
+    function = getattr(library(), f"reconstruct_{NAMES[x.dtype]}")
+    in_parallel(lambda a, b: function(*pointers[0], -2 / len(x), a, b, x.shape[1], *pointers[1]), len(x), 1)
+    return outputs
+
+
+@dataclass
+class Gradient:
+    """A weight gradient, (m, D), whose norm was found on the way."""
+
+    values: torch.Tensor
+    squares: torch.Tensor
+    """Sum of squares of every row, (m,)."""
+
+    def dense(self) -> torch.Tensor:
+        """The gradient as a tensor."""
+        return self.values
+
+    def squared_norm(self) -> torch.Tensor:
+        """Sum of its squares."""
+        return self.squares.sum()
+
+
+def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
+    """Σ_t value_tj rows_t, (m, D), of values in the order of tokens."""
+    m, width = len(by_latent.counts), rows.shape[1]
+    found = Gradient(rows.new_empty(m, width), torch.empty(m, dtype=torch.float64))
+    inputs = by_latent.offsets, by_latent.tokens, values[by_latent.order], rows.contiguous()
+    pointers = [tensor.data_ptr() for tensor in inputs]
+    outputs = found.values.data_ptr(), found.squares.data_ptr()
+    function = getattr(library(), f"weight_gradient_{NAMES[rows.dtype]}")
+    in_parallel(lambda a, b: function(*pointers, a, b, width, *outputs), m, 1)
+    return found
 
 
 def in_parallel(work, count: int, unit: int) -> list:

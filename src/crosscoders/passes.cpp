@@ -59,20 +59,77 @@ void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float
   *residual = std::sqrt(_mm512_reduce_add_ps(rest)) + 1e-6f * *norm;  // and what 32-bit arithmetic rounds
 }
 
+constexpr int64_t ROWS = 4;  // rows read side by side: the memory has several requests at once, additions do not wait
+
 template <typename T>
-T dot(const T* a, const T* b, int64_t width) {
-  typedef T Lanes __attribute__((vector_size(64), aligned(sizeof(T))));
-  constexpr int64_t size = 64 / sizeof(T);
-  Lanes sums[4] = {};  // four chains of additions, or each would wait for the last
+struct Register {
+  typedef T type __attribute__((vector_size(64), aligned(sizeof(T))));
+  static constexpr int64_t size = 64 / sizeof(T);
+};
+
+// out[r] = a[r] · b[r]
+template <typename T>
+void dots(const T* const* a, const T* const* b, int64_t width, T* out) {
+  using Lanes = typename Register<T>::type;
+  constexpr int64_t size = Register<T>::size;
+  Lanes sums[ROWS] = {};
   int64_t i = 0;
-  for (; i + 4 * size <= width; i += 4 * size)
-    for (int64_t c = 0; c < 4; c++)
-      sums[c] += *reinterpret_cast<const Lanes*>(a + i + c * size) * *reinterpret_cast<const Lanes*>(b + i + c * size);
-  Lanes whole = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (; i + size <= width; i += size)
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < ROWS; r++)
+      sums[r] += *reinterpret_cast<const Lanes*>(a[r] + i) * *reinterpret_cast<const Lanes*>(b[r] + i);
+  for (int64_t r = 0; r < ROWS; r++) {
+    T total = 0;
+    for (int64_t lane = 0; lane < size; lane++) total += sums[r][lane];
+    for (int64_t rest = i; rest < width; rest++) total += a[r][rest] * b[r][rest];
+    out[r] = total;
+  }
+}
+
+template <typename T>
+T square(const T* row, int64_t width) {
+  using Lanes = typename Register<T>::type;
+  constexpr int64_t size = Register<T>::size;
+  Lanes sum = {};
+  int64_t i = 0;
+  for (; i + size <= width; i += size) {
+    Lanes some = *reinterpret_cast<const Lanes*>(row + i);
+    sum += some * some;
+  }
   T total = 0;
-  for (int64_t lane = 0; lane < size; lane++) total += whole[lane];
-  for (; i < width; i++) total += a[i] * b[i];
+  for (int64_t lane = 0; lane < size; lane++) total += sum[lane];
+  for (; i < width; i++) total += row[i] * row[i];
   return total;
+}
+
+// total += Σ_r values[r] · rows[r]
+template <typename T>
+void add(T* total, const T* values, const T* const* rows, int64_t width) {
+  using Lanes = typename Register<T>::type;
+  constexpr int64_t size = Register<T>::size;
+  int64_t i = 0;
+  for (; i + size <= width; i += size) {
+    Lanes sum = *reinterpret_cast<Lanes*>(total + i);
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < ROWS; r++) sum += values[r] * *reinterpret_cast<const Lanes*>(rows[r] + i);
+    *reinterpret_cast<Lanes*>(total + i) = sum;
+  }
+  for (; i < width; i++)
+    for (int64_t r = 0; r < ROWS; r++) total[i] += values[r] * rows[r][i];
+}
+
+// total += Σ values[p] · rows[index[p]] over pairs [first, last)
+template <typename T>
+void gather(T* total, const T* values, const int64_t* index, int64_t first, int64_t last, const T* rows, int64_t width) {
+  for (int64_t p = first; p < last; p += ROWS) {
+    T factor[ROWS];
+    const T* row[ROWS];
+    for (int64_t r = 0; r < ROWS; r++) {
+      factor[r] = p + r < last ? values[p + r] : T(0);
+      row[r] = rows + index[p + r < last ? p + r : p] * width;
+    }
+    add(total, factor, row, width);
+  }
 }
 
 // What is known of the rows of one side besides their 8-bit values.
@@ -145,7 +202,7 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
   Buffer<int8_t> q(stride);
   Buffer<float> scaled(stride), numbers(5 * rows);
   float *scale = numbers.data, *norm = scale + rows, *residual = norm + rows, *offset = residual + rows, *above = offset + rows;
-  int64_t filled = 0, computed = 0;
+  int64_t filled = 0;
   for (int64_t group = first; group < last; group += rows) {
     for (int64_t r = 0; r < rows; r++) {
       int64_t j = group + r;
@@ -166,20 +223,33 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
     }
     uint32_t found[TOKENS];
     for (int64_t t = 0; t < count; t += TOKENS) {
-      int64_t some = count - t < TOKENS ? count - t : TOKENS;
+      int64_t some = count - t < TOKENS ? count - t : TOKENS, candidates = filled;
       for (int64_t panel = 0; panel < PANELS && group + panel * LANES < last; panel++) {
         int64_t r = panel * LANES;
         tiles<TOKENS>(some, x8 + t * stride, stride, packed.data + r * stride, sums + t, {x_scale + t, x_norm + t, x_residual + t},
                       {scale + r, norm + r, residual + r}, offset + r, above + r, deviations, found);
         for (int64_t i = 0; i < some; i++)
           for (uint32_t mask = found[i]; mask; mask &= mask - 1) {
-            int64_t j = group + r + __builtin_ctz(mask);
-            if (++computed > capacity) return -1;
-            T value = dot(x + (t + i) * width, encoder + j * width, width) + bias[j];
-            if (!(value > floor[j])) continue;
-            index[filled] = (t + i) * m + j;
-            values[filled++] = value;
+            if (candidates == capacity) return -1;
+            index[candidates++] = (t + i) * m + group + r + __builtin_ctz(mask);
           }
+      }
+      for (int64_t p = filled; p < candidates; p += ROWS) {
+        const T *token[ROWS], *latent[ROWS];
+        T value[ROWS];
+        for (int64_t i = 0; i < ROWS; i++) {
+          int64_t pair = index[p + i < candidates ? p + i : p];
+          token[i] = x + pair / m * width;
+          latent[i] = encoder + pair % m * width;
+        }
+        dots(token, latent, width, value);
+        for (int64_t i = 0; i < ROWS && p + i < candidates; i++) {
+          int64_t pair = index[p + i], j = pair % m;
+          value[i] += bias[j];
+          if (!(value[i] > floor[j])) continue;
+          index[filled] = pair;
+          values[filled++] = value[i];
+        }
       }
     }
   }
@@ -200,6 +270,45 @@ void quantise_tokens(const T* x, const float* factor, int64_t count, int64_t wid
   }
 }
 
+// Of tokens [first, last): the error x − x̂ of a code, the gradient scale · weights · error at x̂, and the gradient at
+// every value of the code. A token's rows of the decoder are still in the cache when they are needed again.
+template <typename T>
+void reconstruct(const int64_t* offsets, const int64_t* latents, const T* values, const T* x, const T* decoder,
+                 const T* bias, const T* weights, T scale, int64_t first, int64_t last, int64_t width, T* error,
+                 T* gradient, T* slopes) {
+  for (int64_t t = first; t < last; t++) {
+    T *e = error + t * width, *g = gradient + t * width;
+    std::memcpy(g, bias, width * sizeof(T));
+    gather(g, values, latents, offsets[t], offsets[t + 1], decoder, width);
+    for (int64_t i = 0; i < width; i++) {
+      e[i] = x[t * width + i] - g[i];
+      g[i] = scale * weights[i] * e[i];
+    }
+    for (int64_t p = offsets[t]; p < offsets[t + 1]; p += ROWS) {
+      const T *same[ROWS], *row[ROWS];
+      T found[ROWS];
+      for (int64_t r = 0; r < ROWS; r++) {
+        same[r] = g;
+        row[r] = decoder + latents[p + r < offsets[t + 1] ? p + r : p] * width;
+      }
+      dots(same, row, width, found);
+      for (int64_t r = 0; r < ROWS && p + r < offsets[t + 1]; r++) slopes[p + r] = found[r];
+    }
+  }
+}
+
+// Σ value · row over the pairs of every latent in [first, last), which are sorted by latent, and its sum of squares.
+template <typename T>
+void weight_gradient(const int64_t* offsets, const int64_t* tokens, const T* values, const T* rows, int64_t first,
+                     int64_t last, int64_t width, T* out, double* squares) {
+  for (int64_t j = first; j < last; j++) {
+    T* total = out + j * width;
+    std::memset(total, 0, width * sizeof(T));
+    gather(total, values, tokens, offsets[j], offsets[j + 1], rows, width);
+    squares[j] = static_cast<double>(square(total, width));
+  }
+}
+
 }  // namespace
 
 #define EXPORT(T, name)                                                                                                   \
@@ -214,6 +323,16 @@ void quantise_tokens(const T* x, const float* factor, int64_t count, int64_t wid
                                  int64_t capacity) {                                                                      \
     return scan(x, x8, sums, scale, norm, residual, count, encoder, bias, floor, factor, first, last, m, width,           \
                 deviations, index, values, capacity);                                                                     \
+  }                                                                                                                       \
+  extern "C" void reconstruct_##name(const int64_t* offsets, const int64_t* latents, const T* values, const T* x,         \
+                                     const T* decoder, const T* bias, const T* weights, double scale, int64_t first,      \
+                                     int64_t last, int64_t width, T* error, T* gradient, T* slopes) {                     \
+    reconstruct(offsets, latents, values, x, decoder, bias, weights, static_cast<T>(scale), first, last, width, error,    \
+                gradient, slopes);                                                                                        \
+  }                                                                                                                       \
+  extern "C" void weight_gradient_##name(const int64_t* offsets, const int64_t* tokens, const T* values, const T* rows,   \
+                                         int64_t first, int64_t last, int64_t width, T* out, double* squares) {           \
+    weight_gradient(offsets, tokens, values, rows, first, last, width, out, squares);                                     \
   }
 EXPORT(float, float32)
 EXPORT(double, float64)

@@ -112,6 +112,7 @@ class Preactivations(Whole):
         return native.above(self.x, self.crosscoder.encoder, self.crosscoder.encoder_bias, floors)
 
     def above(self, floor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+        """As of all of them, in 8 bits first where that costs less."""
         found = self.few_above(floor)
         return super().above(floor) if found is None else found
 

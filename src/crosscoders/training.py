@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from crosscoders import sparse
+from crosscoders import native, sparse
 from crosscoders.crosscoder import Crosscoder, create, equalise_rates
-from crosscoders.gradients import Objective, Result, compute
+from crosscoders.gradients import Objective, Result, compute, stored
 from crosscoders.order import Order
 from crosscoders.separate import Separate, separate
 from crosscoders.settings import CrosscoderSettings
@@ -163,22 +163,24 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
     return result
 
 
-def _norm(gradient: torch.Tensor | RowGradient) -> float:
+def _norm(gradient: torch.Tensor | native.Gradient | RowGradient) -> float:
     """Norm of a gradient."""
     if isinstance(gradient, torch.Tensor):
         return float(torch.linalg.vector_norm(gradient))
     return float(gradient.squared_norm()) ** 0.5
 
 
-def _update(state: State, gradients: list[torch.Tensor | RowGradient], rate: float, shrink: float) -> None:
+def _update(
+    state: State, gradients: list[torch.Tensor | native.Gradient | RowGradient], rate: float, shrink: float
+) -> None:
     """One step of Adam on gradients divided by `shrink`; those that are not stored are computed inside of it."""
     optimizer, options = state.optimizer, state.optimizer.param_groups[0]
     options["lr"] = rate
     device = state.crosscoder.parameters[0].device
     scale = torch.tensor(shrink, device=device)
     for parameter, gradient in zip(state.crosscoder.parameters, gradients, strict=True):
-        if isinstance(gradient, torch.Tensor):
-            parameter.grad = gradient
+        if isinstance(gradient, torch.Tensor | native.Gradient):
+            parameter.grad = stored(gradient)
             continue
         from crosscoders import kernels
 
