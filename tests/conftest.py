@@ -22,7 +22,7 @@ def _plain_torch():
     torch.set_grad_enabled(True)
 
 
-@pytest.fixture(params=["torch", "C++"])
+@pytest.fixture(params=["torch", "C++ rows", "C++ columns"])
 def way(request, monkeypatch):
     """Which passes a training step takes on a CPU; small problems go the way of large ones."""
     if request.param == "torch":
@@ -32,6 +32,9 @@ def way(request, monkeypatch):
     monkeypatch.setattr(native, "WORTHWHILE", 0)
     monkeypatch.setattr(native, "FEW_TOKENS", 1)
     monkeypatch.setattr(native, "SPARSE_BELOW", 0.5)
+    columns_from = 0 if request.param == "C++ columns" else 10**9
+    monkeypatch.setattr(native, "RECONSTRUCTED_BY_COLUMNS_FROM", columns_from)
+    monkeypatch.setattr(native, "GRADIENTS_BY_COLUMNS_FROM", columns_from)
     return request.param
 
 

@@ -45,7 +45,7 @@ def inputs(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(("activation", "penalty"), MEMBERS)
 @pytest.mark.parametrize("shift", [0.0, -2.0], ids=["dense", "sparse"])
 def test_loss_and_gradients_equal_autograd_in_float64(member, way, monkeypatch, activation, penalty, blocks, shift):
-    monkeypatch.setattr(gradients, "DENSE_ABOVE", {"cpu": 1.0 if shift else 0.04})
+    monkeypatch.setattr(gradients, "DENSE_ABOVE", dict.fromkeys(("cpu", "compiled"), 1.0 if shift else 0.04))
     coder = make(member, activation, penalty, blocks)
     coder.encoder_bias += 0 if coder.selection.ranked_over else shift
     x = inputs(32, 30)
@@ -145,7 +145,7 @@ def test_sparse_encoding_equals_dense_encoding(member, activation):
 
 
 def test_a_long_trajectory_equals_plain_adam(member, way, monkeypatch):
-    monkeypatch.setattr(gradients, "DENSE_ABOVE", {"cpu": 1.0})
+    monkeypatch.setattr(gradients, "DENSE_ABOVE", {"cpu": 1.0, "compiled": 1.0})
     options = member(steps=300, learning_rate=1e-3, decay_share=0.0, warmup_steps=0, gradient_clip=1e9, auxiliary_coefficient=0.0)  # fmt: skip
     fast = crosscoder.create(options, ["p", "q"], [8, 8], 0, torch.float64)
     state = training.start(fast, options)

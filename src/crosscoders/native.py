@@ -41,6 +41,10 @@ FEW_TOKENS = 128
 """Tokens below which rounding the encoder costs more than it saves."""
 GROUP = 128
 """Latents that the C++ code works on at a time."""
+RECONSTRUCTED_BY_COLUMNS_FROM, GRADIENTS_BY_COLUMNS_FROM = 12, 6
+"""Pairs per latent from which working through columns of all latents costs less than gathering rows; measured."""
+CACHE = 768 << 10
+"""Bytes of the second cache that a pass may fill: most of the 1 MB of a server's core."""
 LARGEST_WIDTH = 1 << 16
 """Columns whose 8-bit products still fit in 32 bits."""
 NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -88,15 +92,17 @@ def _built(compiler: str, key: str) -> Path:
 def _opened(path: Path) -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(str(path))
-    p, n, x = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    p, n, i, x, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
     for name in NAMES.values():
         getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
         getattr(found, f"quantise_{name}").restype = None
         getattr(found, f"scan_{name}").argtypes = [p] * 6 + [n] + [p] * 4 + [n] * 4 + [x, p, p, n]
         getattr(found, f"scan_{name}").restype = n
-        getattr(found, f"reconstruct_{name}").argtypes = [p] * 7 + [ctypes.c_double] + [n] * 3 + [p] * 3
+        getattr(found, f"reconstruct_{name}").argtypes = [p] * 3 + [n] * 2 + [p] * 4 + [d, n, n] + [p] * 3 + [i]
         getattr(found, f"reconstruct_{name}").restype = None
-        getattr(found, f"weight_gradient_{name}").argtypes = [p] * 4 + [n] * 3 + [p] * 2
+        getattr(found, f"reconstruct_rows_{name}").argtypes = [p] * 7 + [d] + [n] * 3 + [p] * 3
+        getattr(found, f"reconstruct_rows_{name}").restype = None
+        getattr(found, f"weight_gradient_{name}").argtypes = [p] * 3 + [n] * 2 + [p] + [n] * 2 + [p] * 2 + [i]
         getattr(found, f"weight_gradient_{name}").restype = None
     return found
 
@@ -153,7 +159,8 @@ def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] 
     capacity = int(2 * SPARSE_BELOW * tokens * m)
     deviations = min(DEVIATIONS / width**0.5, 2**0.5)
 
-    def scan(first: int, last: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def scan(part: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        first, last = part * share, min((part + 1) * share, m)
         index, values = torch.empty(capacity, dtype=torch.int64), torch.empty(capacity, dtype=x.dtype)
         weights = [tensor.data_ptr() for tensor in (encoder, bias, floor, factor[1])]
         found = getattr(library(), f"scan_{name}")(
@@ -162,7 +169,8 @@ def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] 
         )  # fmt: skip
         return None if found < 0 else (index[:found], values[:found])
 
-    parts = in_parallel(scan, m, GROUP)
+    share = -(-m // (GROUP * torch.get_num_threads())) * GROUP
+    parts = in_parallel(scan, -(-m // share))
     if any(part is None for part in parts):
         return None
     index, values = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -171,17 +179,40 @@ def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] 
 
 
 def reconstruct(
-    code: Code, x: torch.Tensor, decoder: torch.Tensor, bias: torch.Tensor, weights: torch.Tensor
+    code: Code, by_latent: ByLatent, x: torch.Tensor, decoder: torch.Tensor, bias: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The error x − x̂ of a code, (T, D), and the gradients of its weighted mean square at x̂, (T, D), and at the values.
-
-    One pass over a token's decoder rows instead of two.
-    """
-    inputs = [tensor.contiguous() for tensor in (code.offsets, code.latents, code.values, x, decoder, bias, weights)]
-    outputs = torch.empty_like(x), torch.empty_like(x), torch.empty_like(code.values)
-    pointers = [[tensor.data_ptr() for tensor in tensors] for tensors in (inputs, outputs)]
+    """The error x − x̂ of a code, (T, D), and the gradients of its weighted mean square at x̂, (T, D), and at the values."""
+    inputs = [tensor.contiguous() for tensor in (x, decoder, bias, weights)]
+    if len(code.values) < RECONSTRUCTED_BY_COLUMNS_FROM * code.size[1]:
+        return _reconstruct_rows(code, *inputs)
+    chunks = _chunks(x)
+    error, gradient = torch.empty_like(x), torch.empty_like(x)
+    slopes = x.new_empty(chunks.count, len(code.values))
+    pairs, pointers = _pairs(by_latent, code.values), [tensor.data_ptr() for tensor in inputs]
     function = getattr(library(), f"reconstruct_{NAMES[x.dtype]}")
-    in_parallel(lambda a, b: function(*pointers[0], -2 / len(x), a, b, x.shape[1], *pointers[1]), len(x), 1)
+
+    def work(chunk: int) -> None:
+        outputs = error.data_ptr(), gradient.data_ptr(), slopes[chunk].data_ptr()
+        function(*pairs.pointers, *pointers, -2 / len(x), chunk, x.shape[1], *outputs, chunks.registers)
+
+    in_parallel(work, chunks.count)
+    at_values = torch.empty_like(code.values)
+    at_values[by_latent.order] = slopes.sum(0)
+    return error, gradient, at_values
+
+
+def _reconstruct_rows(code: Code, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, (pairs_offsets, latents, values) = inputs[0], (t.contiguous() for t in (code.offsets, code.latents, code.values))
+    outputs = torch.empty_like(x), torch.empty_like(x), torch.empty_like(values)
+    pointers = [tensor.data_ptr() for tensor in (pairs_offsets, latents, values, *inputs)]
+    function = getattr(library(), f"reconstruct_rows_{NAMES[x.dtype]}")
+    share = -(-len(x) // torch.get_num_threads())
+
+    def work(part: int) -> None:
+        first, last = part * share, min((part + 1) * share, len(x))
+        function(*pointers, -2 / len(x), first, last, x.shape[1], *(tensor.data_ptr() for tensor in outputs))
+
+    in_parallel(work, -(-len(x) // share))
     return outputs
 
 
@@ -191,7 +222,7 @@ class Gradient:
 
     values: torch.Tensor
     squares: torch.Tensor
-    """Sum of squares of every row, (m,)."""
+    """Sums of squares of parts of rows."""
 
     def dense(self) -> torch.Tensor:
         """The gradient as a tensor."""
@@ -199,27 +230,60 @@ class Gradient:
 
     def squared_norm(self) -> torch.Tensor:
         """Sum of its squares."""
-        return self.squares.sum()
+        return self.squares.sum(dtype=torch.float64)
 
 
-def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
-    """Σ_t value_tj rows_t, (m, D), of values in the order of tokens."""
-    m, width = len(by_latent.counts), rows.shape[1]
-    found = Gradient(rows.new_empty(m, width), torch.empty(m, dtype=torch.float64))
-    inputs = by_latent.offsets, by_latent.tokens, values[by_latent.order], rows.contiguous()
-    pointers = [tensor.data_ptr() for tensor in inputs]
-    outputs = found.values.data_ptr(), found.squares.data_ptr()
+def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient | None:
+    """Σ_t value_tj rows_t, (m, D), of values in the order of tokens; None where torch is as fast."""
+    if len(values) < GRADIENTS_BY_COLUMNS_FROM * len(by_latent.counts):
+        return None
+    m, chunks, rows = len(by_latent.counts), _chunks(rows), rows.contiguous()
+    found = Gradient(rows.new_empty(m, rows.shape[1]), rows.new_empty(chunks.count, m))
+    pairs = _pairs(by_latent, values)
     function = getattr(library(), f"weight_gradient_{NAMES[rows.dtype]}")
-    in_parallel(lambda a, b: function(*pointers, a, b, width, *outputs), m, 1)
+
+    def work(chunk: int) -> None:
+        outputs = found.values.data_ptr(), found.squares[chunk].data_ptr()
+        function(*pairs.pointers, rows.data_ptr(), chunk, rows.shape[1], *outputs, chunks.registers)
+
+    in_parallel(work, chunks.count)
     return found
 
 
-def in_parallel(work, count: int, unit: int) -> list:
-    """work(first, last) over ranges of whole units, one range per thread of torch; its results in order."""
-    threads = torch.get_num_threads()
-    share = -(-count // (unit * threads)) * unit
-    ranges = [(first, min(first + share, count)) for first in range(0, count, share)]
-    if len(ranges) == 1:
-        return [work(*ranges[0])]
-    with ThreadPoolExecutor(len(ranges)) as pool:
-        return list(pool.map(lambda part: work(*part), ranges))
+@dataclass
+class _Chunks:
+    """Groups of columns that a pass works on one after the other."""
+
+    count: int
+    registers: int
+
+
+def _chunks(rows: torch.Tensor) -> _Chunks:
+    """As wide as lets the columns of all tokens stay in the second cache."""
+    tokens, width = rows.shape
+    fitting = CACHE // (64 * tokens)
+    registers = next((r for r in (8, 4) if r <= fitting), 2)
+    return _Chunks(-(-width * rows.element_size() // (64 * registers)), registers)
+
+
+@dataclass
+class _Pairs:
+    """Pairs sorted by latent, as the C++ code takes them; keeps what the pointers point to."""
+
+    pointers: list[int]
+    kept: list[torch.Tensor]
+
+
+def _pairs(by_latent: ByLatent, values: torch.Tensor) -> _Pairs:
+    kept = [by_latent.offsets, by_latent.tokens, values[by_latent.order]]
+    sizes = [by_latent.all_tokens, len(by_latent.counts)]
+    return _Pairs([tensor.data_ptr() for tensor in kept] + sizes, kept)
+
+
+def in_parallel(work, count: int) -> list:
+    """work(0), …, work(count − 1), by as many threads as torch uses; its results in order."""
+    threads = min(torch.get_num_threads(), count)
+    if threads == 1:
+        return [work(i) for i in range(count)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, range(count)))

@@ -86,52 +86,6 @@ void dots(const T* const* a, const T* const* b, int64_t width, T* out) {
   }
 }
 
-template <typename T>
-T square(const T* row, int64_t width) {
-  using Lanes = typename Register<T>::type;
-  constexpr int64_t size = Register<T>::size;
-  Lanes sum = {};
-  int64_t i = 0;
-  for (; i + size <= width; i += size) {
-    Lanes some = *reinterpret_cast<const Lanes*>(row + i);
-    sum += some * some;
-  }
-  T total = 0;
-  for (int64_t lane = 0; lane < size; lane++) total += sum[lane];
-  for (; i < width; i++) total += row[i] * row[i];
-  return total;
-}
-
-// total += Σ_r values[r] · rows[r]
-template <typename T>
-void add(T* total, const T* values, const T* const* rows, int64_t width) {
-  using Lanes = typename Register<T>::type;
-  constexpr int64_t size = Register<T>::size;
-  int64_t i = 0;
-  for (; i + size <= width; i += size) {
-    Lanes sum = *reinterpret_cast<Lanes*>(total + i);
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < ROWS; r++) sum += values[r] * *reinterpret_cast<const Lanes*>(rows[r] + i);
-    *reinterpret_cast<Lanes*>(total + i) = sum;
-  }
-  for (; i < width; i++)
-    for (int64_t r = 0; r < ROWS; r++) total[i] += values[r] * rows[r][i];
-}
-
-// total += Σ values[p] · rows[index[p]] over pairs [first, last)
-template <typename T>
-void gather(T* total, const T* values, const int64_t* index, int64_t first, int64_t last, const T* rows, int64_t width) {
-  for (int64_t p = first; p < last; p += ROWS) {
-    T factor[ROWS];
-    const T* row[ROWS];
-    for (int64_t r = 0; r < ROWS; r++) {
-      factor[r] = p + r < last ? values[p + r] : T(0);
-      row[r] = rows + index[p + r < last ? p + r : p] * width;
-    }
-    add(total, factor, row, width);
-  }
-}
-
 // What is known of the rows of one side besides their 8-bit values.
 struct Rows {
   const float *scale, *norm, *residual;
@@ -270,42 +224,154 @@ void quantise_tokens(const T* x, const float* factor, int64_t count, int64_t wid
   }
 }
 
-// Of tokens [first, last): the error x − x̂ of a code, the gradient scale · weights · error at x̂, and the gradient at
-// every value of the code. A token's rows of the decoder are still in the cache when they are needed again.
+__m512 load(const float* row, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, row); }
+__m512d load(const double* row, __mmask16 mask) { return _mm512_maskz_loadu_pd(mask, row); }
+void store(float* row, __mmask16 mask, __m512 values) { _mm512_mask_storeu_ps(row, mask, values); }
+void store(double* row, __mmask16 mask, __m512d values) { _mm512_mask_storeu_pd(row, mask, values); }
+float sum(__m512 values) { return _mm512_reduce_add_ps(values); }
+double sum(__m512d values) { return _mm512_reduce_add_pd(values); }
+
+// Passes over pairs sorted by latent work on few columns at a time: so many registers' worth that these columns of all
+// tokens lie in the second cache, while those of one latent lie in registers.
+template <typename T, int REGISTERS>
+struct Columns {
+  using Lanes = typename Register<T>::type;
+  static constexpr int64_t size = Register<T>::size, count = REGISTERS * size;
+  int64_t first, width;
+  __mmask16 mask[REGISTERS];
+
+  Columns(int64_t chunk, int64_t width) : first(chunk * count), width(width) {
+    for (int64_t r = 0; r < REGISTERS; r++) {
+      int64_t left = width - first - r * size;
+      mask[r] = left >= size ? (1u << size) - 1 : left > 0 ? (1u << left) - 1 : 0;
+    }
+  }
+
+  void read(const T* matrix, int64_t row, Lanes* into) const {
+    const T* from = matrix + row * width + first;
+#pragma GCC unroll 8
+    for (int r = 0; r < REGISTERS; r++) into[r] = load(from + r * size, mask[r]);
+  }
+
+  void write(T* matrix, int64_t row, const Lanes* values) const {
+    T* to = matrix + row * width + first;
+#pragma GCC unroll 8
+    for (int r = 0; r < REGISTERS; r++) store(to + r * size, mask[r], values[r]);
+  }
+
+  void fetch(const T* matrix, int64_t row, int64_t rows) const {
+    if (row >= rows) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < REGISTERS; r++) __builtin_prefetch(matrix + row * width + first + r * size);
+  }
+};
+
+constexpr int64_t AHEAD = 8;  // latents whose columns are asked for before their turn: rows lie pages apart
+
+// Pairs sorted by latent: those of latent j are [offsets[j], offsets[j + 1]).
 template <typename T>
-void reconstruct(const int64_t* offsets, const int64_t* latents, const T* values, const T* x, const T* decoder,
-                 const T* bias, const T* weights, T scale, int64_t first, int64_t last, int64_t width, T* error,
-                 T* gradient, T* slopes) {
+struct Pairs {
+  const int64_t *offsets, *tokens;
+  const T* values;
+  int64_t count, latents;
+};
+
+// Of some columns: the error x − x̂ of a code, the gradient scale · weights · error at x̂, and what these columns add to the
+// gradient at every value of the code.
+template <typename T, int REGISTERS>
+void reconstruct(Pairs<T> pairs, const T* x, const T* decoder, const T* bias, const T* weights, T scale, int64_t chunk,
+                 int64_t width, T* error, T* gradient, T* slopes) {
+  using C = Columns<T, REGISTERS>;
+  using Lanes = typename C::Lanes;
+  const C columns(chunk, width);
+  Buffer<T> buffer(pairs.count * C::count);
+  Lanes row[REGISTERS], factor[REGISTERS];
+  columns.read(bias, 0, row);
+  auto at = [&](int64_t token) { return reinterpret_cast<Lanes*>(buffer.data + token * C::count); };
+  for (int64_t t = 0; t < pairs.count; t++)
+    for (int r = 0; r < REGISTERS; r++) at(t)[r] = row[r];
+  for (int64_t j = 0; j < pairs.latents; j++) {
+    columns.fetch(decoder, j + AHEAD, pairs.latents);
+    columns.read(decoder, j, row);
+    for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
+      Lanes* total = at(pairs.tokens[p]);
+#pragma GCC unroll 8
+      for (int r = 0; r < REGISTERS; r++) total[r] += pairs.values[p] * row[r];
+    }
+  }
+  columns.read(weights, 0, factor);
+  for (int64_t t = 0; t < pairs.count; t++) {
+    columns.read(x, t, row);
+    for (int r = 0; r < REGISTERS; r++) row[r] -= at(t)[r];
+    columns.write(error, t, row);
+    for (int r = 0; r < REGISTERS; r++) at(t)[r] = scale * factor[r] * row[r];
+    columns.write(gradient, t, at(t));
+  }
+  for (int64_t j = 0; j < pairs.latents; j++) {
+    columns.fetch(decoder, j + AHEAD, pairs.latents);
+    columns.read(decoder, j, row);
+    for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
+      const Lanes* slope = at(pairs.tokens[p]);
+      Lanes total = slope[0] * row[0];
+#pragma GCC unroll 8
+      for (int r = 1; r < REGISTERS; r++) total += slope[r] * row[r];
+      slopes[p] = sum(total);
+    }
+  }
+}
+
+// The same of whole rows of tokens [first, last), for codes so sparse that reading columns of all latents costs more: the
+// pairs are sorted by token, whose rows of the decoder are still in the second cache when they are needed again.
+template <typename T>
+void reconstruct_rows(const int64_t* offsets, const int64_t* latents, const T* values, const T* x, const T* decoder,
+                      const T* bias, const T* weights, T scale, int64_t first, int64_t last, int64_t width, T* error,
+                      T* gradient, T* slopes) {
   for (int64_t t = first; t < last; t++) {
     T *e = error + t * width, *g = gradient + t * width;
     std::memcpy(g, bias, width * sizeof(T));
-    gather(g, values, latents, offsets[t], offsets[t + 1], decoder, width);
+    const T *same[ROWS] = {g, g, g, g}, *row[ROWS];
+    T found[ROWS];
+    auto four = [&](int64_t p) {  // rows of four pairs; past the last one, the first again
+      for (int64_t r = 0; r < ROWS; r++) row[r] = decoder + latents[p + r < offsets[t + 1] ? p + r : p] * width;
+    };
+    for (int64_t p = offsets[t]; p < offsets[t + 1]; p += ROWS) {
+      four(p);
+      for (int64_t r = 0; r < ROWS; r++) found[r] = p + r < offsets[t + 1] ? values[p + r] : T(0);
+      for (int64_t i = 0; i < width; i++)
+        g[i] += found[0] * row[0][i] + found[1] * row[1][i] + found[2] * row[2][i] + found[3] * row[3][i];
+    }
     for (int64_t i = 0; i < width; i++) {
       e[i] = x[t * width + i] - g[i];
       g[i] = scale * weights[i] * e[i];
     }
     for (int64_t p = offsets[t]; p < offsets[t + 1]; p += ROWS) {
-      const T *same[ROWS], *row[ROWS];
-      T found[ROWS];
-      for (int64_t r = 0; r < ROWS; r++) {
-        same[r] = g;
-        row[r] = decoder + latents[p + r < offsets[t + 1] ? p + r : p] * width;
-      }
+      four(p);
       dots(same, row, width, found);
       for (int64_t r = 0; r < ROWS && p + r < offsets[t + 1]; r++) slopes[p + r] = found[r];
     }
   }
 }
 
-// Σ value · row over the pairs of every latent in [first, last), which are sorted by latent, and its sum of squares.
-template <typename T>
-void weight_gradient(const int64_t* offsets, const int64_t* tokens, const T* values, const T* rows, int64_t first,
-                     int64_t last, int64_t width, T* out, double* squares) {
-  for (int64_t j = first; j < last; j++) {
-    T* total = out + j * width;
-    std::memset(total, 0, width * sizeof(T));
-    gather(total, values, tokens, offsets[j], offsets[j + 1], rows, width);
-    squares[j] = static_cast<double>(square(total, width));
+// Some columns of Σ value · row over the pairs of every latent, and their sums of squares.
+template <typename T, int REGISTERS>
+void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width, T* out, T* squares) {
+  using C = Columns<T, REGISTERS>;
+  using Lanes = typename C::Lanes;
+  const C columns(chunk, width);
+  Buffer<T> buffer(pairs.count * C::count);
+  auto at = [&](int64_t token) { return reinterpret_cast<Lanes*>(buffer.data + token * C::count); };
+  for (int64_t t = 0; t < pairs.count; t++) columns.read(rows, t, at(t));
+  for (int64_t j = 0; j < pairs.latents; j++) {
+    Lanes total[REGISTERS] = {}, square = {};
+    for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
+      const Lanes* row = at(pairs.tokens[p]);
+#pragma GCC unroll 8
+      for (int r = 0; r < REGISTERS; r++) total[r] += pairs.values[p] * row[r];
+    }
+    columns.write(out, j, total);
+#pragma GCC unroll 8
+    for (int r = 0; r < REGISTERS; r++) square += total[r] * total[r];
+    squares[j] = sum(square);
   }
 }
 
@@ -324,15 +390,26 @@ void weight_gradient(const int64_t* offsets, const int64_t* tokens, const T* val
     return scan(x, x8, sums, scale, norm, residual, count, encoder, bias, floor, factor, first, last, m, width,           \
                 deviations, index, values, capacity);                                                                     \
   }                                                                                                                       \
-  extern "C" void reconstruct_##name(const int64_t* offsets, const int64_t* latents, const T* values, const T* x,         \
-                                     const T* decoder, const T* bias, const T* weights, double scale, int64_t first,      \
-                                     int64_t last, int64_t width, T* error, T* gradient, T* slopes) {                     \
-    reconstruct(offsets, latents, values, x, decoder, bias, weights, static_cast<T>(scale), first, last, width, error,    \
-                gradient, slopes);                                                                                        \
+  extern "C" void reconstruct_##name(const int64_t* offsets, const int64_t* tokens, const T* values, int64_t count,        \
+                                     int64_t latents, const T* x, const T* decoder, const T* bias, const T* weights,      \
+                                     double scale, int64_t chunk, int64_t width, T* error, T* gradient, T* slopes,        \
+                                     int registers) {                                                                     \
+    auto* pass = registers == 8 ? reconstruct<T, 8> : registers == 4 ? reconstruct<T, 4> : reconstruct<T, 2>;             \
+    pass({offsets, tokens, values, count, latents}, x, decoder, bias, weights, static_cast<T>(scale), chunk, width,       \
+         error, gradient, slopes);                                                                                        \
   }                                                                                                                       \
-  extern "C" void weight_gradient_##name(const int64_t* offsets, const int64_t* tokens, const T* values, const T* rows,   \
-                                         int64_t first, int64_t last, int64_t width, T* out, double* squares) {           \
-    weight_gradient(offsets, tokens, values, rows, first, last, width, out, squares);                                     \
+  extern "C" void reconstruct_rows_##name(const int64_t* offsets, const int64_t* latents, const T* values, const T* x,    \
+                                          const T* decoder, const T* bias, const T* weights, double scale,                \
+                                          int64_t first, int64_t last, int64_t width, T* error, T* gradient,              \
+                                          T* slopes) {                                                                    \
+    reconstruct_rows(offsets, latents, values, x, decoder, bias, weights, static_cast<T>(scale), first, last, width,      \
+                     error, gradient, slopes);                                                                            \
+  }                                                                                                                       \
+  extern "C" void weight_gradient_##name(const int64_t* offsets, const int64_t* tokens, const T* values, int64_t count,   \
+                                         int64_t latents, const T* rows, int64_t chunk, int64_t width, T* out,            \
+                                         T* squares, int registers) {                                                     \
+    auto* pass = registers == 8 ? weight_gradient<T, 8> : registers == 4 ? weight_gradient<T, 4> : weight_gradient<T, 2>; \
+    pass({offsets, tokens, values, count, latents}, rows, chunk, width, out, squares);                                    \
   }
 EXPORT(float, float32)
 EXPORT(double, float64)

@@ -88,7 +88,11 @@ class Whole:
 
     def above(self, floor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
         """Ascending flat indices token·m + latent of those above a floor, a number or (m,), and their values."""
-        index = flatnonzero(self.whole > floor)
+        return self.at(self.whole > floor)
+
+    def at(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flat indices and values where a mask, (T, m), is true."""
+        index = flatnonzero(wanted)
         return index, self.whole.reshape(-1)[index]
 
 
@@ -194,6 +198,7 @@ class ByLatent:
     """The pairs of a code sorted by latent: sums over the tokens of each latent."""
 
     def __init__(self, code: Code):
+        self.all_tokens = code.size[0]
         self.order = _stable_order(code.latents, code.size[1])
         self.tokens = code.tokens[self.order]
         self.latents = code.latents[self.order]
