@@ -21,6 +21,7 @@ from crosscoders import artifacts, extraction
 from crosscoders.feed import Activations
 from crosscoders.order import Order
 from crosscoders.settings import Source
+from crosscoders.stage import reuse_memory
 
 TOKENS, WIDTH, BATCH, ROUNDS = 60_000, 2304, 2048, 12
 SOURCES = {"base": Source(model="base", layer=0), "chat": Source(model="chat", layer=0)}
@@ -57,6 +58,7 @@ def race(sides: dict[str, Callable[[np.ndarray], object]]) -> dict[str, float]:
 def main() -> None:
     """Measure both."""
     torch.set_num_threads(1)
+    reuse_memory()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "000.nc"
         fitted = shard(path)

@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import artifacts, extraction, feed, normalisation, order
+from crosscoders import artifacts, extraction, feed, native, normalisation, order
 from crosscoders.settings import Source
 
 SOURCES = {"base": Source(model="a", layer=0), "chat": Source(model="b", layer=0)}
@@ -76,6 +76,15 @@ def test_a_difference_is_normalised_apart_and_read_at_the_same_tokens(shards):
     scale = statistics["scale"].values
     rebuilt = (sources[:, 6:] * scale[1] - sources[:, :6] * scale[0]) / scale[2]
     torch.testing.assert_close(rebuilt - rebuilt.mean(0), x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sources", [["base", "chat"], ["difference"]])
+def test_compiled_or_not_the_rows_are_the_same_bytes(shards, monkeypatch, sources):
+    data = feed.Activations(shards, fitted(shards), sources)
+    index = np.random.default_rng(2).permutation(len(data))
+    compiled = data.rows(index)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert torch.equal(data.rows(index), compiled)
 
 
 def test_nulls_read_one_model_twice_or_other_tokens(shards):

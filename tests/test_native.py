@@ -1,5 +1,7 @@
 """Passes in C++ equal the plain ones; skipped where they cannot be compiled."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -51,3 +53,17 @@ def test_pairs_above_a_floor_are_those_of_the_whole_product(seed, tokens, width,
     index, values = found
     np.testing.assert_array_equal(index.numpy(), wanted)
     torch.testing.assert_close(values, whole.flatten()[index], rtol=1e-12, atol=1e-12)
+
+
+def test_one_compilation_serves_all_jobs_and_a_foreign_file_is_not_taken(tmp_path, monkeypatch):
+    """Two jobs that start at once leave one complete file; another source or processor asks for another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = native.compiler()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: native._built(compiler, "a"), range(2))
+    assert first == second
+    assert [path.name for path in (tmp_path / "crosscoders").iterdir()] == ["passes-a.so"]
+    native._opened(first)
+    before = first.stat().st_mtime_ns
+    assert native._built(compiler, "a").stat().st_mtime_ns == before
+    assert native._built(compiler, "b") != first

@@ -89,14 +89,25 @@ class Activations:
         """Normalised activations of kept tokens, sources side by side, (len(index), sum of widths), float32."""
         import torch  # late: statistics of activations read this module too, and need no two seconds of torch
 
+        from crosscoders import native
+
         out = torch.empty(len(index), sum(self.widths))
         for source, part in enumerate(out.split(self.widths, dim=1)):
             place = self._places[source][index] if source in self._places else index
+            if native.library() is not None:
+                native.normalised_rows(self._addresses(source, place), self._mean[source], self._scale[source], part)
+                continue
             first, *other = (torch.from_numpy(bits).view(torch.bfloat16) for bits in self._bits(source, place))
             mean = torch.from_numpy(self._mean[source])
             torch.sub(first.float() - other[0].float() if other else first, mean, out=part)
             part /= float(self._scale[source])
         return out
+
+    def _addresses(self, source: int, place: np.ndarray) -> list[np.ndarray]:
+        """Where the stored rows of some kept tokens lie in memory, one array per file variable of the source."""
+        starts = np.array([[mapped.ctypes.data for mapped in shard[source]] for shard in self._maps])
+        offset = self._kept[place] * (2 * self.widths[source])
+        return [starts[self._shard[place], part] + offset for part in range(starts.shape[1])]
 
     def _bits(self, source: int, place: np.ndarray) -> list[np.ndarray]:
         """Stored bit patterns of some kept tokens, (tokens, width) for each file variable that the source is made of."""

@@ -10,6 +10,7 @@ decides the steps of all. What is found is exact: a pair counts by its value in 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -53,15 +55,19 @@ NAMES = {torch.float32: "float32", torch.float64: "float64"}
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled passes; None where there is no compiler or the processor lacks the instructions."""
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if not compiler or "avx512_vnni" not in _processor():
+    if compiler() is None or "avx512_vnni" not in _processor():
         return None
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
         key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, version, _processor()]).encode()).hexdigest()
-        return _opened(_built(compiler, key[:16]))
+        return _opened(_built(compiler(), key[:16]))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or g++."""
+    return os.environ.get("CXX") or shutil.which("g++")
 
 
 def _processor() -> str:
@@ -80,6 +86,7 @@ def _built(compiler: str, key: str) -> Path:
             pass
     except OSError:  # no home, or a full or read-only one
         cache = Path(tempfile.mkdtemp(prefix="crosscoders-"))
+        atexit.register(shutil.rmtree, cache, ignore_errors=True)
     built = cache / f"passes-{key}.so"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=cache) as folder:
@@ -93,6 +100,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(str(path))
     p, n, i, x, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
+    found.normalised_rows.argtypes, found.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
     for name in NAMES.values():
         getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
         getattr(found, f"quantise_{name}").restype = None
@@ -248,6 +256,19 @@ def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tenso
 
     in_parallel(work, chunks.count)
     return found
+
+
+def normalised_rows(addresses: list[np.ndarray], mean: np.ndarray, scale: float, out: torch.Tensor) -> None:
+    """(row − mean) / scale of stored bfloat16 rows, or of the differences of two, into `out`, (rows, width), float32.
+
+    Parameters
+    ----------
+    addresses : one or two arrays (rows,), int64
+        Where the rows lie in memory.
+    """
+    first, *other = (np.ascontiguousarray(values) for values in addresses)
+    pointers = first.ctypes.data, other[0].ctypes.data if other else None
+    library().normalised_rows(*pointers, *out.shape, mean.ctypes.data, scale, out.data_ptr(), out.stride(0))
 
 
 @dataclass

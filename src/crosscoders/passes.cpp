@@ -411,5 +411,26 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
     auto* pass = registers == 8 ? weight_gradient<T, 8> : registers == 4 ? weight_gradient<T, 4> : weight_gradient<T, 2>; \
     pass({offsets, tokens, values, count, latents}, rows, chunk, width, out, squares);                                    \
   }
+// Rows of stored activations, bfloat16: out = (row − mean) / scale, or (row − other row − mean) / scale.
+extern "C" void normalised_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t count, int64_t width,
+                                const float* mean, float scale, float* out, int64_t stride) {
+  auto value = [](uint16_t bits) {
+    uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float found;
+    std::memcpy(&found, &wide, sizeof found);
+    return found;
+  };
+  for (int64_t t = 0; t < count; t++) {
+    const uint16_t* row = rows[t];
+    float* to = out + t * stride;
+    if (others) {
+      const uint16_t* other = others[t];
+      for (int64_t i = 0; i < width; i++) to[i] = (value(row[i]) - value(other[i]) - mean[i]) / scale;
+    } else {
+      for (int64_t i = 0; i < width; i++) to[i] = (value(row[i]) - mean[i]) / scale;
+    }
+  }
+}
+
 EXPORT(float, float32)
 EXPORT(double, float64)

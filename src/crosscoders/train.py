@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, crosscoder, pick, stage, training
+from crosscoders import artifacts, crosscoder, native, pick, stage, training
 from crosscoders.errors import UserError
 from crosscoders.feed import Activations
 from crosscoders.settings import CrosscoderSettings
@@ -73,9 +73,8 @@ def main(arguments) -> None:
     if len(data) < batch_tokens:
         raise UserError(f"{len(data)} kept training tokens are fewer than batch_tokens = {batch_tokens}")
     digests = [artifacts.digest(path) for path in (arguments.normalisation, *arguments.activations)]
-    checkpoint = Checkpoint(
-        arguments.output.with_suffix(".checkpoint"), {**section, "inputs": digests, "versions": artifacts.versions()}
-    )
+    identity = {**section, "inputs": digests, "versions": artifacts.versions(), "passes": passes()}
+    checkpoint = Checkpoint(arguments.output.with_suffix(".checkpoint"), identity)
     name = f"train {section['setting_name']}/{section['crosscoder_name']}/seed-{section['seed']}"
     progress = stage.Progress(name, settings.training.steps * batch_tokens)
 
@@ -92,9 +91,15 @@ def main(arguments) -> None:
     stage.say(f"{name}: done, L0 {state.mean_l0:.1f}")
 
 
+def passes() -> str:
+    """Whose passes train on a CPU: results agree in all but the last digits."""
+    return "torch" if native.library() is None else "C++"
+
+
 def save(state: training.State, normalisation: xr.Dataset, section: dict, output: Path, history: Path) -> None:
     """Write the training curves, then the crosscoder."""
     attributes = artifacts.provenance(section["study"], "train_crosscoder", section, section["seed"])
+    attributes["passes"] = passes()
     label = f"{section['setting_name']}, {section['crosscoder_name']}, seed {section['seed']}"
     curves = history_dataset(state).assign_attrs(**attributes, title=f"training of {label}")
     artifacts.write(curves, history)
