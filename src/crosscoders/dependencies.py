@@ -9,13 +9,18 @@ FOLDER = Path("src/crosscoders")
 
 
 def code(*modules: str) -> list[str]:
-    """Paths, from the project's folder, of modules and of the first-party modules they import, directly or not."""
+    """Paths, from the project's folder, of modules and of the first-party modules they import, directly or not.
+
+    `native` brings the C++ code that it compiles.
+    """
     found: set[str] = set()
     waiting = set(modules)
     while waiting:
         path = FOLDER / f"{waiting.pop()}.py"
         found.add(str(path))
         waiting |= {name for name in imports(path) if str(FOLDER / f"{name}.py") not in found}
+    if str(FOLDER / "native.py") in found:
+        found.add(str(FOLDER / "passes.cpp"))
     return sorted(found)
 
 
