@@ -28,9 +28,14 @@ def main() -> None:
         for row in found["rows"]:
             ratio, aim = (f"{row[key]:.2f}" if key in row else "–" for key in ("ratio", "target"))
             memory = f"{row['megabytes']['ours']:,}" if "megabytes" in row else "–"
-            lines.append(f"| {row['name']} | {row.get('rival', '–')} | {cell(row)} | {ratio} | {aim} | {memory} |")
+            floor = (
+                f"{row['floor']:.0f} ms, {row['floor'] / row['milliseconds']['ours']:.0%}" if "floor" in row else "–"
+            )
+            cells = row["name"], row.get("rival", "–"), cell(row), ratio, aim, floor, memory
+            lines.append(f"| {' | '.join(cells)} |")
     head = f"{machine['cpu']}, {machine['cores']} cores, one thread used; {versions}.\n\n"
-    head += "| benchmark | rival | ours / rival | times faster | aim | our memory, MB |\n|---|---|---|---:|---:|---:|\n"
+    head += "| benchmark | rival | ours / rival | times faster | aim | floor, share of it | our memory, MB |\n"
+    head += "|---|---|---|---:|---:|---:|---:|\n"
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
     path.write_text(before + BEGIN + head + "\n".join(lines) + "\n" + END + after, encoding="utf-8")

@@ -1,7 +1,7 @@
 """One side of a race, in a process of its own: `worker.py SIDE SHAPE` takes a training step for every line it reads.
 
-It answers with milliseconds of CPU time, and at the end with its largest memory in MB. Needs torch and the package of its side alone, so that rivals run in an
-environment of their own. Rivals see the sources side by side, as one long activation.
+It answers with milliseconds of CPU time, and at the end with its largest memory in MB. Needs torch and the package of its
+side alone, so that rivals run in an environment of their own. Rivals see the sources side by side, as one long activation.
 """
 
 from __future__ import annotations
@@ -47,6 +47,32 @@ def ours(shape: dict, device: str = "cpu") -> Step:
     if l1:
         crosscoder.equalise_rates(coder, next(batches(shape)).to(device), shape["k"])
     return lambda x: training.step(state, x, settings, weights)
+
+
+def passes(shape: dict) -> Step:
+    """The sparse part of our step alone: reconstruction, gradient at the code, both weight gradients."""
+    from crosscoders import crosscoder, gradients, sparse
+    from crosscoders.stage import reuse_memory
+
+    reuse_memory()
+    torch.set_grad_enabled(False)
+    tokens, m, width = shape["batch"], shape["latents"], shape["sources"] * shape["width"]
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(m, width, generator=generator)
+    coder = crosscoder.Crosscoder(
+        weights, torch.zeros(m), weights.clone(), torch.zeros(width), ["all"], [width], torch.ones(m, 1, dtype=torch.bool),
+        torch.ones(m, 1, dtype=torch.bool), torch.zeros(m, dtype=torch.bool), torch.ones(m), "batchtopk", shape["k"],
+    )  # fmt: skip
+    index = torch.randint(tokens * m, (tokens * shape["k"],), generator=generator).unique()
+    code = sparse.from_flat(index, torch.ones(len(index)), (tokens, m))
+
+    def step(x: torch.Tensor) -> None:
+        found = gradients._Sparse(code)
+        _, gradient, at_code = found.reconstruct(coder, x, torch.ones(width))
+        found.weight_gradient(at_code, x)
+        found.weight_gradient(found.values, gradient)
+
+    return step
 
 
 def dense(shape: dict, device: str = "cpu") -> Step:
@@ -137,6 +163,7 @@ def sae_lens(shape: dict) -> Step:
 
 SIDES = {
     "ours": ours,
+    "passes": passes,
     "dense": dense,
     "dictionary-learning": dictionary_learning,
     "eai-sparsify": sparsify,

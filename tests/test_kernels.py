@@ -63,7 +63,9 @@ def test_adam_with_the_gradient_inside_follows_adam():
 def test_a_training_is_the_same_with_and_without_kernels(member, monkeypatch, activation, penalty, auxiliary):
     """Eight float64 steps; latents die in the one with AuxK, so that stored and unstored gradients take turns."""
     torch.set_grad_enabled(False)
-    monkeypatch.setattr(gradients, "DENSE_ABOVE", {"cpu": 1.0, "compiled": 1.0, "cuda": 1.0})  # dense passes would use no kernel
+    monkeypatch.setattr(
+        gradients, "DENSE_ABOVE", {"cpu": 1.0, "compiled": 1.0, "cuda": 1.0}
+    )  # dense passes would use no kernel
     unstored = []
     step = kernels.adam_step
     monkeypatch.setattr(kernels, "adam_step", lambda *given: (unstored.append(1), step(*given)))

@@ -34,10 +34,11 @@ def drawn(seed: int, tokens: int, width: int, latents: int, dtype=torch.float64)
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([1, 3, 16, 63, 64, 65, 200]), st.integers(1, 300),
-    st.floats(0.001, 0.45), st.integers(1, 3),
+    st.floats(0.001, 0.45), st.integers(1, 3), st.sampled_from([0.0, 1.0, 1e6]),
 )  # fmt: skip
-def test_pairs_above_a_floor_are_those_of_the_whole_product(seed, tokens, width, latents, share, threads):
+def test_pairs_above_a_floor_are_those_of_the_whole_product(seed, tokens, width, latents, share, threads, offset):
     x, encoder, bias = drawn(seed, tokens, width, latents)
+    bias = offset * bias
     whole = torch.addmm(bias, x, encoder.T)
     floor = whole.quantile(1 - share) + 0.1 * bias
     before = torch.get_num_threads()

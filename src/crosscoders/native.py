@@ -156,10 +156,15 @@ def usable(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in NAMES and library() is not None
 
 
+def _alike(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """As the C++ code expects them: in the precision of the first, without gaps."""
+    return [tensor.to(tensors[0].dtype).contiguous() for tensor in tensors]
+
+
 def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The pairs, found by all threads, each on latents of its own."""
     (tokens, width), m, name = x.shape, len(encoder), NAMES[x.dtype]
-    x, encoder, bias, floor = (tensor.contiguous() for tensor in (x, encoder, bias.to(x.dtype), floor.to(x.dtype)))
+    x, encoder, bias, floor = _alike(x, encoder, bias, floor)
     rounded = torch.zeros(tokens, factor.shape[1], dtype=torch.int8)
     sums, (scale, norm, residual) = torch.zeros(tokens, dtype=torch.int32), torch.zeros(3, tokens)
     pointers = [tensor.data_ptr() for tensor in (rounded, sums, scale, norm, residual)]
@@ -190,7 +195,7 @@ def reconstruct(
     code: Code, by_latent: ByLatent, x: torch.Tensor, decoder: torch.Tensor, bias: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The error x − x̂ of a code, (T, D), and the gradients of its weighted mean square at x̂, (T, D), and at the values."""
-    inputs = [tensor.contiguous() for tensor in (x, decoder, bias, weights)]
+    inputs = _alike(x, decoder, bias, weights)
     if len(code.values) < RECONSTRUCTED_BY_COLUMNS_FROM * code.size[1]:
         return _reconstruct_rows(code, *inputs)
     chunks = _chunks(x)

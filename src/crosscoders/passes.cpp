@@ -1,6 +1,6 @@
-// Encoder of a crosscoder on processors with 8-bit dot products (AVX-512 VNNI): which (token, latent) pairs may lie above
-// a floor is found in 8 bits, and only those are computed in full precision. Built and called by native.py, where the
-// bound on the error of the 8-bit product is explained.
+// Passes of a training step over sparse codes, for processors with AVX-512 and its 8-bit dot products (VNNI): the pairs
+// above a floor, reconstruction with the gradient at the code, weight gradients; and the rows of the feed. Compiled
+// and called by native.py, where the bound on the error of an 8-bit product is explained. Matrices are row by row.
 #include <immintrin.h>
 
 #include <cmath>
@@ -13,7 +13,9 @@ namespace {
 template <typename T>
 struct Buffer {
   T* data;
-  explicit Buffer(int64_t count) : data(static_cast<T*>(_mm_malloc(count * sizeof(T), 64))) { std::memset(data, 0, count * sizeof(T)); }
+  explicit Buffer(int64_t count) : data(static_cast<T*>(_mm_malloc(count * sizeof(T), 64))) {
+    std::memset(data, 0, count * sizeof(T));
+  }
   ~Buffer() { _mm_free(data); }
   Buffer(const Buffer&) = delete;
 };
@@ -99,7 +101,8 @@ void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* 
 #pragma GCC unroll 14
   for (int t = 0; t < count; t++) low[t] = high[t] = _mm512_setzero_si512();
   for (int64_t quad = 0; quad < stride / QUAD; quad++) {
-    __m512i first = _mm512_load_si512(panel + quad * LANES * QUAD), second = _mm512_load_si512(panel + quad * LANES * QUAD + 64);
+    const uint8_t* four_columns = panel + quad * LANES * QUAD;
+    __m512i first = _mm512_load_si512(four_columns), second = _mm512_load_si512(four_columns + 64);
 #pragma GCC unroll 14
     for (int t = 0; t < count; t++) {
       int32_t four;
@@ -155,13 +158,15 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
   Buffer<uint8_t> packed(rows * stride);
   Buffer<int8_t> q(stride);
   Buffer<float> scaled(stride), numbers(5 * rows);
-  float *scale = numbers.data, *norm = scale + rows, *residual = norm + rows, *offset = residual + rows, *above = offset + rows;
+  float *scale = numbers.data, *norm = scale + rows, *residual = norm + rows;
+  float *offset = residual + rows, *above = offset + rows;
   int64_t filled = 0;
   for (int64_t group = first; group < last; group += rows) {
     for (int64_t r = 0; r < rows; r++) {
       int64_t j = group + r;
       offset[r] = j < last ? static_cast<float>(bias[j]) : 0.0f;
-      above[r] = j < last ? static_cast<float>(floor[j]) : INFINITY;
+      // lowered by what 32-bit arithmetic may round off a bias and a floor
+      above[r] = j < last ? static_cast<float>(floor[j] - 1e-6 * (std::fabs(floor[j]) + std::fabs(bias[j]))) : INFINITY;
       if (j >= last) {
         scale[r] = norm[r] = residual[r] = 0.0f;
         continue;
@@ -180,8 +185,9 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
       int64_t some = count - t < TOKENS ? count - t : TOKENS, candidates = filled;
       for (int64_t panel = 0; panel < PANELS && group + panel * LANES < last; panel++) {
         int64_t r = panel * LANES;
-        tiles<TOKENS>(some, x8 + t * stride, stride, packed.data + r * stride, sums + t, {x_scale + t, x_norm + t, x_residual + t},
-                      {scale + r, norm + r, residual + r}, offset + r, above + r, deviations, found);
+        tiles<TOKENS>(some, x8 + t * stride, stride, packed.data + r * stride, sums + t,
+                      {x_scale + t, x_norm + t, x_residual + t}, {scale + r, norm + r, residual + r}, offset + r,
+                      above + r, deviations, found);
         for (int64_t i = 0; i < some; i++)
           for (uint32_t mask = found[i]; mask; mask &= mask - 1) {
             if (candidates == capacity) return -1;
@@ -411,6 +417,7 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
     auto* pass = registers == 8 ? weight_gradient<T, 8> : registers == 4 ? weight_gradient<T, 4> : weight_gradient<T, 2>; \
     pass({offsets, tokens, values, count, latents}, rows, chunk, width, out, squares);                                    \
   }
+
 // Rows of stored activations, bfloat16: out = (row − mean) / scale, or (row − other row − mean) / scale.
 extern "C" void normalised_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t count, int64_t width,
                                 const float* mean, float scale, float* out, int64_t stride) {

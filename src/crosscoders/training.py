@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from crosscoders import native, sparse
+from crosscoders.ahead import Ahead
 from crosscoders.crosscoder import Crosscoder, create, equalise_rates
 from crosscoders.gradients import Objective, Result, compute, stored
 from crosscoders.order import Order
@@ -292,7 +293,11 @@ def fit(
         if checkpoint and state.step % settings.training.checkpoint_steps == 0 and state.step < settings.training.steps:
             checkpoint.save(state)
 
-    run(state, settings, lambda step: data.rows(order.take(step * batch_tokens, batch_tokens)), after_step)
+    def rows(step: int) -> torch.Tensor:
+        return data.rows(order.take(step * batch_tokens, batch_tokens))
+
+    with Ahead(rows, settings.training.steps, device) as batch:
+        run(state, settings, batch, after_step)
     if apart:
         apart.join(coder)
     if coder.selection.ranked_over == "batch":

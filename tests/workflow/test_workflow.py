@@ -283,6 +283,17 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(project, tmp_path):
     assert not differing
 
 
+@pytest.mark.parametrize(("file", "reason"), [("absent.yaml", "No such file"), ("src", "Is a directory"), ("latin.yaml", "decode")])  # fmt: skip
+@pytest.mark.parametrize("profile", ["profiles/default", "profiles/slurm"])
+def test_a_study_file_that_cannot_be_read_is_a_line(project, file, reason, profile):
+    (project / "latin.yaml").write_bytes("study: café".encode("latin-1"))
+    done = snakemake(project, "-n", "--workflow-profile", profile, "--configfile", file, check=False)
+    assert done.returncode != 0
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("--configfile: ") and reason in line and "expected a study file" in line
+    assert "Traceback" not in done.stdout + done.stderr and 'File "' not in done.stderr
+
+
 def test_config_errors_are_lines_before_any_job(project):
     content = checks.read(project / "studies/smoke.yaml")
     content["crosscoders"]["l1"]["latents"] = 0
