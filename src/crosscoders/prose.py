@@ -103,7 +103,7 @@ def _counted(one: xr.Dataset, call: str) -> str:
     chosen = one.sel(call=call)
     columns = (chosen[name].values.tolist() for name in ("called", "called_low", "called_high"))
     return f"{call} " + " and ".join(
-        f"{count:,} [{low:,.0f}, {high:,.0f}]" for count, low, high in zip(*columns, strict=True)
+        f"{count:,} [{max(low, 0):,.0f}, {max(high, 0):,.0f}]" for count, low, high in zip(*columns, strict=True)
     )
 
 

@@ -289,9 +289,10 @@ def test_a_study_file_that_cannot_be_read_is_a_line(project, file, reason, profi
     (project / "latin.yaml").write_bytes("study: café".encode("latin-1"))
     done = snakemake(project, "-n", "--workflow-profile", profile, "--configfile", file, check=False)
     assert done.returncode != 0
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("--configfile: ") and reason in line and "expected a study file" in line
-    assert "Traceback" not in done.stdout + done.stderr and 'File "' not in done.stderr
+    output = done.stdout + done.stderr
+    (line,) = (line for line in output.splitlines() if line.startswith("--configfile: "))
+    assert reason in line and "expected a study file" in line
+    assert "Traceback" not in output and 'File "' not in output
 
 
 def test_config_errors_are_lines_before_any_job(project):
