@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import native
+from crosscoders import native, sparse
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs g++ and a processor with AVX-512 VNNI")
 
@@ -68,3 +68,28 @@ def test_one_compilation_serves_all_jobs_and_a_foreign_file_is_not_taken(tmp_pat
     before = first.stat().st_mtime_ns
     assert native._built(compiler, "a").stat().st_mtime_ns == before
     assert native._built(compiler, "b") != first
+
+
+@pytest.mark.parametrize("tokens", [50, 2000, 4000])
+def test_passes_by_columns_are_those_by_rows_however_many_tokens(monkeypatch, tokens):
+    """With many tokens fewer columns fit in the cache: every number of registers is taken."""
+    x, decoder, bias = drawn(0, tokens, 77, 40)
+    generator = torch.Generator().manual_seed(1)
+    dense = torch.rand(tokens, 40, generator=generator, dtype=torch.float64)
+    code = sparse.of_dense(dense * (dense > 0.9))
+    by_latent, weights = sparse.ByLatent(code), torch.rand(77, generator=generator, dtype=torch.float64)
+    monkeypatch.setattr(native, "GRADIENTS_BY_COLUMNS_FROM", dict.fromkeys((8, 4, 2), 0))
+    assert native._chunks(x).registers == {50: 8, 2000: 4, 4000: 2}[tokens]
+    found = []
+    for least in (0, 10**9):
+        monkeypatch.setattr(native, "RECONSTRUCTED_BY_COLUMNS_FROM", dict.fromkeys((8, 4, 2), least))
+        found.append(native.reconstruct(code, by_latent, x, decoder, bias[:1].expand(77), weights))
+    error = x - code.dense() @ decoder - bias[0]
+    gradient = -2 / tokens * weights * error
+    expected = error, gradient, (gradient @ decoder.T)[code.tokens, code.latents]
+    for way in found:
+        for a, b in zip(way, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    by_columns = native.weight_gradient(by_latent, code.values, x)
+    torch.testing.assert_close(by_columns.dense(), code.dense().T @ x, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(by_columns.squared_norm(), by_columns.dense().square().sum(), rtol=1e-12, atol=0)

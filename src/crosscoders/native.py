@@ -43,8 +43,12 @@ FEW_TOKENS = 128
 """Tokens below which rounding the encoder costs more than it saves."""
 GROUP = 128
 """Latents that the C++ code works on at a time."""
-RECONSTRUCTED_BY_COLUMNS_FROM, GRADIENTS_BY_COLUMNS_FROM = 12, 6
-"""Pairs per latent from which working through columns of all latents costs less than gathering rows; measured."""
+RECONSTRUCTED_BY_COLUMNS_FROM = {8: 12, 4: 32, 2: 80}
+GRADIENTS_BY_COLUMNS_FROM = {8: 6, 4: 12, 2: 24}
+"""Pairs per latent from which working through columns of all latents costs less than gathering rows; measured.
+
+By the registers that hold the columns of one latent: the fewer, the more often every latent is read.
+"""
 CACHE = 768 << 10
 """Bytes of the second cache that a pass may fill: most of the 1 MB of a server's core."""
 LARGEST_WIDTH = 1 << 16
@@ -196,9 +200,9 @@ def reconstruct(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The error x − x̂ of a code, (T, D), and the gradients of its weighted mean square at x̂, (T, D), and at the values."""
     inputs = _alike(x, decoder, bias, weights)
-    if len(code.values) < RECONSTRUCTED_BY_COLUMNS_FROM * code.size[1]:
-        return _reconstruct_rows(code, *inputs)
     chunks = _chunks(x)
+    if not chunks.pay(len(code.values), code.size[1], RECONSTRUCTED_BY_COLUMNS_FROM):
+        return _reconstruct_rows(code, *inputs)
     error, gradient = torch.empty_like(x), torch.empty_like(x)
     slopes = x.new_empty(chunks.count, len(code.values))
     pairs, pointers = _pairs(by_latent, code.values), [tensor.data_ptr() for tensor in inputs]
@@ -248,9 +252,9 @@ class Gradient:
 
 def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient | None:
     """Σ_t value_tj rows_t, (m, D), of values in the order of tokens; None where torch is as fast."""
-    if len(values) < GRADIENTS_BY_COLUMNS_FROM * len(by_latent.counts):
-        return None
     m, chunks, rows = len(by_latent.counts), _chunks(rows), rows.contiguous()
+    if not chunks.pay(len(values), m, GRADIENTS_BY_COLUMNS_FROM):
+        return None
     found = Gradient(rows.new_empty(m, rows.shape[1]), rows.new_empty(chunks.count, m))
     pairs = _pairs(by_latent, values)
     function = getattr(library(), f"weight_gradient_{NAMES[rows.dtype]}")
@@ -282,6 +286,10 @@ class _Chunks:
 
     count: int
     registers: int
+
+    def pay(self, pairs: int, latents: int, least: dict[int, float]) -> bool:
+        """Whether so many pairs are better worked on by columns."""
+        return pairs >= least[self.registers] * latents
 
 
 def _chunks(rows: torch.Tensor) -> _Chunks:
