@@ -40,9 +40,8 @@ def test_pairs_above_a_floor_are_those_of_the_whole_product(seed, tokens, width,
     x, encoder, bias = drawn(seed, tokens, width, latents)
     bias = offset * bias
     whole = torch.addmm(bias, x, encoder.T)
-    floor = (
-        whole.quantile(1 - share) + 0.1 * bias + 1e-9 * whole.abs().max()
-    )  # on no value: which is above is no question
+    aside = 1e-9 * whole.abs().max()  # a floor on a value would leave it to rounding which is above
+    floor = whole.quantile(1 - share) + 0.1 * bias + aside
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
