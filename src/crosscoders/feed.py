@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,11 +104,18 @@ class Activations:
             part /= float(self._scale[source])
         return out
 
+    @cached_property
+    def _starts(self) -> list[np.ndarray]:
+        """Addresses of the stored variables: for every source (shards, file variables)."""
+        return [
+            np.array([[mapped.ctypes.data for mapped in shard[source]] for shard in self._maps])
+            for source in range(len(self.widths))
+        ]
+
     def _addresses(self, source: int, place: np.ndarray) -> list[np.ndarray]:
         """Where the stored rows of some kept tokens lie in memory, one array per file variable of the source."""
-        starts = np.array([[mapped.ctypes.data for mapped in shard[source]] for shard in self._maps])
         offset = self._kept[place] * (2 * self.widths[source])
-        return [starts[self._shard[place], part] + offset for part in range(starts.shape[1])]
+        return [column[self._shard[place]] + offset for column in self._starts[source].T]
 
     def _bits(self, source: int, place: np.ndarray) -> list[np.ndarray]:
         """Stored bit patterns of some kept tokens, (tokens, width) for each file variable that the source is made of."""

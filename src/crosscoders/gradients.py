@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DENSE_ABOVE = {"cpu": 0.04, "compiled": 0.14, "cuda": 0.005}
 """Density of the code above which dense products are taken instead of gathered rows, by device.
 
-Measured on a CPU, with torch's passes and with those in C++. On a GPU products are so fast that gathering wins where m / k exceeds 150 to 260; not measured here.
+Measured on a CPU, with torch's passes and with those in C++. On a GPU products are so fast that gathering wins where m / k
+exceeds 150 to 260; not measured here.
 """
 AUXILIARY_TOKENS = 4
 """AuxK looks at one in so many tokens of a batch: dead latents need a direction, not precision."""
@@ -137,16 +138,14 @@ def _select(
     return [_positive(p) for p in preactivations], 0.0
 
 
-def _dense_pays(pairs: int, like: torch.Tensor, entries: int | None = None) -> bool:
-    """Whether dense products cost less than passes over so many pairs of a code with so many entries."""
-    compiled = native.usable(like) and not sparse.on_gpu(like)
-    limit = DENSE_ABOVE["compiled" if compiled else like.device.type]
-    return pairs > limit * (entries or like.numel())
+def _dense_pays(pairs: int, size: tuple[int, int], like: torch.Tensor) -> bool:
+    """Whether dense products cost less than passes over so many pairs of a (T, m) code."""
+    return pairs > DENSE_ABOVE["compiled" if sparse.compiled(like) else like.device.type] * size[0] * size[1]
 
 
 def _of_code(code: sparse.Code) -> _Sparse | _Dense:
     """Passes over a code."""
-    dense = _dense_pays(len(code.values), code.values, code.size[0] * code.size[1])
+    dense = _dense_pays(len(code.values), code.size, code.values)
     return _Dense(code.dense()) if dense else _Sparse(code)
 
 
@@ -155,7 +154,7 @@ def _positive(preactivations: sparse.Preactivations) -> _Sparse | _Dense:
     found = preactivations.few_above(0.0)
     if found is None:
         wanted = preactivations.whole > 0
-        if _dense_pays(int(wanted.count_nonzero()), preactivations.whole):
+        if _dense_pays(int(wanted.count_nonzero()), preactivations.size, preactivations.whole):
             return _Dense(preactivations.whole.relu())
         found = preactivations.at(wanted)
     return _of_code(sparse.from_flat(*found, preactivations.size))
@@ -185,7 +184,7 @@ class _Sparse:
 
     def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor):
         decoder, bias = crosscoder.decoder, crosscoder.decoder_bias
-        if native.usable(x) and not sparse.on_gpu(x):
+        if sparse.compiled(x):
             return native.reconstruct(self.code, self.by_latent, x, decoder, bias, weights)
         error = x - sparse.decode(self.code, decoder, bias)
         gradient = error * weights * (-2 / len(x))
@@ -199,7 +198,7 @@ class _Sparse:
             from crosscoders.kernels import RowGradient
 
             return RowGradient(self.by_latent, values, rows)
-        found = native.weight_gradient(self.by_latent, values, rows) if native.usable(rows) else None
+        found = native.weight_gradient(self.by_latent, values, rows) if sparse.compiled(rows) else None
         return self.by_latent.weight_gradient(values, rows) if found is None else found
 
     def total(self, values: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 A code holds only the active (token, latent) pairs, sorted by token. Decoding and both weight gradients gather rows of
 (m, D) matrices, so their cost is the number of pairs times D, whatever m is. On a GPU :mod:`crosscoders.kernels` makes
-the same passes; on a CPU :mod:`crosscoders.native` finds the active pairs, where it can.
+the same passes; on a CPU :mod:`crosscoders.native` does, where it compiles.
 """
 
 from __future__ import annotations
@@ -171,6 +171,11 @@ def of_dense(f: torch.Tensor) -> Code:
 def on_gpu(tensor: torch.Tensor) -> bool:
     """Whether passes over a tensor are those of :mod:`crosscoders.kernels`."""
     return tensor.is_cuda
+
+
+def compiled(tensor: torch.Tensor) -> bool:
+    """Whether passes over a tensor are those of :mod:`crosscoders.native`."""
+    return not on_gpu(tensor) and native.usable(tensor)
 
 
 def decode(code: Code, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

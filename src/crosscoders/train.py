@@ -76,6 +76,7 @@ def main(arguments) -> None:
     identity = {**section, "inputs": digests, "versions": artifacts.versions(), "passes": passes()}
     checkpoint = Checkpoint(arguments.output.with_suffix(".checkpoint"), identity)
     name = f"train {section['setting_name']}/{section['crosscoder_name']}/seed-{section['seed']}"
+    stage.say(f"{name}: passes by {passes()} on a CPU")
     progress = stage.Progress(name, settings.training.steps * batch_tokens)
 
     def report(state: training.State) -> None:

@@ -34,8 +34,8 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
-        reasons = REASON.findall(str(record.msg))
-        if OPENING in str(record.msg) and reasons:
+        text = str(record.msg)
+        if OPENING in text and (reasons := REASON.findall(text)):
             record.msg = f"--configfile: {reasons[-1]}; expected a study file, such as config.yaml"
             record.args = None
         self.terminal.emit(record)
