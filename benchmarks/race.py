@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks/out"
 RIVALS = ROOT / ".venv-rivals/bin/python"
 OWN = ("ours", "passes", "dense")
-WARMUP = 4
+WARMUP = 12
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 

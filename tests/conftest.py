@@ -34,7 +34,6 @@ def way(request, monkeypatch):
     monkeypatch.setattr(native, "SPARSE_BELOW", 0.5)
     columns_from = dict.fromkeys((8, 4, 2), 0 if request.param == "C++ columns" else 10**9)
     monkeypatch.setattr(native, "RECONSTRUCTED_BY_COLUMNS_FROM", columns_from)
-    monkeypatch.setattr(native, "GRADIENTS_BY_COLUMNS_FROM", columns_from)
     return request.param
 
 

@@ -213,6 +213,22 @@ def test_carried_threshold_falls_back_when_activations_shrink(member):
     assert torch.equal(code.dense(), fresh.dense())
 
 
+def test_a_margin_that_follows_the_threshold_changes_no_selection(member):
+    """Batches of rising and falling size, near each other and far: the codes are those of a selection that saw no batch."""
+    coder = make(member, "batchtopk", "none", None)
+    selection, norms = sparse.BatchTopK(), coder.decoder_norms().sum(1)
+    margins = []
+    for seed, size in enumerate([1.0] * 25 + [1.05, 0.9, 3.0, 1.0, 1.0]):
+        whole = sparse.Whole(size * coder.preactivations(inputs(2000, 30, seed=seed)))
+        code, _ = selection(whole, norms, 4)
+        fresh, _ = sparse.BatchTopK()(whole, norms, 4)
+        assert torch.equal(code.dense(), fresh.dense())
+        margins.append(selection.margin)
+    assert min(margins) < 0.7 * margins[0]
+    assert margins[27] == sparse.MARGIN[1]
+    assert 1 <= selection.fallbacks <= 2
+
+
 @given(latents=st.integers(1, 500), parts=st.lists(st.integers(1, 9), min_size=1, max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_block_sizes_sum_to_the_dictionary(latents, parts):

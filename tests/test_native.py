@@ -79,7 +79,6 @@ def test_passes_by_columns_are_those_by_rows_however_many_tokens(monkeypatch, to
     dense = torch.rand(tokens, 40, generator=generator, dtype=torch.float64)
     code = sparse.of_dense(dense * (dense > 0.9))
     by_latent, weights = sparse.ByLatent(code), torch.rand(77, generator=generator, dtype=torch.float64)
-    monkeypatch.setattr(native, "GRADIENTS_BY_COLUMNS_FROM", dict.fromkeys((8, 4, 2), 0))
     assert native._chunks(x).registers == {50: 8, 2000: 4, 4000: 2}[tokens]
     found = []
     for least in (0, 10**9):

@@ -98,6 +98,8 @@ class Crosscoder:
 
     def decoder_norms(self) -> torch.Tensor:
         """n_{j,s} = ‖W_dec,j^s‖₂, (m, S)."""
+        if len(set(self.widths)) == 1:  # in one pass
+            return torch.linalg.vector_norm(self.decoder.reshape(self.latents, len(self.widths), -1), dim=2)
         return torch.stack([self.decoder[:, c].norm(dim=1) for c in self.columns], dim=1)
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:

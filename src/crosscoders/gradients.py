@@ -198,8 +198,9 @@ class _Sparse:
             from crosscoders.kernels import RowGradient
 
             return RowGradient(self.by_latent, values, rows)
-        found = native.weight_gradient(self.by_latent, values, rows) if sparse.compiled(rows) else None
-        return self.by_latent.weight_gradient(values, rows) if found is None else found
+        if sparse.compiled(rows):
+            return native.weight_gradient(self.by_latent, values, rows)
+        return self.by_latent.weight_gradient(values, rows)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         return self.by_latent.total(values)

@@ -44,7 +44,6 @@ FEW_TOKENS = 128
 GROUP = 128
 """Latents that the C++ code works on at a time."""
 RECONSTRUCTED_BY_COLUMNS_FROM = {8: 12, 4: 32, 2: 80}
-GRADIENTS_BY_COLUMNS_FROM = {8: 6, 4: 12, 2: 24}
 """Pairs per latent from which working through columns of all latents costs less than gathering rows; measured.
 
 By the registers that hold the columns of one latent: the fewer, the more often every latent is read.
@@ -191,7 +190,7 @@ def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] 
     if any(part is None for part in parts):
         return None
     index, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    order = torch.argsort(index)
+    order = torch.from_numpy(np.argsort(index.numpy()))
     return index[order], values[order]
 
 
@@ -250,11 +249,9 @@ class Gradient:
         return self.squares.sum(dtype=torch.float64)
 
 
-def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient | None:
-    """Σ_t value_tj rows_t, (m, D), of values in the order of tokens; None where torch is as fast."""
+def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
+    """Σ_t value_tj rows_t, (m, D), of values in the order of tokens."""
     m, chunks, rows = len(by_latent.counts), _chunks(rows), rows.contiguous()
-    if not chunks.pay(len(values), m, GRADIENTS_BY_COLUMNS_FROM):
-        return None
     found = Gradient(rows.new_empty(m, rows.shape[1]), rows.new_empty(chunks.count, m))
     pairs = _pairs(by_latent, values)
     function = getattr(library(), f"weight_gradient_{NAMES[rows.dtype]}")

@@ -22,6 +22,7 @@ struct Buffer {
 
 constexpr int64_t LANES = 32;   // latents side by side in a packed panel: two registers
 constexpr int64_t TOKENS = 14;  // tokens of one tile: 28 accumulators
+constexpr int64_t HALF = 16;    // latents packed at a time
 constexpr int64_t QUAD = 4;     // columns that one instruction multiplies and adds
 constexpr int64_t PANELS = 4;   // panels that share a tile of tokens while it lies in the first cache
 
@@ -138,6 +139,16 @@ void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* 
   }
 }
 
+// Sixteen rows in 8 bits, as columns of sixteen quads, 128 bytes apart: the products take one side unsigned, so 128 is added.
+void pack(const int8_t* rows, int64_t stride, uint8_t* out) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i place = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int32_t>(stride)));
+  for (int64_t quad = 0; quad < stride / QUAD; quad++) {
+    __m512i column = _mm512_i32gather_epi32(place, rows + quad * QUAD, 1);
+    _mm512_store_si512(out + quad * LANES * QUAD, _mm512_xor_si512(column, _mm512_set1_epi32(0x80808080)));
+  }
+}
+
 template <int count>
 void tiles(int64_t wanted, const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* sums, Rows tokens,
            Rows latents, const float* bias, const float* floor, float deviations, uint32_t* found) {
@@ -156,7 +167,7 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
              int64_t capacity) {
   const int64_t stride = (width + 63) / 64 * 64, rows = PANELS * LANES;
   Buffer<uint8_t> packed(rows * stride);
-  Buffer<int8_t> q(stride);
+  Buffer<int8_t> q(HALF * stride);
   Buffer<float> scaled(stride), numbers(5 * rows);
   float *scale = numbers.data, *norm = scale + rows, *residual = norm + rows;
   float *offset = residual + rows, *above = offset + rows;
@@ -167,18 +178,13 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
       offset[r] = j < last ? static_cast<float>(bias[j]) : 0.0f;
       // lowered by what 32-bit arithmetic may round off a bias and a floor
       above[r] = j < last ? static_cast<float>(floor[j] - 1e-6 * (std::fabs(floor[j]) + std::fabs(bias[j]))) : INFINITY;
-      if (j >= last) {
+      int8_t* row = q.data + r % HALF * stride;
+      if (j < last)
+        quantise(encoder + j * width, factor, width, row, scale + r, norm + r, residual + r, scaled.data);
+      else
         scale[r] = norm[r] = residual[r] = 0.0f;
-        continue;
-      }
-      quantise(encoder + j * width, factor, width, q.data, scale + r, norm + r, residual + r, scaled.data);
-      uint8_t* out = packed.data + (r / LANES) * LANES * stride + (r % LANES) * QUAD;
-      for (int64_t quad = 0; quad < stride / QUAD; quad++) {
-        uint32_t four;
-        std::memcpy(&four, q.data + quad * QUAD, QUAD);
-        four ^= 0x80808080u;  // q + 128, unsigned
-        std::memcpy(out + quad * LANES * QUAD, &four, QUAD);
-      }
+      int64_t begun = r % LANES - r % HALF;  // of the panel's lanes
+      if (r % HALF == HALF - 1) pack(q.data, stride, packed.data + r / LANES * LANES * stride + begun * QUAD);
     }
     uint32_t found[TOKENS];
     for (int64_t t = 0; t < count; t += TOKENS) {
@@ -263,6 +269,14 @@ struct Columns {
     T* to = matrix + row * width + first;
 #pragma GCC unroll 8
     for (int r = 0; r < REGISTERS; r++) store(to + r * size, mask[r], values[r]);
+  }
+
+  // Past the caches, for what is read again only after all other rows; whole lines alone can be written so.
+  void stream(T* matrix, int64_t row, const Lanes* values) const {
+    T* to = matrix + row * width + first;
+    if (reinterpret_cast<uintptr_t>(to) % 64 || first + count > width) return write(matrix, row, values);
+#pragma GCC unroll 8
+    for (int r = 0; r < REGISTERS; r++) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + r * size), (__m512i)values[r]);
   }
 
   void fetch(const T* matrix, int64_t row, int64_t rows) const {
@@ -374,11 +388,12 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
 #pragma GCC unroll 8
       for (int r = 0; r < REGISTERS; r++) total[r] += pairs.values[p] * row[r];
     }
-    columns.write(out, j, total);
+    columns.stream(out, j, total);
 #pragma GCC unroll 8
     for (int r = 0; r < REGISTERS; r++) square += total[r] * total[r];
     squares[j] = sum(square);
   }
+  _mm_sfence();
 }
 
 }  // namespace

@@ -17,8 +17,8 @@ from torch.nn.functional import embedding_bag
 from crosscoders import native
 from crosscoders.crosscoder import Crosscoder
 
-CANDIDATE_MARGIN = 0.9
-"""Share of the last threshold above which pre-activations are candidates for the next selection."""
+MARGIN = (0.02, 0.1)
+"""By which share a threshold is lowered to pick the candidates of the next batch, at least and at most."""
 
 
 @dataclass
@@ -128,26 +128,32 @@ class Preactivations(Whole):
         return torch.addmm(coder.encoder_bias[latents], self.x[tokens], coder.encoder[latents].T)
 
 
+@dataclass
 class BatchTopK:
     """Keeps the T·k largest scores f_j Σ_s n_{j,s} of a batch [B24].
 
     The last batch's threshold, lowered by a margin, picks a few candidates among which the selection is exact; where
-    they turn out too few, all positive pre-activations are candidates.
+    they turn out too few, all positive pre-activations are candidates. The margin is three times the threshold's last
+    change, or nine tenths of what it was before.
     """
 
-    def __init__(self) -> None:
-        self.carried = 0.0
-        self.fallbacks = 0
+    carried: float = 0.0
+    margin: float = MARGIN[1]
+    fallbacks: int = 0
 
     def __call__(self, preactivations: Whole, norms: torch.Tensor, k: int) -> tuple[Code, float]:
         """Code of (T, m) pre-activations and the smallest score kept."""
         tokens, m = preactivations.size
-        index, values = preactivations.above(CANDIDATE_MARGIN * self.carried / norms.clamp_min(1e-30))
+        index, values = preactivations.above((1 - self.margin) * self.carried / norms.clamp_min(1e-30))
         if len(index) < k * tokens and self.carried > 0:
             self.fallbacks += 1
             index, values = preactivations.above(0.0)
-        keep, self.carried = largest(values * norms[index % m], k * tokens)
-        return from_flat(index[keep], values[keep], (tokens, m)), self.carried
+        keep, threshold = largest(values * norms[index % m], k * tokens)
+        if self.carried > 0:
+            change = abs(threshold / self.carried - 1)
+            self.margin = min(max(MARGIN[0], 3 * change, 0.9 * self.margin), MARGIN[1])
+        self.carried = threshold
+        return from_flat(index[keep], values[keep], (tokens, m)), threshold
 
 
 def encode(crosscoder: Crosscoder, x: torch.Tensor) -> Code:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,7 +93,7 @@ class State:
             "parameters": [parameter.clone() for parameter in self.crosscoder.parameters],
             "optimizer": self.optimizer.state_dict(),
             "silent_tokens": self.silent_tokens,
-            "carried": self.selection.carried,
+            "selection": asdict(self.selection),
             "history": self.history,
         } | {name: getattr(self, name) for name in STEERED}
 
@@ -104,7 +104,7 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.silent_tokens.copy_(saved["silent_tokens"])
         self.history = saved["history"]
-        self.selection.carried = saved["carried"]
+        self.selection = sparse.BatchTopK(**saved["selection"])
         for name in STEERED:
             setattr(self, name, saved[name])
 
