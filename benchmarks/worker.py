@@ -37,7 +37,8 @@ def ours(shape: dict, device: str = "cpu") -> Step:
             "training": {
                 "steps": 10**6, "batch_tokens": shape["batch"], "learning_rate": LEARNING_RATE, "warmup_steps": 0,
                 "decay_share": 0.0, "gradient_clip": CLIP, "decoder_norm": 0.1, "auxiliary_coefficient": 0.0,
-                "dead_tokens": 10**9,
+                "dead_tokens": 10**9, "adam_moments": shape.get("adam_moments", "float32"),
+                "precision": shape.get("precision", "float32"),
             },
         }
     )  # fmt: skip

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is made for Linux")
-from crosscoders import crosscoder, gradients, kernels, sparse, training
+from crosscoders import crosscoder, gradients, kernels, native, optimizer, sparse, training
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXACT = {"rtol": 1e-13, "atol": 1e-13}
@@ -42,21 +42,65 @@ def test_passes_equal_the_plain_ones(seed, tokens, latents, width, k):
     torch.testing.assert_close(kernels.squared_norm(by_latent, code.values, rows), gradient.square().sum(), **EXACT)
 
 
-def test_adam_with_the_gradient_inside_follows_adam():
-    """Ten clipped steps on the same gradients as torch's Adam."""
-    code, _, weights, _ = drawn(0, 12, 20, 600, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("tokens", "latents", "width"), [(20, 70, 30), (3, 40, 65), (16, 32, 16)])
+def test_pairs_above_a_floor_are_those_of_the_whole_product(monkeypatch, dtype, tokens, latents, width):
+    """Several blocks and words, the last ones not full; floors near the values, so that rounding would move many."""
+    for name, size in (("TOKENS", 16), ("LATENTS", 32), ("COLUMNS", 16), ("WORDS", 2), ("BLOCK", 32)):
+        monkeypatch.setattr(kernels, name, size)
+    _, x, encoder, _ = drawn(tokens, tokens, latents, width, 3)
+    x, encoder, bias = x.to(dtype), encoder.to(dtype), torch.linspace(-1, 1, latents, dtype=dtype, device=DEVICE)
+    whole = torch.addmm(bias, x, encoder.T)
+    floor = whole.quantile(0.9, dim=0) + 1e-4
+    index, values = kernels.above(x, encoder, bias, floor)
+    assert torch.equal(index, (whole > floor).flatten().nonzero()[:, 0])
+    error = 1e-13 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(values, whole.flatten()[index], rtol=error, atol=error)
+
+
+def test_what_bfloat16_may_get_wrong_is_bounded():
+    """Rows of very different sizes: the products of rounded rows err by less than the bound, which they come near."""
+    _, x, encoder, _ = drawn(1, 12, 16, 40, 3)
+    x *= torch.logspace(-6, 3, 12, dtype=torch.float64, device=DEVICE)[:, None]
+    x[0], encoder[0] = 0.3, 0.3  # every product errs the same way
+    (a, norm, rest), (b, other_norm, other_rest) = kernels.rounded(x), kernels.rounded(encoder)
+    error = (x @ encoder.T - a.double() @ b.double().T).abs()
+    bound = rest[:, None] * other_norm + (norm + rest)[:, None] * other_rest
+    assert (error <= bound * (1 + 1e-6)).all()
+    assert error[0, 0] > 0.99 * bound[0, 0]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_adam_with_the_gradient_inside_follows_adam(narrow):
+    """Ten clipped steps on the same gradients as torch's Adam, or as the plain one with moments in bfloat16."""
+    code, _, weights, _ = drawn(0, 12, 8, 600, 3)
     reference = weights.clone().requires_grad_()
     adam = torch.optim.Adam([reference], lr=0.01, betas=(0.9, 0.99), eps=1e-8)
-    mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
-    by_latent = sparse.ByLatent(code)
+    by_latent, shrinks = sparse.ByLatent(code), []
+    inside = optimizer.Adam([weights], (0.9, 0.99), torch.bfloat16 if narrow else None)
+    stored, plain = weights.clone(), [torch.zeros_like(weights, dtype=torch.bfloat16) for _ in range(2)]
+    moments = [torch.zeros_like(moment) for moment in plain]
     for step in range(1, 11):
-        _, rows, _, _ = drawn(step, 12, 20, 600, 4)
+        _, rows, _, _ = drawn(step, 12, 8, 600, 3)
         gradient = kernels.RowGradient(by_latent, code.values, rows)
-        shrink = (gradient.squared_norm().sqrt() / 5).clamp_min(1)
-        kernels.adam_step(weights, mean, square, gradient, step, 0.01, (0.9, 0.99), 1e-8, shrink)
-        reference.grad = code.dense().T @ rows / shrink
+        shrinks.append(max(1.0, float(gradient.squared_norm().sqrt()) / 5))
+        inside.steps += 1
+        options = optimizer.seed(0, step), inside.options(0.01, shrinks[-1])
+        kernels.adam_step(weights, inside.mean[0], inside.square[0], gradient, *options)
+        if narrow:
+            kernels.adam_step(stored, *moments, gradient.dense(), *options)
+            with torch.no_grad():
+                optimizer.narrow_step(reference, *plain, gradient.dense(), *options)
+            continue
+        reference.grad = code.dense().T @ rows / shrinks[-1]
         adam.step()
     torch.testing.assert_close(weights, reference.detach(), rtol=1e-12, atol=1e-12)
+    assert max(shrinks) > 1, "nothing was clipped"
+    if narrow:
+        torch.testing.assert_close(stored, weights, rtol=1e-12, atol=1e-12)
+        for one, other, third in zip(plain, moments, (inside.mean[0], inside.square[0]), strict=True):
+            assert torch.equal(one, other)
+            assert torch.equal(one, third)
 
 
 @pytest.mark.parametrize(("activation", "penalty", "auxiliary"), [("batchtopk", "none", 0.0), ("batchtopk", "none", 0.03), ("relu", "l1_of_norms", 0.0)])  # fmt: skip
@@ -66,9 +110,12 @@ def test_a_training_is_the_same_with_and_without_kernels(member, monkeypatch, ac
     monkeypatch.setattr(
         gradients, "DENSE_ABOVE", {"cpu": 1.0, "compiled": 1.0, "cuda": 1.0}
     )  # dense passes would use no kernel
-    unstored = []
-    step = kernels.adam_step
-    monkeypatch.setattr(kernels, "adam_step", lambda *given: (unstored.append(1), step(*given)))
+    for name, value in (("WORTHWHILE", 0), ("FEW_TOKENS", 1), ("SPARSE_BELOW", 0.5)):
+        monkeypatch.setattr(native, name, value)  # small problems go the way of large ones
+    called = set()
+    for name in ("adam_step", "above"):
+        function = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *given, n=name, f=function: (called.add(n), f(*given))[1])
     options = member(
         activation, penalty=penalty, latents=40, k=3, steps=8, auxiliary_coefficient=auxiliary, dead_tokens=40
     )
@@ -85,7 +132,7 @@ def test_a_training_is_the_same_with_and_without_kernels(member, monkeypatch, ac
             x = torch.randn(16, 18, generator=generator, dtype=torch.float64).to(DEVICE)
             training.step(state, x, options, weights)
         found.append((coder.parameters, state.history["loss"]))
-    assert unstored, "no gradient was computed inside of Adam"
+    assert called == {"adam_step", "above"}
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-9)
     for plain, fast in zip(found[0][0], found[1][0], strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)

@@ -20,19 +20,28 @@ class Ahead:
 
     def __init__(self, make: Callable[[int], torch.Tensor], steps: int, device: str | torch.device = "cpu"):
         self.make, self.steps, self.device = make, steps, torch.device(device)
+        self._copies = None if self.device.type == "cpu" else torch.cuda.Stream(self.device)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
-        self._ready: dict[int, Future[torch.Tensor]] = {}
+        self._ready: dict[int, Future[tuple]] = {}
 
     def __call__(self, step: int) -> torch.Tensor:
         """The batch of a step, (T, D), on the device."""
         for ahead in range(step, min(step + BATCHES + 1, self.steps)):
             if ahead not in self._ready:
                 self._ready[ahead] = self._pool.submit(self._on_device, ahead)
-        return self._ready.pop(step).result()
+        batch, copied = self._ready.pop(step).result()
+        if copied is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_event(copied)
+            batch.record_stream(computing)  # its memory holds a later batch only after this one was worked on
+        return batch
 
-    def _on_device(self, step: int) -> torch.Tensor:
+    def _on_device(self, step: int) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         batch = self.make(step)
-        return batch if self.device.type == "cpu" else batch.pin_memory().to(self.device, non_blocking=True)
+        if self._copies is None:
+            return batch, None
+        with torch.cuda.stream(self._copies):  # beside the step that runs
+            return batch.pin_memory().to(self.device, non_blocking=True), self._copies.record_event()
 
     def __enter__(self) -> Ahead:
         return self

@@ -44,6 +44,8 @@ class Objective:
     auxiliary_coefficient: float = 0.0
     dead: torch.Tensor | None = None
     """Latents that count as dead, (m,) bool."""
+    precision: torch.dtype | None = None
+    """To which factors of large products are rounded, but those that decide which latents of a sparse code are on."""
 
 
 @dataclass
@@ -69,7 +71,9 @@ def compute(
     widths, sizes = [sum(part.widths) for part in parts], [part.latents for part in parts]
     inputs = [part.contiguous() for part in x.split(widths, dim=1)]
     norms = [part.decoder_norms() for part in parts]
-    preactivations = [sparse.Preactivations(part, rows) for part, rows in zip(parts, inputs, strict=True)]
+    preactivations = [
+        sparse.Preactivations(p, rows, objective.precision) for p, rows in zip(parts, inputs, strict=True)
+    ]
     passes, threshold = _select(parts, preactivations, [n.sum(1) for n in norms], objective, selection)
     weights = objective.weights.split(widths)
     dead = [None] * len(parts) if objective.dead is None else objective.dead.split(sizes)
@@ -119,23 +123,23 @@ def _select(
 
     Ranks are taken over the latents of all parts together.
     """
-    rule, sizes = parts[0].selection, [part.latents for part in parts]
+    rule, sizes, precision = parts[0].selection, [part.latents for part in parts], objective.precision
     if rule.ranked_over == "batch":
         if len(parts) == 1:
             code, threshold = selection(preactivations[0], norms[0], objective.k)
-            return [_of_code(code)], threshold
+            return [_of_code(code, precision)], threshold
         code, threshold = selection(
             sparse.Whole(torch.cat([p.whole for p in preactivations], dim=1)), torch.cat(norms), objective.k
         )
-        return [_of_code(one) for one in code.split(sizes)], threshold
+        return [_of_code(one, precision) for one in code.split(sizes)], threshold
     if rule.learns_threshold:
         found = zip(parts, preactivations, norms, strict=True)
-        return [_thresholded(p, n, part.on_above, objective.bandwidth) for part, p, n in found], 0.0
+        return [_thresholded(p, n, part.on_above, objective) for part, p, n in found], 0.0
     if rule.ranked_over == "token":
         whole = torch.cat([p.whole.relu() for p in preactivations], dim=1)
         codes = keep_largest(whole, whole * torch.cat(norms), objective.k).split(sizes, dim=1)
-        return [_of_code(sparse.of_dense(f)) for f in codes], 0.0
-    return [_positive(p) for p in preactivations], 0.0
+        return [_of_code(sparse.of_dense(f), precision) for f in codes], 0.0
+    return [_positive(p, precision) for p in preactivations], 0.0
 
 
 def _dense_pays(pairs: int, size: tuple[int, int], like: torch.Tensor) -> bool:
@@ -143,29 +147,33 @@ def _dense_pays(pairs: int, size: tuple[int, int], like: torch.Tensor) -> bool:
     return pairs > DENSE_ABOVE["compiled" if sparse.compiled(like) else like.device.type] * size[0] * size[1]
 
 
-def _of_code(code: sparse.Code) -> _Sparse | _Dense:
+def _of_code(code: sparse.Code, precision: torch.dtype | None) -> _Sparse | _Dense:
     """Passes over a code."""
     dense = _dense_pays(len(code.values), code.size, code.values)
-    return _Dense(code.dense()) if dense else _Sparse(code)
+    return _Dense(code.dense(), precision) if dense else _Sparse(code, precision)
 
 
-def _positive(preactivations: sparse.Preactivations) -> _Sparse | _Dense:
+def _positive(preactivations: sparse.Preactivations, precision: torch.dtype | None) -> _Sparse | _Dense:
     """Passes over all positive pre-activations."""
     found = preactivations.few_above(0.0)
     if found is None:
         wanted = preactivations.whole > 0
         if _dense_pays(int(wanted.count_nonzero()), preactivations.size, preactivations.whole):
-            return _Dense(preactivations.whole.relu())
+            return _Dense(preactivations.whole.relu(), precision)
         found = preactivations.at(wanted)
-    return _of_code(sparse.from_flat(*found, preactivations.size))
+    return _of_code(sparse.from_flat(*found, preactivations.size), precision)
 
 
-def _thresholded(preactivations: sparse.Preactivations, norms: torch.Tensor, theta: torch.Tensor, bandwidth: float):
+def _thresholded(
+    preactivations: sparse.Preactivations, norms: torch.Tensor, theta: torch.Tensor, objective: Objective
+) -> _Sparse | _Dense:
     """The code above learned thresholds; pairs just below them are kept with value 0, as thresholds learn from them."""
+    bandwidth = objective.bandwidth
     index, values = preactivations.above((theta - bandwidth / 2) / norms.clamp_min(1e-30))
     latents = index % len(norms)
     score = values * norms[latents] - theta[latents]
-    passes = _of_code(sparse.from_flat(index, values.clamp_min(0) * (score > 0), preactivations.size))
+    code = sparse.from_flat(index, values.clamp_min(0) * (score > 0), preactivations.size)
+    passes = _of_code(code, objective.precision)
     near = sparse.from_flat(index, (score.abs() < bandwidth / 2).to(values.dtype), preactivations.size)
     passes.near = near.values if isinstance(passes, _Sparse) else near.dense()
     return passes
@@ -177,13 +185,16 @@ class _Sparse:
     `reconstruct` gives the error x − x̂, (T, D), and the gradients of its weighted mean square at x̂, (T, D), and at `values`.
     """
 
-    def __init__(self, code: sparse.Code):
-        self.code, self.by_latent, self.values = code, sparse.ByLatent(code), code.values
+    def __init__(self, code: sparse.Code, precision: torch.dtype | None = None):
+        self.code, self.by_latent, self.values, self.precision = code, sparse.ByLatent(code), code.values, precision
         self.counts = torch.zeros_like(self.by_latent.counts).index_add_(0, code.latents, (code.values > 0).long())
         self.near: torch.Tensor | None = None
 
     def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor):
         decoder, bias = crosscoder.decoder, crosscoder.decoder_bias
+        if self.precision is not None:
+            decoder = decoder.to(self.precision)
+            decoder = decoder if sparse.on_gpu(x) else decoder.to(x.dtype)
         if sparse.compiled(x):
             return native.reconstruct(self.code, self.by_latent, x, decoder, bias, weights)
         error = x - sparse.decode(self.code, decoder, bias)
@@ -209,21 +220,21 @@ class _Sparse:
 class _Dense:
     """The same passes over a (T, m) code."""
 
-    def __init__(self, code: torch.Tensor):
-        self.values = code
+    def __init__(self, code: torch.Tensor, precision: torch.dtype | None = None):
+        self.values, self.precision = code, precision
         self.counts = (code > 0).sum(0)
         self.near: torch.Tensor | None = None
 
     def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor):
-        error = x - crosscoder.decode(self.values)
+        error = x - sparse.product(self.values, crosscoder.decoder, self.precision) - crosscoder.decoder_bias
         gradient = error * weights * (-2 / len(x))
-        return error, gradient, gradient @ crosscoder.decoder.T
+        return error, gradient, sparse.product(gradient, crosscoder.decoder.T, self.precision)
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
         return per_latent
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return values.T @ rows
+        return sparse.product(values.T, rows, self.precision)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         return values.sum(0)

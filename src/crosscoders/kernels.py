@@ -1,7 +1,7 @@
 """Triton kernels for the sparse passes of a training step on a GPU.
 
-The same passes as in :mod:`crosscoders.sparse`, and Adam with the weight gradient computed inside of it, so that no
-gradient of (m, D) is ever stored. With TRITON_INTERPRET=1 in the environment they run on a CPU, where the tests hold them
+The same passes as in :mod:`crosscoders.sparse`; the pairs above a floor, of which no (T, m) is ever stored but bits; and Adam
+with the weight gradient computed inside of it, so that no gradient of (m, D) is ever stored. With TRITON_INTERPRET=1 in the environment they run on a CPU, where the tests hold them
 to the plain passes in float64. Sums are taken in the order of the pairs, in the precision of the output: results do not
 depend on how programs are scheduled.
 """
@@ -14,10 +14,16 @@ import torch
 import triton
 import triton.language as tl
 
-from crosscoders.sparse import ByLatent, Code
+from crosscoders.sparse import ByLatent, Code, from_flat
 
 BLOCK = 512
 """Columns that one program works on."""
+PAIRS = 8
+"""Pairs that one program works on at a time."""
+TOKENS, LATENTS, COLUMNS = 128, 128, 64
+"""Of one program of the encoder's product."""
+WORDS = 128
+"""Words of 32 latents that one program compacts."""
 
 
 @triton.jit
@@ -33,17 +39,21 @@ def _decode(out, weights, bias, offsets, latents, values, width, BLOCK: tl.const
 
 
 @triton.jit
-def _value_gradients(out, gradient, weights, offsets, latents, width, BLOCK: tl.constexpr):
+def _value_gradients(out, gradient, weights, offsets, latents, width, PAIRS: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    for pair in range(tl.load(offsets + token), tl.load(offsets + token + 1)):
-        latent = tl.load(latents + pair)
-        total = tl.zeros([BLOCK], dtype=out.dtype.element_ty)
-        for first in range(0, width, BLOCK):
-            column = first + tl.arange(0, BLOCK)
+    last = tl.load(offsets + token + 1)
+    for first in range(tl.load(offsets + token), last, PAIRS):
+        pair = first + tl.arange(0, PAIRS)
+        there = pair < last
+        latent = tl.load(latents + pair, mask=there, other=0)
+        total = tl.zeros([PAIRS, BLOCK], dtype=out.dtype.element_ty)
+        for begin in range(0, width, BLOCK):
+            column = begin + tl.arange(0, BLOCK)
             inside = column < width
-            row = tl.load(weights + latent * width + column, mask=inside, other=0.0)
-            total += tl.load(gradient + token * width + column, mask=inside, other=0.0) * row
-        tl.store(out + pair, tl.sum(total, axis=0))
+            wanted = there[:, None] & inside[None, :]
+            rows = tl.load(weights + latent[:, None] * width + column[None, :], mask=wanted, other=0.0)
+            total += tl.load(gradient + token * width + column, mask=inside, other=0.0)[None, :] * rows
+        tl.store(out + pair, tl.sum(total, axis=1), mask=there)
 
 
 @triton.jit
@@ -77,22 +87,124 @@ def _squares(out, rows, tokens, values, offsets, width, blocks, BLOCK: tl.conste
 
 
 @triton.jit
-def _adam(weights, mean, square, rows, tokens, values, offsets, options, width, BLOCK: tl.constexpr):
+def _widened(bits):
+    """bfloat16, as 16 bits, in 32."""
+    return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _narrowed(values, noise):
+    """As :func:`crosscoders.optimizer.narrowed`, as 16 bits."""
+    bits = values.to(tl.float32).to(tl.int32, bitcast=True) + noise.to(tl.int32)
+    return (bits >> 16).to(tl.int16)
+
+
+@triton.jit
+def _chances(place, seed):
+    """As :func:`crosscoders.optimizer.chances`."""
+    word = place.to(tl.uint32) + seed.to(tl.uint32)
+    word *= 0x9E3779B1
+    word ^= word >> 15
+    word *= 0x85EBCA77
+    return word ^ (word >> 13)
+
+
+@triton.jit
+def _adam(
+    weights, mean, square, rows, tokens, values, offsets, options, seed, width,
+    STORED: tl.constexpr, NARROW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    rate, shrink, epsilon = tl.load(options), tl.load(options + 1), tl.load(options + 2)
-    beta1, beta2 = tl.load(options + 3), tl.load(options + 4)
-    root1, root2 = tl.load(options + 5), tl.load(options + 6)
-    first, last = tl.load(offsets + latent), tl.load(offsets + latent + 1)
-    gradient = _row(rows, tokens, values, first, last, column, inside, width, BLOCK) / shrink
+    rate, root, beta1, rest1 = tl.load(options), tl.load(options + 1), tl.load(options + 2), tl.load(options + 3)
+    beta2, rest2, epsilon, grow = tl.load(options + 4), tl.load(options + 5), tl.load(options + 6), tl.load(options + 7)
     place = latent * width + column
-    m = beta1 * tl.load(mean + place, mask=inside, other=0.0) + (1 - beta1) * gradient
-    v = beta2 * tl.load(square + place, mask=inside, other=0.0) + (1 - beta2) * gradient * gradient
-    w = tl.load(weights + place, mask=inside, other=0.0) - rate / root1 * m / (tl.sqrt(v) / root2 + epsilon)
+    if STORED:
+        gradient = tl.load(rows + place, mask=inside, other=0.0) * grow
+    else:
+        first, last = tl.load(offsets + latent), tl.load(offsets + latent + 1)
+        gradient = _row(rows, tokens, values, first, last, column, inside, width, BLOCK) * grow
+    m, v = tl.load(mean + place, mask=inside, other=0), tl.load(square + place, mask=inside, other=0)
+    if NARROW:
+        m, v = _widened(m), _widened(v)
+    m = beta1 * m + rest1 * gradient
+    v = beta2 * v + rest2 * gradient * gradient
+    w = tl.load(weights + place, mask=inside, other=0.0) - rate * (m / (tl.sqrt(v) / root + epsilon))
+    tl.store(weights + place, w, mask=inside)
+    if NARROW:
+        word = _chances(place, seed)
+        m, v = _narrowed(m, word & 0xFFFF), _narrowed(v, word >> 16)
     tl.store(mean + place, m, mask=inside)
     tl.store(square + place, v, mask=inside)
-    tl.store(weights + place, w, mask=inside)
+
+
+@triton.jit
+def _rounded(out, norm, rest, rows, width, BLOCK: tl.constexpr):
+    """A row in bfloat16, its norm, and the norm of what rounding cut off."""
+    row = tl.program_id(0).to(tl.int64)
+    squares, cut = tl.zeros([BLOCK], dtype=tl.float32), tl.zeros([BLOCK], dtype=tl.float32)
+    for begin in range(0, width, BLOCK):
+        column = begin + tl.arange(0, BLOCK)
+        inside = column < width
+        value = tl.load(rows + row * width + column, mask=inside, other=0.0)
+        short = value.to(tl.float32).to(tl.bfloat16)
+        difference = (value - short.to(value.dtype)).to(tl.float32)
+        squares += value.to(tl.float32) * value.to(tl.float32)
+        cut += difference * difference
+        tl.store(out + row * width + column, short, mask=inside)
+    tl.store(norm + row, tl.sqrt(tl.sum(squares, axis=0)))
+    tl.store(rest + row, tl.sqrt(tl.sum(cut, axis=0)))
+
+
+@triton.jit
+def _candidates(
+    words, counts, x, x_norm, x_rest, encoder, norm, rest, bias, floor, tokens, latents, width, slack,
+    TOKENS: tl.constexpr, LATENTS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Which pre-activations may exceed their floor, a bit each, and how many of every token in every block."""
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    latent = tl.program_id(1) * LATENTS + tl.arange(0, LATENTS)
+    some, there = token < tokens, latent < latents
+    product = tl.zeros([TOKENS, LATENTS], dtype=tl.float32)
+    for begin in range(0, width, COLUMNS):
+        column = begin + tl.arange(0, COLUMNS)
+        inside = column < width
+        left = tl.load(
+            x + token.to(tl.int64)[:, None] * width + column[None, :], mask=some[:, None] & inside[None, :], other=0.0
+        )
+        right = tl.load(
+            encoder + latent.to(tl.int64)[None, :] * width + column[:, None],
+            mask=inside[:, None] & there[None, :], other=0.0,
+        )  # fmt: skip
+        product = tl.dot(left, right, product)
+    left_norm, left_rest = tl.load(x_norm + token, mask=some, other=0.0), tl.load(x_rest + token, mask=some, other=0.0)
+    right_norm, right_rest = (
+        tl.load(norm + latent, mask=there, other=0.0),
+        tl.load(rest + latent, mask=there, other=0.0),
+    )
+    error = (left_rest + slack * left_norm)[:, None] * right_norm[None, :]
+    error += (left_norm + left_rest)[:, None] * right_rest[None, :]
+    value = product + tl.load(bias + latent, mask=there, other=0.0)[None, :] + error
+    above = value > tl.load(floor + latent, mask=there, other=0.0)[None, :]
+    above = (above & some[:, None] & there[None, :]).to(tl.int32)
+    block = token.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(counts + block, tl.sum(above, axis=1), mask=some)
+    bits = tl.reshape(above, [TOKENS, LATENTS // 32, 32]) << tl.arange(0, 32)[None, None, :]
+    word = block[:, None] * (LATENTS // 32) + tl.arange(0, LATENTS // 32)[None, :]
+    tl.store(words + word, tl.sum(bits, axis=2), mask=some[:, None])
+
+
+@triton.jit
+def _compact(out, words, begins, latents, stride, WORDS: tl.constexpr):
+    """The latents whose bits are set, of one token and WORDS words, written from where `begins` says."""
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    word = part * WORDS + tl.arange(0, WORDS)
+    bits = tl.load(words + token * stride + word, mask=word < stride, other=0)
+    on = tl.reshape((bits[:, None] >> tl.arange(0, 32)[None, :]) & 1, [WORDS * 32])
+    place = tl.load(begins + token * tl.num_programs(1) + part) + tl.cumsum(on, axis=0) - on
+    latent = part * WORDS * 32 + tl.arange(0, WORDS * 32)
+    tl.store(out + place, token * latents + latent, mask=on == 1)
 
 
 def _grid(rows: int, width: int) -> tuple[int, int]:
@@ -101,7 +213,7 @@ def _grid(rows: int, width: int) -> tuple[int, int]:
 
 def decode(code: Code, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Σ_j f_j W_j + b, (T, D)."""
-    out = torch.empty(code.size[0], weights.shape[1], dtype=weights.dtype, device=weights.device)
+    out = torch.empty(code.size[0], weights.shape[1], dtype=bias.dtype, device=weights.device)
     _decode[_grid(*out.shape)](out, weights, bias, code.offsets, code.latents, code.values, out.shape[1], BLOCK=BLOCK)
     return out
 
@@ -110,7 +222,7 @@ def value_gradients(code: Code, gradient: torch.Tensor, weights: torch.Tensor) -
     """⟨gradient_t, W_j⟩ at every active pair, (pairs,)."""
     out = torch.empty_like(code.values)
     _value_gradients[(code.size[0],)](
-        out, gradient.contiguous(), weights, code.offsets, code.latents, weights.shape[1], BLOCK=BLOCK
+        out, gradient.contiguous(), weights, code.offsets, code.latents, weights.shape[1], PAIRS=PAIRS, BLOCK=BLOCK
     )
     return out
 
@@ -140,6 +252,10 @@ class RowGradient:
     values: torch.Tensor
     rows: torch.Tensor
 
+    def by_latent(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows, and for pairs sorted by latent their tokens, values and where latents begin."""
+        return self.rows, self.code.tokens, self.values[self.code.order], self.code.offsets
+
     def dense(self) -> torch.Tensor:
         """The gradient, stored."""
         return weight_gradient(self.code, self.values, self.rows)
@@ -150,17 +266,62 @@ class RowGradient:
 
 
 def adam_step(
-    weights: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, gradient: RowGradient, step: int, rate: float,
-    betas: tuple[float, float], epsilon: float, shrink: float | torch.Tensor,
+    weights: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, gradient: RowGradient | torch.Tensor, seed: int,
+    options: list[float],
 ) -> None:  # fmt: skip
-    """One step of Adam in place on (m, D) weights, whose gradient, divided by `shrink`, is never stored.
+    """One step of Adam in place on (m, D) weights, as :func:`crosscoders.optimizer.narrow_step`.
 
-    `step` counts from 1.
+    A :class:`RowGradient` is never stored. Moments are in the precision of the weights or in bfloat16.
     """
-    corrections = [(1 - betas[0] ** step), (1 - betas[1] ** step) ** 0.5]
-    options = torch.tensor([rate, 1.0, epsilon, *betas, *corrections], dtype=weights.dtype, device=weights.device)
-    options[1] = shrink
-    code, values = gradient.code, gradient.values[gradient.code.order]
+    narrow, stored = mean.dtype == torch.bfloat16, isinstance(gradient, torch.Tensor)
+    if narrow:
+        mean, square = mean.view(torch.int16), square.view(torch.int16)
+    rows, tokens, values, offsets = (gradient.contiguous(), *[weights] * 3) if stored else gradient.by_latent()
+    options = torch.tensor(options, dtype=weights.dtype, device=weights.device)
     _adam[_grid(*weights.shape)](
-        weights, mean, square, gradient.rows, code.tokens, values, code.offsets, options, weights.shape[1], BLOCK=BLOCK
-    )
+        weights, mean, square, rows, tokens, values, offsets, options, seed, weights.shape[1],
+        STORED=stored, NARROW=narrow, BLOCK=BLOCK,
+    )  # fmt: skip
+
+
+def rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows in bfloat16, their norms, and the norms of what rounding cut off."""
+    out = torch.empty_like(rows, dtype=torch.bfloat16)
+    norm, rest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
+    _rounded[(len(rows),)](out, norm, rest, rows, rows.shape[1], BLOCK=BLOCK)
+    return out, norm, rest
+
+
+def above(
+    x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, floor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs whose pre-activation exceeds the floor of their latent, as :func:`crosscoders.native.above`.
+
+    Products of bfloat16 tell which may. With x = x̂ + e and w = ŵ + r, x·w = x̂·ŵ + e·w + x̂·r differs from x̂·ŵ by no more
+    than ‖e‖‖w‖ + ‖x̂‖‖r‖, and by what sums in 32 bits round off. Tokens × latents are kept as one bit each.
+    """
+    (tokens, width), m = x.shape, len(encoder)
+    grid = triton.cdiv(tokens, TOKENS), triton.cdiv(m, LATENTS)
+    words = torch.empty(tokens, grid[1] * (LATENTS // 32), dtype=torch.int32, device=x.device)
+    counts = torch.zeros(tokens, grid[1], dtype=torch.int32, device=x.device)
+    lowered = floor - 1e-6 * (floor.abs() + bias.abs())  # by what 32 bits round off a bias and a floor
+    _candidates[grid](
+        words, counts, *rounded(x.contiguous()), *rounded(encoder), bias.float(), lowered.float(), tokens, m, width,
+        width * 2.0**-22, TOKENS=TOKENS, LATENTS=LATENTS, COLUMNS=COLUMNS,
+    )  # fmt: skip
+    index = _compacted(words, counts, m)
+    code = from_flat(index, x.new_zeros(len(index)), (tokens, m))
+    values = value_gradients(code, x, encoder) + bias[code.latents]
+    keep = values > floor[code.latents]
+    return index[keep], values[keep]
+
+
+def _compacted(words: torch.Tensor, counts: torch.Tensor, m: int) -> torch.Tensor:
+    """Ascending flat indices token · m + latent of set bits, whose numbers per block are known."""
+    tokens, stride = words.shape
+    parts, blocks = triton.cdiv(stride, WORDS), WORDS * 32 // LATENTS
+    ends = counts.flatten().cumsum(0)
+    begins = (ends - counts.flatten()).view_as(counts)[:, ::blocks].contiguous()
+    out = torch.empty(int(ends[-1]), dtype=torch.int64, device=words.device)
+    _compact[(tokens, parts)](out, words, begins, m, stride, WORDS=WORDS)
+    return out

@@ -103,6 +103,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(str(path))
     p, n, i, x, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
+    found.adam_float32.argtypes, found.adam_float32.restype = [p] * 4 + [n, n, ctypes.c_uint32, p], None
     found.normalised_rows.argtypes, found.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
     for name in NAMES.values():
         getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
@@ -138,20 +139,30 @@ def above(
 
     None where the whole product costs less, or cannot be avoided.
     """
-    (tokens, width), m = x.shape, len(encoder)
-    if tokens < FEW_TOKENS or tokens * width * m < WORTHWHILE or width > LARGEST_WIDTH or not usable(x):
+    width = x.shape[1]
+    if width > LARGEST_WIDTH or not usable(x) or not rare(x, encoder, bias, floor):
         return None
-    some_tokens, some = x[:: max(1, tokens // 64)], slice(None, None, max(1, m // 512))
-    rows = encoder[some]
-    sample = torch.addmm(bias[some], some_tokens, rows.T) > floor[some]
-    if float(sample.float().mean()) > SPARSE_BELOW:
-        return None
-    stride = -(-width // 64) * 64
-    factor = torch.zeros(2, stride)
-    balance = (rows.float().square().mean(0) / some_tokens.float().square().mean(0)).nan_to_num(1.0, 1.0)
+    factor = torch.zeros(2, -(-width // 64) * 64)
+    some_tokens, some = _sample(x, encoder)
+    balance = (encoder[some].float().square().mean(0) / x[some_tokens].float().square().mean(0)).nan_to_num(1.0, 1.0)
     factor[0, :width] = balance.clamp(1e-12, 1e12).pow(0.25)
     factor[1, :width] = 1 / factor[0, :width]
     return _scan(x, encoder, bias, floor, factor)
+
+
+def rare(x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, floor: torch.Tensor) -> bool:
+    """Whether so few pre-activations exceed their floor, by a sample, that finding them costs less than all of them."""
+    (tokens, width), m = x.shape, len(encoder)
+    if tokens < FEW_TOKENS or tokens * width * m < WORTHWHILE:
+        return False
+    some_tokens, some = _sample(x, encoder)
+    sample = torch.addmm(bias[some], x[some_tokens], encoder[some].T) > floor[some]
+    return float(sample.float().mean()) <= SPARSE_BELOW
+
+
+def _sample(x: torch.Tensor, encoder: torch.Tensor) -> tuple[slice, slice]:
+    """Some tokens and some latents."""
+    return slice(None, None, max(1, len(x) // 64)), slice(None, None, max(1, len(encoder) // 512))
 
 
 def usable(x: torch.Tensor) -> bool:
@@ -262,6 +273,28 @@ def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tenso
 
     in_parallel(work, chunks.count)
     return found
+
+
+def adam_usable(weights: torch.Tensor) -> bool:
+    """Whether :func:`adam_step` takes such weights."""
+    return usable(weights) and weights.dtype == torch.float32
+
+
+def adam_step(
+    weights: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, gradient: torch.Tensor, seed: int,
+    options: list[float],
+) -> None:  # fmt: skip
+    """One step of Adam in place on float32 weights, with moments in bfloat16: :func:`crosscoders.optimizer.narrow_step`."""
+    options, gradient = np.array(options, np.float32), gradient.contiguous()
+    pointers = [tensor.data_ptr() for tensor in (weights, mean, square, gradient)]
+    share = -(-weights.numel() // (16 * torch.get_num_threads())) * 16
+
+    def work(part: int) -> None:
+        first = part * share
+        count = min(share, weights.numel() - first)
+        library().adam_float32(*pointers, first, count, seed, options.ctypes.data)
+
+    in_parallel(work, -(-weights.numel() // share))
 
 
 def normalised_rows(addresses: list[np.ndarray], mean: np.ndarray, scale: float, out: torch.Tensor) -> None:

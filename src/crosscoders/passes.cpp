@@ -433,6 +433,40 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
     pass({offsets, tokens, values, count, latents}, rows, chunk, width, out, squares);                                    \
   }
 
+// One step of Adam on `count` weights that begin at `first` of their tensor, moments in bfloat16, rounded by the chances of
+// optimizer.py. All but `options` is per weight: rate and roots of both corrections, betas, epsilon, 1 / shrink.
+extern "C" void adam_float32(float* weights, uint16_t* mean, uint16_t* square, const float* gradient, int64_t first,
+                             int64_t count, uint32_t seed, const float* options) {
+  auto all = [&](int64_t option) { return _mm512_set1_ps(options[option]); };
+  const __m512 rate = all(0), root = all(1), beta1 = all(2), rest1 = all(3), beta2 = all(4), rest2 = all(5);
+  const __m512 epsilon = all(6), grow = all(7);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  auto widened = [](__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); };
+  auto narrowed = [](__m512 values, __m512i noise) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(values), noise), 16));
+  };
+  auto hashed = [](__m512i word, uint32_t factor, int shift) {
+    word = _mm512_mullo_epi32(word, _mm512_set1_epi32(static_cast<int32_t>(factor)));
+    return _mm512_xor_si512(word, _mm512_srli_epi32(word, shift));
+  };
+  for (int64_t i = first; i < first + count; i += 16) {
+    const int64_t left = first + count - i;
+    const __mmask16 inside = left < 16 ? (1u << left) - 1 : 0xffff;
+    __m512i word = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(i) + seed)), lane);
+    word = hashed(hashed(word, 0x9E3779B1u, 15), 0x85EBCA77u, 13);
+    const __m512 g = _mm512_mul_ps(grow, _mm512_maskz_loadu_ps(inside, gradient + i));
+    const __m512 m = _mm512_fmadd_ps(beta1, widened(_mm256_maskz_loadu_epi16(inside, mean + i)), _mm512_mul_ps(rest1, g));
+    const __m512 v = _mm512_fmadd_ps(beta2, widened(_mm256_maskz_loadu_epi16(inside, square + i)),
+                                     _mm512_mul_ps(rest2, _mm512_mul_ps(g, g)));
+    const __m512 size = _mm512_add_ps(_mm512_div_ps(_mm512_sqrt_ps(v), root), epsilon);
+    const __m512 w = _mm512_maskz_loadu_ps(inside, weights + i);
+    _mm512_mask_storeu_ps(weights + i, inside, _mm512_fnmadd_ps(rate, _mm512_div_ps(m, size), w));
+    const __m512i low = _mm512_and_si512(word, _mm512_set1_epi32(0xffff));
+    _mm256_mask_storeu_epi16(mean + i, inside, narrowed(m, low));
+    _mm256_mask_storeu_epi16(square + i, inside, narrowed(v, _mm512_srli_epi32(word, 16)));
+  }
+}
+
 // Rows of stored activations, bfloat16: out = (row − mean) / scale, or (row − other row − mean) / scale.
 extern "C" void normalised_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t count, int64_t width,
                                 const float* mean, float scale, float* out, int64_t stride) {

@@ -470,6 +470,10 @@ class Training(Section):
     learning_rate: Positive
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """Memory of Adam's second moment; shorter trainings want a shorter one."""
+    adam_moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which Adam keeps its moments; in bfloat16 they take half the memory and half the time to read."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the factors of a step's products, where the device multiplies bfloat16 faster. Weights and sums stay in float32."""
     warmup_steps: Annotated[int, Field(ge=0)]
     decay_share: Share
     """Final share of the steps over which the learning rate falls linearly to 0."""

@@ -99,24 +99,31 @@ class Whole:
 class Preactivations(Whole):
     """P = x W_encᵀ + b, of which no more is computed than is asked for."""
 
-    def __init__(self, crosscoder: Crosscoder, x: torch.Tensor):
-        self.crosscoder, self.x = crosscoder, x
+    def __init__(self, crosscoder: Crosscoder, x: torch.Tensor, precision: torch.dtype | None = None):
+        self.crosscoder, self.x, self.precision = crosscoder, x, precision
         self.size = (len(x), crosscoder.latents)
 
     @cached_property
     def whole(self) -> torch.Tensor:
         """All of them, (T, m)."""
-        return self.crosscoder.preactivations(self.x)
+        if self.precision is None:
+            return self.crosscoder.preactivations(self.x)
+        return product(self.x, self.crosscoder.encoder.T, self.precision).add_(self.crosscoder.encoder_bias)
 
     def few_above(self, floor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor] | None:
         """As `above`; None where all have been computed or should be."""
         if "whole" in vars(self):
             return None
         floors = torch.as_tensor(floor, dtype=self.x.dtype, device=self.x.device).expand(self.size[1])
-        return native.above(self.x, self.crosscoder.encoder, self.crosscoder.encoder_bias, floors)
+        inputs = self.x, self.crosscoder.encoder, self.crosscoder.encoder_bias, floors
+        if not on_gpu(self.x):
+            return native.above(*inputs)
+        from crosscoders import kernels
+
+        return kernels.above(*inputs) if native.rare(*inputs) else None
 
     def above(self, floor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of all of them, in 8 bits first where that costs less."""
+        """As of all of them, in 8 or 16 bits first where that costs less."""
         found = self.few_above(floor)
         return super().above(floor) if found is None else found
 
@@ -182,6 +189,11 @@ def on_gpu(tensor: torch.Tensor) -> bool:
 def compiled(tensor: torch.Tensor) -> bool:
     """Whether passes over a tensor are those of :mod:`crosscoders.native`."""
     return not on_gpu(tensor) and native.usable(tensor)
+
+
+def product(a: torch.Tensor, b: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
+    """A b, of factors rounded to a precision where one is given."""
+    return a @ b if precision is None else (a.to(precision) @ b.to(precision)).to(a.dtype)
 
 
 def decode(code: Code, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch
 from crosscoders import native, sparse
 from crosscoders.ahead import Ahead
 from crosscoders.crosscoder import Crosscoder, create, equalise_rates
-from crosscoders.gradients import Objective, Result, compute, stored
+from crosscoders.gradients import Objective, Result, compute
+from crosscoders.optimizer import Adam
 from crosscoders.order import Order
 from crosscoders.separate import Separate, separate
 from crosscoders.settings import CrosscoderSettings
@@ -26,6 +27,8 @@ STEERING, STEERING_LIMIT = 0.02, 0.01
 """Relative change of the penalty coefficient in one step, per unit of log(L0 expected / L0 wanted); and the largest."""
 HORIZON = 120
 """Steps ahead for which L0 is expected: it follows the coefficient with about this delay."""
+PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
+"""By its name in the settings; None is that of the weights."""
 THRESHOLD_DECAY = 0.999
 RATE_TOKENS = 4096
 """Tokens on which firing rates are equalised at the start."""
@@ -73,7 +76,7 @@ class State:
     """All that changes while training; restoring it and going on gives the same bytes as never stopping."""
 
     crosscoder: Crosscoder | Separate
-    optimizer: torch.optim.Adam
+    optimizer: Adam
     silent_tokens: torch.Tensor
     """Tokens since each latent last fired, (m,)."""
     coefficient: float
@@ -112,8 +115,7 @@ class State:
 def start(crosscoder: Crosscoder | Separate, settings: CrosscoderSettings) -> State:
     """The state before the first step."""
     options = settings.training
-    betas = (0.9, options.adam_beta2)
-    optimizer = torch.optim.Adam(crosscoder.parameters, lr=options.learning_rate, betas=betas, fused=True)
+    optimizer = Adam(crosscoder.parameters, (0.9, options.adam_beta2), PRECISION[options.adam_moments])
     silent = torch.zeros(crosscoder.latents, dtype=torch.int64, device=crosscoder.parameters[0].device)
     return State(crosscoder, optimizer, silent, settings.penalty.coefficient)
 
@@ -140,11 +142,13 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         bandwidth=settings.activation.bandwidth,
         auxiliary_coefficient=training.auxiliary_coefficient,
         dead=state.silent_tokens >= training.dead_tokens,
+        precision=PRECISION[training.precision],
     )
     result = compute(state.crosscoder, x, objective, state.selection)
     norm = math.hypot(*(_norm(gradient) for gradient in result.gradients))
     rate = schedule.learning_rate(state.step)
-    _update(state, result.gradients, rate, max(1.0, norm / training.gradient_clip))
+    shrink = max(1.0, norm / training.gradient_clip)
+    state.optimizer.step(state.crosscoder.parameters, result.gradients, rate, shrink)
     _keep_books(state, result, settings, schedule, len(x))
     l0 = float(result.counts.sum()) / len(x)
     figures = (
@@ -169,35 +173,6 @@ def _norm(gradient: torch.Tensor | native.Gradient | RowGradient) -> float:
     if isinstance(gradient, torch.Tensor):
         return float(torch.linalg.vector_norm(gradient))
     return float(gradient.squared_norm()) ** 0.5
-
-
-def _update(
-    state: State, gradients: list[torch.Tensor | native.Gradient | RowGradient], rate: float, shrink: float
-) -> None:
-    """One step of Adam on gradients divided by `shrink`; those that are not stored are computed inside of it."""
-    optimizer, options = state.optimizer, state.optimizer.param_groups[0]
-    options["lr"] = rate
-    device = state.crosscoder.parameters[0].device
-    scale = torch.tensor(shrink, device=device)
-    for parameter, gradient in zip(state.crosscoder.parameters, gradients, strict=True):
-        if isinstance(gradient, torch.Tensor | native.Gradient):
-            parameter.grad = stored(gradient)
-            continue
-        from crosscoders import kernels
-
-        moments = optimizer.state[parameter]
-        if not moments:
-            moments |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        moments["step"] += 1
-        pair = moments["exp_avg"], moments["exp_avg_sq"]
-        kernels.adam_step(parameter, *pair, gradient, state.step + 1, rate, options["betas"], options["eps"], scale)
-    # The fused kernel divides gradients by `grad_scale` as it reads them: clipping costs no pass of its own.
-    optimizer.grad_scale = scale
-    optimizer.found_inf = torch.tensor(0.0, device=device)
-    optimizer.step()
-    for parameter in state.crosscoder.parameters:
-        parameter.grad = None
 
 
 def _keep_books(state: State, result: Result, settings: CrosscoderSettings, schedule: Schedule, tokens: int) -> None:
