@@ -1,5 +1,11 @@
 """Triton kernels equal the plain passes in float64; interpreted on a CPU (conftest.py), compiled where a GPU is found."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -136,3 +142,18 @@ def test_a_training_is_the_same_with_and_without_kernels(member, monkeypatch, ac
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-9)
     for plain, fast in zip(found[0][0], found[1][0], strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("capability", [80, 90], ids=["A100", "H100"])
+def test_kernels_compile_for_a_gpu_that_is_not_there(capability):
+    """As they are called in a step, in both precisions; the encoder's product on tensor cores, next to nothing spilled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).with_name("compile_kernels.py")), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    launched = {name for name, value in vars(kernels).items() if hasattr(value, "arg_names")}
+    inlined = {"_row", "_widened", "_narrowed", "_chances"}
+    assert set(found) == launched - inlined
+    assert found["_candidates"]["tensor_cores"]
+    assert max(kernel["spilled"] for kernel in found.values()) <= 64

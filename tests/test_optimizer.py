@@ -30,7 +30,10 @@ def test_moments_in_32_bits_are_those_of_torch():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda value: value == 0 or abs(value) > 1e-30), st.integers(0, 10**6))
+@given(
+    st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda value: value == 0 or abs(value) > 1e-30),
+    st.integers(0, 10**6),
+)
 def test_rounding_by_chance_is_to_a_neighbour_and_right_on_average(value, step):
     values = torch.full((4096,), value)
     word = optimizer.chances(4096, optimizer.seed(0, step))

@@ -20,7 +20,7 @@ BLOCK = 512
 """Columns that one program works on."""
 PAIRS = 8
 """Pairs that one program works on at a time."""
-TOKENS, LATENTS, COLUMNS = 128, 128, 64
+TOKENS, LATENTS, COLUMNS = 128, 256, 64
 """Of one program of the encoder's product."""
 WORDS = 128
 """Words of 32 latents that one program compacts."""
@@ -109,16 +109,16 @@ def _chances(place, seed):
     return word ^ (word >> 13)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def _adam(
-    weights, mean, square, rows, tokens, values, offsets, options, seed, width,
+    weights, mean, square, rows, tokens, values, offsets, numbers, seed, width,
     STORED: tl.constexpr, NARROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    rate, root, beta1, rest1 = tl.load(options), tl.load(options + 1), tl.load(options + 2), tl.load(options + 3)
-    beta2, rest2, epsilon, grow = tl.load(options + 4), tl.load(options + 5), tl.load(options + 6), tl.load(options + 7)
+    rate, root, beta1, rest1 = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2), tl.load(numbers + 3)
+    beta2, rest2, epsilon, grow = tl.load(numbers + 4), tl.load(numbers + 5), tl.load(numbers + 6), tl.load(numbers + 7)
     place = latent * width + column
     if STORED:
         gradient = tl.load(rows + place, mask=inside, other=0.0) * grow
@@ -166,28 +166,26 @@ def _candidates(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     latent = tl.program_id(1) * LATENTS + tl.arange(0, LATENTS)
     some, there = token < tokens, latent < latents
+    column = tl.arange(0, COLUMNS)
+    left_at = x + token.to(tl.int64)[:, None] * width + column[None, :]
+    right_at = encoder + latent.to(tl.int64)[None, :] * width + column[:, None]
     product = tl.zeros([TOKENS, LATENTS], dtype=tl.float32)
     for begin in range(0, width, COLUMNS):
-        column = begin + tl.arange(0, COLUMNS)
-        inside = column < width
-        left = tl.load(
-            x + token.to(tl.int64)[:, None] * width + column[None, :], mask=some[:, None] & inside[None, :], other=0.0
-        )
-        right = tl.load(
-            encoder + latent.to(tl.int64)[None, :] * width + column[:, None],
-            mask=inside[:, None] & there[None, :], other=0.0,
-        )  # fmt: skip
+        inside = column < width - begin
+        left = tl.load(left_at, mask=some[:, None] & inside[None, :], other=0.0)
+        right = tl.load(right_at, mask=inside[:, None] & there[None, :], other=0.0)
         product = tl.dot(left, right, product)
+        left_at += COLUMNS
+        right_at += COLUMNS
     left_norm, left_rest = tl.load(x_norm + token, mask=some, other=0.0), tl.load(x_rest + token, mask=some, other=0.0)
     right_norm, right_rest = (
         tl.load(norm + latent, mask=there, other=0.0),
         tl.load(rest + latent, mask=there, other=0.0),
     )
-    error = (left_rest + slack * left_norm)[:, None] * right_norm[None, :]
-    error += (left_norm + left_rest)[:, None] * right_rest[None, :]
-    value = product + tl.load(bias + latent, mask=there, other=0.0)[None, :] + error
-    above = value > tl.load(floor + latent, mask=there, other=0.0)[None, :]
-    above = (above & some[:, None] & there[None, :]).to(tl.int32)
+    value = product + tl.load(bias + latent, mask=there, other=0.0)[None, :]
+    value += (left_rest + slack * left_norm)[:, None] * right_norm[None, :]
+    value += (left_norm + left_rest)[:, None] * right_rest[None, :]
+    above = (value > tl.load(floor + latent, mask=there, other=float("inf"))[None, :]).to(tl.int32)
     block = token.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(counts + block, tl.sum(above, axis=1), mask=some)
     bits = tl.reshape(above, [TOKENS, LATENTS // 32, 32]) << tl.arange(0, 32)[None, None, :]
@@ -279,7 +277,7 @@ def adam_step(
     rows, tokens, values, offsets = (gradient.contiguous(), *[weights] * 3) if stored else gradient.by_latent()
     options = torch.tensor(options, dtype=weights.dtype, device=weights.device)
     _adam[_grid(*weights.shape)](
-        weights, mean, square, rows, tokens, values, offsets, options, seed, weights.shape[1],
+        weights, mean, square, rows, tokens, values, offsets, options, seed - (seed >> 31 << 32), weights.shape[1],
         STORED=stored, NARROW=narrow, BLOCK=BLOCK,
     )  # fmt: skip
 
@@ -307,7 +305,7 @@ def above(
     lowered = floor - 1e-6 * (floor.abs() + bias.abs())  # by what 32 bits round off a bias and a floor
     _candidates[grid](
         words, counts, *rounded(x.contiguous()), *rounded(encoder), bias.float(), lowered.float(), tokens, m, width,
-        width * 2.0**-22, TOKENS=TOKENS, LATENTS=LATENTS, COLUMNS=COLUMNS,
+        width * 2.0**-22, TOKENS=TOKENS, LATENTS=LATENTS, COLUMNS=COLUMNS, num_warps=8, num_stages=3,
     )  # fmt: skip
     index = _compacted(words, counts, m)
     code = from_flat(index, x.new_zeros(len(index)), (tokens, m))
