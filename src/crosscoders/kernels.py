@@ -140,26 +140,34 @@ def _adam(
 
 
 @triton.jit
-def _rounded(out, norm, rest, rows, width, BLOCK: tl.constexpr):
-    """A row in bfloat16, its norm, and the norm of what rounding cut off."""
+def _rounded(out, step, norm, rest, rows, width, BLOCK: tl.constexpr):
+    """A row in float16 times `step`, its norm, and the norm of what rounding cut off."""
     row = tl.program_id(0).to(tl.int64)
-    squares, cut = tl.zeros([BLOCK], dtype=tl.float32), tl.zeros([BLOCK], dtype=tl.float32)
+    top, squares, cut = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for begin in range(0, width, BLOCK):
+        column = begin + tl.arange(0, BLOCK)
+        value = tl.load(rows + row * width + column, mask=column < width, other=0.0).to(tl.float32)
+        top = tl.maximum(top, tl.abs(value))
+        squares += value * value
+    largest = tl.max(top, axis=0)
+    unit = tl.where(largest > 0, largest, 1.0) / 16384.0
     for begin in range(0, width, BLOCK):
         column = begin + tl.arange(0, BLOCK)
         inside = column < width
-        value = tl.load(rows + row * width + column, mask=inside, other=0.0)
-        short = value.to(tl.float32).to(tl.bfloat16)
-        difference = (value - short.to(value.dtype)).to(tl.float32)
-        squares += value.to(tl.float32) * value.to(tl.float32)
+        value = tl.load(rows + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        short = (value / unit).to(tl.float16)
+        difference = value - short.to(tl.float32) * unit
         cut += difference * difference
         tl.store(out + row * width + column, short, mask=inside)
-    tl.store(norm + row, tl.sqrt(tl.sum(squares, axis=0)))
-    tl.store(rest + row, tl.sqrt(tl.sum(cut, axis=0)))
+    length = tl.sqrt(tl.sum(squares, axis=0))
+    tl.store(step + row, unit)
+    tl.store(norm + row, length)
+    tl.store(rest + row, tl.sqrt(tl.sum(cut, axis=0)) + 1e-6 * length)  # and what 32-bit arithmetic rounds
 
 
 @triton.jit
 def _candidates(
-    words, counts, x, x_norm, x_rest, encoder, norm, rest, bias, floor, tokens, latents, width, slack,
+    words, counts, x, x_step, x_norm, x_rest, encoder, step, norm, rest, bias, floor, tokens, latents, width, slack,
     TOKENS: tl.constexpr, LATENTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Which pre-activations may exceed their floor, a bit each, and how many of every token in every block."""
@@ -182,7 +190,9 @@ def _candidates(
         tl.load(norm + latent, mask=there, other=0.0),
         tl.load(rest + latent, mask=there, other=0.0),
     )
-    value = product + tl.load(bias + latent, mask=there, other=0.0)[None, :]
+    left_step, right_step = tl.load(x_step + token, mask=some, other=0.0), tl.load(step + latent, mask=there, other=0.0)
+    value = product * left_step[:, None] * right_step[None, :]
+    value += tl.load(bias + latent, mask=there, other=0.0)[None, :]
     value += (left_rest + slack * left_norm)[:, None] * right_norm[None, :]
     value += (left_norm + left_rest)[:, None] * right_rest[None, :]
     above = (value > tl.load(floor + latent, mask=there, other=float("inf"))[None, :]).to(tl.int32)
@@ -282,12 +292,12 @@ def adam_step(
     )  # fmt: skip
 
 
-def rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows in bfloat16, their norms, and the norms of what rounding cut off."""
-    out = torch.empty_like(rows, dtype=torch.bfloat16)
-    norm, rest = (torch.empty(len(rows), device=rows.device) for _ in range(2))
-    _rounded[(len(rows),)](out, norm, rest, rows, rows.shape[1], BLOCK=BLOCK)
-    return out, norm, rest
+def rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows in float16 and what they are to be multiplied with, their norms, and the norms of what rounding cut off."""
+    out = torch.empty_like(rows, dtype=torch.float16)
+    step, norm, rest = (torch.empty(len(rows), device=rows.device) for _ in range(3))
+    _rounded[(len(rows),)](out, step, norm, rest, rows, rows.shape[1], BLOCK=BLOCK)
+    return out, step, norm, rest
 
 
 def above(
@@ -295,8 +305,9 @@ def above(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs whose pre-activation exceeds the floor of their latent, as :func:`crosscoders.native.above`.
 
-    Products of bfloat16 tell which may. With x = x̂ + e and w = ŵ + r, x·w = x̂·ŵ + e·w + x̂·r differs from x̂·ŵ by no more
-    than ‖e‖‖w‖ + ‖x̂‖‖r‖, and by what sums in 32 bits round off. Tokens × latents are kept as one bit each.
+    Products of rows in float16 tell which may, each row scaled so that its largest number is 2¹⁴: as fast as bfloat16, and three
+    bits more. With x = x̂ + e and w = ŵ + r, x·w = x̂·ŵ + e·w + x̂·r differs from x̂·ŵ by no more than ‖e‖‖w‖ + ‖x̂‖‖r‖, and a sum
+    in 32 bits by 2⁻²³ ‖x̂‖‖ŵ‖ for every number added. Tokens × latents are kept as one bit each.
     """
     (tokens, width), m = x.shape, len(encoder)
     grid = triton.cdiv(tokens, TOKENS), triton.cdiv(m, LATENTS)
@@ -305,7 +316,7 @@ def above(
     lowered = floor - 1e-6 * (floor.abs() + bias.abs())  # by what 32 bits round off a bias and a floor
     _candidates[grid](
         words, counts, *rounded(x.contiguous()), *rounded(encoder), bias.float(), lowered.float(), tokens, m, width,
-        width * 2.0**-22, TOKENS=TOKENS, LATENTS=LATENTS, COLUMNS=COLUMNS, num_warps=8, num_stages=3,
+        width * 2.0**-23, TOKENS=TOKENS, LATENTS=LATENTS, COLUMNS=COLUMNS, num_warps=8, num_stages=3,
     )  # fmt: skip
     index = _compacted(words, counts, m)
     code = from_flat(index, x.new_zeros(len(index)), (tokens, m))
