@@ -277,7 +277,7 @@ def adam_step(
     weights: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, gradient: RowGradient | torch.Tensor, seed: int,
     options: list[float],
 ) -> None:  # fmt: skip
-    """One step of Adam in place on (m, D) weights, as :func:`crosscoders.optimizer.narrow_step`.
+    """One step of Adam in place on (m, D) weights, as :func:`crosscoders.optimizer.plain_step`.
 
     A :class:`RowGradient` is never stored. Moments are in the precision of the weights or in bfloat16.
     """

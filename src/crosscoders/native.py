@@ -103,7 +103,8 @@ def _opened(path: Path) -> ctypes.CDLL:
     """The library with its signatures."""
     found = ctypes.CDLL(str(path))
     p, n, i, x, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
-    found.adam_float32.argtypes, found.adam_float32.restype = [p] * 4 + [n, n, ctypes.c_uint32, p], None
+    found.adam_float32.argtypes = [p] * 3 + [i] + [p] * 2 + [n] * 3 + [ctypes.c_uint32, p]
+    found.adam_float32.restype = None
     found.normalised_rows.argtypes, found.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
     for name in NAMES.values():
         getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
@@ -245,15 +246,16 @@ def _reconstruct_rows(code: Code, *inputs: torch.Tensor) -> tuple[torch.Tensor, 
 
 @dataclass
 class Gradient:
-    """A weight gradient, (m, D), whose norm was found on the way."""
+    """A weight gradient, (m, D), whose norm was found on the way; rows that are not active were not written, and are 0."""
 
     values: torch.Tensor
+    active: torch.Tensor
     squares: torch.Tensor
     """Sums of squares of parts of rows."""
 
     def dense(self) -> torch.Tensor:
         """The gradient as a tensor."""
-        return self.values
+        return self.values.index_fill_(0, (~self.active).nonzero()[:, 0], 0)
 
     def squared_norm(self) -> torch.Tensor:
         """Sum of its squares."""
@@ -263,7 +265,7 @@ class Gradient:
 def weight_gradient(by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
     """Σ_t value_tj rows_t, (m, D), of values in the order of tokens."""
     m, chunks, rows = len(by_latent.counts), _chunks(rows), rows.contiguous()
-    found = Gradient(rows.new_empty(m, rows.shape[1]), rows.new_empty(chunks.count, m))
+    found = Gradient(rows.new_empty(m, rows.shape[1]), by_latent.counts > 0, rows.new_empty(chunks.count, m))
     pairs = _pairs(by_latent, values)
     function = getattr(library(), f"weight_gradient_{NAMES[rows.dtype]}")
 
@@ -281,20 +283,23 @@ def adam_usable(weights: torch.Tensor) -> bool:
 
 
 def adam_step(
-    weights: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, gradient: torch.Tensor, seed: int,
+    weights: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, gradient: Gradient | torch.Tensor, seed: int,
     options: list[float],
 ) -> None:  # fmt: skip
-    """One step of Adam in place on float32 weights, with moments in bfloat16: :func:`crosscoders.optimizer.narrow_step`."""
+    """One step of Adam in place on float32 weights, (m, D), as :func:`crosscoders.optimizer.plain_step`."""
+    (m, width), active = weights.shape, None
+    if isinstance(gradient, Gradient):
+        gradient, active = gradient.values, gradient.active
     options, gradient = np.array(options, np.float32), gradient.contiguous()
-    pointers = [tensor.data_ptr() for tensor in (weights, mean, square, gradient)]
-    share = -(-weights.numel() // (16 * torch.get_num_threads())) * 16
+    moments, narrow = [mean.data_ptr(), square.data_ptr()], mean.dtype == torch.bfloat16
+    inputs = gradient.data_ptr(), None if active is None else active.data_ptr()
+    share = -(-m // torch.get_num_threads())
 
     def work(part: int) -> None:
-        first = part * share
-        count = min(share, weights.numel() - first)
-        library().adam_float32(*pointers, first, count, seed, options.ctypes.data)
+        rows = part * share, min((part + 1) * share, m)
+        library().adam_float32(weights.data_ptr(), *moments, narrow, *inputs, *rows, width, seed, options.ctypes.data)
 
-    in_parallel(work, -(-weights.numel() // share))
+    in_parallel(work, -(-m // share))
 
 
 def normalised_rows(addresses: list[np.ndarray], mean: np.ndarray, scale: float, out: torch.Tensor) -> None:

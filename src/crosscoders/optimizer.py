@@ -51,7 +51,8 @@ class Adam:
         shrink, together = float(np.float32(shrink)), []  # as torch's kernel takes it
         for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             moments = self.mean[place], self.square[place]
-            if isinstance(gradient, native.Gradient):
+            own = native.adam_usable(parameter) and not sparse.on_gpu(parameter)
+            if isinstance(gradient, native.Gradient) and not own:
                 gradient = gradient.dense()
             if isinstance(gradient, torch.Tensor) and moments[0].dtype == parameter.dtype:
                 together.append((parameter, gradient, *moments, self._count(parameter)))
@@ -59,7 +60,7 @@ class Adam:
             if sparse.on_gpu(parameter):
                 from crosscoders.kernels import adam_step
             else:
-                adam_step = native.adam_step if native.adam_usable(parameter) else narrow_step
+                adam_step = native.adam_step if own else plain_step
             adam_step(parameter, *moments, gradient, seed(place, self.steps), self.options(rate, shrink))
         self._fused(together, rate, shrink)
 
@@ -86,19 +87,21 @@ class Adam:
         )  # fmt: skip
 
 
-def narrow_step(
+def plain_step(
     weights: torch.Tensor, mean: torch.Tensor, square: torch.Tensor, gradient: torch.Tensor, seed: int,
     options: list[float],
 ) -> None:  # fmt: skip
-    """One step of Adam in place, its moments kept in bfloat16: what the fast ones are tested against."""
+    """One step of Adam in place, its moments in any precision: what the fast ones are tested against."""
     rate, root, first, rest1, second, rest2, epsilon, grow = options
     gradient = gradient * grow
     m = mean.to(weights.dtype).mul_(first).add_(gradient, alpha=rest1)
     v = square.to(weights.dtype).mul_(second).addcmul_(gradient, gradient, value=rest2)
     weights.addcdiv_(m, (v.sqrt() / root).add_(epsilon), value=-rate)
-    noise = chances(weights.numel(), seed, weights.device).view_as(weights)
-    mean.copy_(narrowed(m, noise & 0xFFFF))
-    square.copy_(narrowed(v, noise >> 16))
+    if mean.dtype == torch.bfloat16:
+        noise = chances(weights.numel(), seed, weights.device).view_as(weights)
+        m, v = narrowed(m, noise & 0xFFFF), narrowed(v, noise >> 16)
+    mean.copy_(m)
+    square.copy_(v)
 
 
 def seed(place: int, step: int) -> int:

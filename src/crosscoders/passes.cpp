@@ -372,7 +372,8 @@ void reconstruct_rows(const int64_t* offsets, const int64_t* latents, const T* v
   }
 }
 
-// Some columns of Σ value · row over the pairs of every latent, and their sums of squares.
+// Some columns of Σ value · row over the pairs of every latent, and their sums of squares. Rows of latents without a pair are
+// left as they are.
 template <typename T, int REGISTERS>
 void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width, T* out, T* squares) {
   using C = Columns<T, REGISTERS>;
@@ -382,6 +383,8 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
   auto at = [&](int64_t token) { return reinterpret_cast<Lanes*>(buffer.data + token * C::count); };
   for (int64_t t = 0; t < pairs.count; t++) columns.read(rows, t, at(t));
   for (int64_t j = 0; j < pairs.latents; j++) {
+    squares[j] = 0;
+    if (pairs.offsets[j] == pairs.offsets[j + 1]) continue;
     Lanes total[REGISTERS] = {}, square = {};
     for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
       const Lanes* row = at(pairs.tokens[p]);
@@ -394,6 +397,52 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
     squares[j] = sum(square);
   }
   _mm_sfence();
+}
+
+// Moments in 32 bits, and in bfloat16 rounded by sixteen random bits.
+__m512 moment(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
+__m512 moment(const uint16_t* from, __mmask16 mask) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
+}
+void keep(float* to, __mmask16 mask, __m512 values, __m512i) { _mm512_mask_storeu_ps(to, mask, values); }
+void keep(uint16_t* to, __mmask16 mask, __m512 values, __m512i noise) {
+  __m512i bits = _mm512_add_epi32(_mm512_castps_si512(values), noise);
+  _mm256_mask_storeu_epi16(to, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+}
+
+__m512i hashed(__m512i word, uint32_t factor, int shift) {
+  word = _mm512_mullo_epi32(word, _mm512_set1_epi32(static_cast<int32_t>(factor)));
+  return _mm512_xor_si512(word, _mm512_srli_epi32(word, shift));
+}
+
+// One step of Adam on rows [first, last), as in optimizer.py; rows that are not active have a gradient of 0, which is not read.
+template <typename M>
+void adam(float* weights, M* mean, M* square, const float* gradient, const uint8_t* active, int64_t first, int64_t last,
+          int64_t width, uint32_t seed, const float* options) {
+  auto all = [&](int64_t option) { return _mm512_set1_ps(options[option]); };
+  const __m512 rate = all(0), root = all(1), beta1 = all(2), rest1 = all(3), beta2 = all(4), rest2 = all(5);
+  const __m512 epsilon = all(6), grow = all(7);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t row = first; row < last; row++) {
+    const __mmask16 on = !active || active[row] ? 0xffff : 0;
+    for (int64_t column = 0; column < width; column += 16) {
+      const int64_t i = row * width + column, left = width - column;
+      const __mmask16 inside = left < 16 ? (1u << left) - 1 : 0xffff;
+      __m512i word = _mm512_setzero_si512();
+      if (sizeof(M) == 2) {
+        word = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(i) + seed)), lane);
+        word = hashed(hashed(word, 0x9E3779B1u, 15), 0x85EBCA77u, 13);
+      }
+      const __m512 g = _mm512_mul_ps(grow, _mm512_maskz_loadu_ps(inside & on, gradient + i));
+      const __m512 m = _mm512_fmadd_ps(beta1, moment(mean + i, inside), _mm512_mul_ps(rest1, g));
+      const __m512 v = _mm512_fmadd_ps(beta2, moment(square + i, inside), _mm512_mul_ps(rest2, _mm512_mul_ps(g, g)));
+      const __m512 size = _mm512_add_ps(_mm512_div_ps(_mm512_sqrt_ps(v), root), epsilon);
+      const __m512 w = _mm512_maskz_loadu_ps(inside, weights + i);
+      _mm512_mask_storeu_ps(weights + i, inside, _mm512_fnmadd_ps(rate, _mm512_div_ps(m, size), w));
+      keep(mean + i, inside, m, _mm512_and_si512(word, _mm512_set1_epi32(0xffff)));
+      keep(square + i, inside, v, _mm512_srli_epi32(word, 16));
+    }
+  }
 }
 
 }  // namespace
@@ -433,38 +482,13 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
     pass({offsets, tokens, values, count, latents}, rows, chunk, width, out, squares);                                    \
   }
 
-// One step of Adam on `count` weights that begin at `first` of their tensor, moments in bfloat16, rounded by the chances of
-// optimizer.py. All but `options` is per weight: rate and roots of both corrections, betas, epsilon, 1 / shrink.
-extern "C" void adam_float32(float* weights, uint16_t* mean, uint16_t* square, const float* gradient, int64_t first,
-                             int64_t count, uint32_t seed, const float* options) {
-  auto all = [&](int64_t option) { return _mm512_set1_ps(options[option]); };
-  const __m512 rate = all(0), root = all(1), beta1 = all(2), rest1 = all(3), beta2 = all(4), rest2 = all(5);
-  const __m512 epsilon = all(6), grow = all(7);
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  auto widened = [](__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); };
-  auto narrowed = [](__m512 values, __m512i noise) {
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(values), noise), 16));
-  };
-  auto hashed = [](__m512i word, uint32_t factor, int shift) {
-    word = _mm512_mullo_epi32(word, _mm512_set1_epi32(static_cast<int32_t>(factor)));
-    return _mm512_xor_si512(word, _mm512_srli_epi32(word, shift));
-  };
-  for (int64_t i = first; i < first + count; i += 16) {
-    const int64_t left = first + count - i;
-    const __mmask16 inside = left < 16 ? (1u << left) - 1 : 0xffff;
-    __m512i word = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(i) + seed)), lane);
-    word = hashed(hashed(word, 0x9E3779B1u, 15), 0x85EBCA77u, 13);
-    const __m512 g = _mm512_mul_ps(grow, _mm512_maskz_loadu_ps(inside, gradient + i));
-    const __m512 m = _mm512_fmadd_ps(beta1, widened(_mm256_maskz_loadu_epi16(inside, mean + i)), _mm512_mul_ps(rest1, g));
-    const __m512 v = _mm512_fmadd_ps(beta2, widened(_mm256_maskz_loadu_epi16(inside, square + i)),
-                                     _mm512_mul_ps(rest2, _mm512_mul_ps(g, g)));
-    const __m512 size = _mm512_add_ps(_mm512_div_ps(_mm512_sqrt_ps(v), root), epsilon);
-    const __m512 w = _mm512_maskz_loadu_ps(inside, weights + i);
-    _mm512_mask_storeu_ps(weights + i, inside, _mm512_fnmadd_ps(rate, _mm512_div_ps(m, size), w));
-    const __m512i low = _mm512_and_si512(word, _mm512_set1_epi32(0xffff));
-    _mm256_mask_storeu_epi16(mean + i, inside, narrowed(m, low));
-    _mm256_mask_storeu_epi16(square + i, inside, narrowed(v, _mm512_srli_epi32(word, 16)));
-  }
+extern "C" void adam_float32(float* weights, void* mean, void* square, int narrow, const float* gradient, const uint8_t* active,
+                             int64_t first, int64_t last, int64_t width, uint32_t seed, const float* options) {
+  if (narrow)
+    adam(weights, static_cast<uint16_t*>(mean), static_cast<uint16_t*>(square), gradient, active, first, last, width, seed,
+         options);
+  else
+    adam(weights, static_cast<float*>(mean), static_cast<float*>(square), gradient, active, first, last, width, seed, options);
 }
 
 // Rows of stored activations, bfloat16: out = (row − mean) / scale, or (row − other row − mean) / scale.
