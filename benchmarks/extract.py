@@ -6,15 +6,11 @@ Against a full forward pass with `output_hidden_states`, and against random padd
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import transformers
 
-from benchmarks.race import save
+from benchmarks.race import save, take_turns
 from crosscoders.sites import forward
 from crosscoders.windows import batches, padded
 
@@ -29,17 +25,6 @@ def model() -> transformers.PreTrainedModel:
     )  # fmt: skip
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config).eval()
-
-
-def race(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of CPU time of every side, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(ROUNDS + 1):
-        for name, side in sides.items():
-            began = time.process_time()
-            side()
-            times[name].append(time.process_time() - began)
-    return {name: round(statistics.median(values[1:]), 2) for name, values in times.items()}
 
 
 def main() -> None:
@@ -58,17 +43,19 @@ def main() -> None:
         "random": [shuffled[i : i + count] for i in range(0, len(shuffled), count)],
     }
     row = padded(ids, groups["sorted"][len(groups["sorted"]) // 2], 0)
-    early = race(
+    early = take_turns(
         {
             "ours": lambda: forward(llama, [(LAYER, "resid_post")], row),
             "output_hidden_states": lambda: llama(input_ids=row, output_hidden_states=True).hidden_states[LAYER + 1],
-        }
+        },
+        ROUNDS,
     )
-    order = race(
+    order = take_turns(
         {
             name: lambda chosen=chosen: [forward(llama, [(LAYER, "resid_post")], padded(ids, g, 0)) for g in chosen]
             for name, chosen in groups.items()
-        }
+        },
+        ROUNDS,
     )
     rows = [
         {"name": "extract", "rival": "output_hidden_states", "seconds": early, "target": 3.0,
@@ -77,6 +64,7 @@ def main() -> None:
          "ratio": round(order["random"] / order["sorted"], 2)},
     ]  # fmt: skip
     for row in rows:
+        row["seconds"] = {name: round(seconds, 2) for name, seconds in row["seconds"].items()}
         print(f"{row['name']}: {row['seconds']}  × {row['ratio']:.2f}", flush=True)
     save("extract", rows)
 

@@ -7,15 +7,14 @@ resamples of documents. Each pass runs in a process of its own, so that its larg
 from __future__ import annotations
 
 import multiprocessing
-import platform
 import resource
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from crosscoders import artifacts, bootstrap, classification, crosscoder, order
+from benchmarks.race import save
+from crosscoders import bootstrap, classification, crosscoder, order
 from crosscoders.reconstruction import reconstruction
 from crosscoders.stage import reuse_memory
 
@@ -88,13 +87,14 @@ def main() -> None:
             _, seconds, memory = results.get()
             process.join()
             found[name] = {"seconds": min(seconds, found.get(name, {}).get("seconds", seconds)), "megabytes": memory}
+    base, rows = found.pop("evaluation"), []
     for name, values in found.items():
-        values["ratio"] = round(values["seconds"] / found["evaluation"]["seconds"], 2)
-        print(
-            f"{name:28s} {values['seconds']:7.1f} s  ratio {values['ratio']:.2f}  {values['megabytes']} MB", flush=True
-        )
-    content = {"machine": platform.processor() or platform.machine(), "versions": artifacts.versions(), "passes": found}
-    artifacts.write_json(content, Path("benchmarks/out/latent_scaling.json"))
+        seconds = {"ours": values["seconds"], "evaluation": base["seconds"]}
+        row = {"name": f"latent_{name}", "rival": "evaluation pass", "seconds": seconds, "target": 0.5,
+               "ratio": round(seconds["evaluation"] / seconds["ours"], 2), "megabytes": {"ours": values["megabytes"]}}  # fmt: skip
+        rows.append(row)
+        print(f"{row['name']:35s} {seconds}  × {row['ratio']:.2f}  {values['megabytes']} MB", flush=True)
+    save("latent_scaling", rows)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from crosscoders import artifacts
@@ -60,6 +62,18 @@ def race(names: list[str], shape: dict, steps: int) -> tuple[dict[str, float], d
     return {name: round(statistics.median(values[WARMUP:]), 1) for name, values in times.items()}, memory
 
 
+def take_turns(sides: dict[str, Callable[..., object]], rounds: int, given: Callable[[int], tuple] = lambda _: ()) -> dict[str, float]:  # fmt: skip
+    """Median seconds of CPU time of calls that take turns in this process; the first two rounds do not count."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(rounds + 2):
+        arguments = given(i)
+        for name, side in sides.items():
+            began = time.process_time()
+            side(*arguments)
+            times[name].append(time.process_time() - began)
+    return {name: statistics.median(values[2:]) for name, values in times.items()}
+
+
 def machine() -> dict:
     """What the numbers hold for."""
     found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -96,5 +110,6 @@ def save(name: str, rows: list[dict]) -> None:
     axis.invert_yaxis()
     axis.axvline(1, color="grey", linewidth=1)
     axis.set_xlabel("times faster than the rival")
-    axis.legend()
+    if bars:
+        axis.legend()
     figure.savefig(OUT / f"{name}.png", dpi=150, bbox_inches="tight")

@@ -21,7 +21,7 @@ def cell(row: dict) -> str:
 def main() -> None:
     """Rewrite the table."""
     lines, path = [], ROOT / "docs/benchmarks.md"
-    for name in ("step", "extract", "feed"):
+    for name in ("step", "extract", "feed", "latent_scaling"):
         found = json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
         machine = found["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in sorted(machine["versions"].items()))
