@@ -16,6 +16,8 @@ import torch
 
 Step = Callable[[torch.Tensor], object]
 LEARNING_RATE, CLIP = 1e-4, 1.0
+STILL = 1e-7
+"""Learning rate at which the L0 of an L1 crosscoder stays what the shape says; at the other it doubles in twenty steps."""
 
 
 def ours(shape: dict, device: str = "cpu") -> Step:
@@ -35,7 +37,7 @@ def ours(shape: dict, device: str = "cpu") -> Step:
             "activation": {"kind": "relu"} if l1 else {"kind": shape["activation"], "k": shape["k"]},
             "penalty": {"kind": "l1_of_norms", "coefficient": 1.0} if l1 else {"kind": "none"},
             "training": {
-                "steps": 10**6, "batch_tokens": shape["batch"], "learning_rate": LEARNING_RATE, "warmup_steps": 0,
+                "steps": 10**6, "batch_tokens": shape["batch"], "learning_rate": STILL if l1 else LEARNING_RATE, "warmup_steps": 0,
                 "decay_share": 0.0, "gradient_clip": CLIP, "decoder_norm": 0.1, "auxiliary_coefficient": 0.0,
                 "dead_tokens": 10**9, "adam_moments": shape.get("adam_moments", "float32"),
                 "precision": shape.get("precision", "float32"),

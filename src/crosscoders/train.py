@@ -16,13 +16,17 @@ from crosscoders.errors import UserError
 from crosscoders.feed import Activations
 from crosscoders.settings import CrosscoderSettings
 
+FORMAT = 2
+"""Of what a checkpoint holds; another is not taken over."""
+
 
 class Checkpoint:
     """A sealed file that belongs to one training: other settings, inputs or package versions do not match it."""
 
     def __init__(self, path: Path, identity: dict):
         self.path = path
-        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        content = json.dumps(identity | {"format": FORMAT}, sort_keys=True)
+        self.identity = hashlib.sha256(content.encode()).hexdigest()
 
     def save(self, state: training.State) -> None:
         """Write the state atomically, with its checksum."""
@@ -73,10 +77,10 @@ def main(arguments) -> None:
     if len(data) < batch_tokens:
         raise UserError(f"{len(data)} kept training tokens are fewer than batch_tokens = {batch_tokens}")
     digests = [artifacts.digest(path) for path in (arguments.normalisation, *arguments.activations)]
-    identity = {**section, "inputs": digests, "versions": artifacts.versions(), "passes": passes()}
+    identity = {**section, "inputs": digests, "versions": artifacts.versions(), "passes": passes(device)}
     checkpoint = Checkpoint(arguments.output.with_suffix(".checkpoint"), identity)
     name = f"train {section['setting_name']}/{section['crosscoder_name']}/seed-{section['seed']}"
-    stage.say(f"{name}: passes by {passes()} on a CPU")
+    stage.say(f"{name}: passes by {passes(device)}")
     progress = stage.Progress(name, settings.training.steps * batch_tokens)
 
     def report(state: training.State) -> None:
@@ -87,20 +91,24 @@ def main(arguments) -> None:
         state = training.fit(settings, data, held_out, section["seed"], device, checkpoint, report)
     except FloatingPointError as error:
         raise UserError(f"crosscoders.{section['crosscoder_name']}: {error}; expected a lower learning_rate") from None
-    save(state, normalisation, section, arguments.output, arguments.history)
+    save(state, normalisation, section, device, arguments.output, arguments.history)
     checkpoint.path.unlink(missing_ok=True)
     stage.say(f"{name}: done, L0 {state.mean_l0:.1f}")
 
 
-def passes() -> str:
-    """Whose passes train on a CPU: results agree in all but the last digits."""
+def passes(device: str) -> str:
+    """Whose passes train: results agree in all but the last digits."""
+    if device == "cuda":
+        return "Triton"
     return "torch" if native.library() is None else "C++"
 
 
-def save(state: training.State, normalisation: xr.Dataset, section: dict, output: Path, history: Path) -> None:
+def save(
+    state: training.State, normalisation: xr.Dataset, section: dict, device: str, output: Path, history: Path
+) -> None:
     """Write the training curves, then the crosscoder."""
     attributes = artifacts.provenance(section["study"], "train_crosscoder", section, section["seed"])
-    attributes["passes"] = passes()
+    attributes["passes"] = passes(device)
     label = f"{section['setting_name']}, {section['crosscoder_name']}, seed {section['seed']}"
     curves = history_dataset(state).assign_attrs(**attributes, title=f"training of {label}")
     artifacts.write(curves, history)
