@@ -17,7 +17,7 @@ import torch
 Step = Callable[[torch.Tensor], object]
 LEARNING_RATE, CLIP = 1e-4, 1.0
 STILL = 1e-7
-"""Learning rate at which the L0 of an L1 crosscoder stays what the shape says; at the other it doubles in twenty steps."""
+"""Learning rate at which the L0 of an L1 crosscoder stays what the shape says; at the other it about doubles in twenty steps."""
 
 
 def ours(shape: dict, device: str = "cpu") -> Step:

@@ -192,7 +192,7 @@ def compiled(tensor: torch.Tensor) -> bool:
 
 
 def product(a: torch.Tensor, b: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
-    """A b, of factors rounded to a precision where one is given."""
+    """Product a b, of factors rounded to a precision where one is given."""
     return a @ b if precision is None else (a.to(precision) @ b.to(precision)).to(a.dtype)
 
 
@@ -230,10 +230,6 @@ class ByLatent:
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Σ_t value_tj rows_t, (m, D)."""
-        if on_gpu(rows):
-            from crosscoders import kernels
-
-            return kernels.weight_gradient(self, values, rows)
         return _bags(self.tokens, self.offsets, values[self.order], rows)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
