@@ -21,6 +21,7 @@ PEERS = {"dense": 8.0, "eai-sparsify": 2.2, "sae-lens": 8.0, "dictionary-learnin
 RACES = {
     "step_batchtopk": (PAIR, PEERS),
     "step_batchtopk_fast": (PAIR | {"adam_moments": "bfloat16"}, {"dense": 10.0, "eai-sparsify": 2.8}),
+    "step_same_gemm": (PAIR | {"gemm": "faster"}, {"dense": 4.5, "eai-sparsify": 1.5}),
     "step_wide": (PAIR | {"latents": 16384}, {"dense": 9.0}),
     "step_layers": (PAIR | {"sources": 12, "width": 128}, {"dense": 8.0}),
     "step_l1 L0 16": (PAIR | {"activation": "relu", "k": 16}, {"dense": 8.0}),

@@ -153,7 +153,7 @@ def test_import_direction():
     imports = {path.stem: dependencies.imports(path) for path in Path(artifacts.__file__).parent.glob("*.py")}
     assert imports["settings"] == imports["errors"] == set()
     assert imports["artifacts"] == {"errors"}
-    core = {"members", "penalties", "crosscoder", "separate", "collapse", "sparse", "native", "kernels", "gradients", "optimizer", "order", "ahead", "training", "reconstruction", "classification", "bootstrap", "planted", "aligned", "chats"}  # fmt: skip
+    core = {"members", "penalties", "crosscoder", "separate", "collapse", "sparse", "native", "products", "kernels", "gradients", "optimizer", "order", "ahead", "training", "reconstruction", "classification", "bootstrap", "planted", "aligned", "chats"}  # fmt: skip
     foundation = {"settings", "errors", "artifacts"}
     for name in core:
         assert imports[name] <= core | foundation, name

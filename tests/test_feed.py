@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from crosscoders import artifacts, extraction, feed, native, normalisation, order
 from crosscoders.settings import Source
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SOURCES = {"base": Source(model="a", layer=0), "chat": Source(model="b", layer=0)}
 
 
@@ -85,6 +86,19 @@ def test_compiled_or_not_the_rows_are_the_same_bytes(shards, monkeypatch, source
     compiled = data.rows(index)
     monkeypatch.setattr(native, "library", lambda: None)
     assert torch.equal(data.rows(index), compiled)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.mark.parametrize("sources", [["base", "chat"], ["difference", "base"]])
+def test_stored_rows_normalised_where_they_lie_are_the_same_bytes(shards, monkeypatch, sources, device):
+    null = {"kind": "permuted_tokens", "base": "base", "chat": sources[1]}
+    data = feed.Activations(shards, fitted(shards), sources, null)
+    index = np.random.default_rng(2).permutation(len(data))
+    buffer = torch.empty(len(index), data.stored_width, dtype=torch.bfloat16)
+    stored = data.stored(index, buffer).clone()
+    assert torch.equal(data.normalise(stored.to(device)).cpu(), data.rows(index))
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert torch.equal(data.stored(index, buffer.zero_()), stored)
 
 
 def test_nulls_read_one_model_twice_or_other_tokens(shards):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts
+from crosscoders import artifacts, products
 from crosscoders.errors import UserError
 from crosscoders.members import ACTIVATIONS, Selection, group_sizes, groups
 from crosscoders.penalties import PENALTIES
@@ -104,7 +104,7 @@ class Crosscoder:
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
         """P = Σ_s W_enc^s x_s + b_enc, (T, m), of normalised activations (T, D)."""
-        return torch.addmm(self.encoder_bias, x, self.encoder.T)
+        return products.linear(x, self.encoder, self.encoder_bias)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Code at inference, (T, m), not negative; a latent's score is f_j Σ_s n_{j,s}."""
@@ -116,7 +116,7 @@ class Crosscoder:
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:
         """Reconstruction x̂ = W_dec f + b_dec, (T, D)."""
-        return torch.addmm(self.decoder_bias, f, self.decoder)
+        return products.linear(f, self.decoder.T, self.decoder_bias)
 
     def forbidden(self, allowed: torch.Tensor) -> list[tuple[torch.Tensor, slice]]:
         """Pairs (latents, columns) whose weights must stay 0, from `reads` or `writes`."""

@@ -106,6 +106,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     found.adam_float32.argtypes = [p] * 3 + [i] + [p] * 2 + [n] * 3 + [ctypes.c_uint32, p]
     found.adam_float32.restype = None
     found.normalised_rows.argtypes, found.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
+    found.stored_rows.argtypes, found.stored_rows.restype = [p, n, n, p, n], None
     for name in NAMES.values():
         getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
         getattr(found, f"quantise_{name}").restype = None
@@ -300,6 +301,12 @@ def adam_step(
         library().adam_float32(weights.data_ptr(), *moments, narrow, *inputs, *rows, width, seed, options.ctypes.data)
 
     in_parallel(work, -(-m // share))
+
+
+def stored_rows(addresses: np.ndarray, out: torch.Tensor) -> None:
+    """Stored rows, whose addresses are (rows,) int64, into `out`, (rows, width), bfloat16."""
+    addresses = np.ascontiguousarray(addresses)
+    library().stored_rows(addresses.ctypes.data, *out.shape, out.data_ptr(), out.stride(0))
 
 
 def normalised_rows(addresses: list[np.ndarray], mean: np.ndarray, scale: float, out: torch.Tensor) -> None:

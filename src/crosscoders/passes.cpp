@@ -491,6 +491,33 @@ extern "C" void adam_float32(float* weights, void* mean, void* square, int narro
     adam(weights, static_cast<float*>(mean), static_cast<float*>(square), gradient, active, first, last, width, seed, options);
 }
 
+constexpr int64_t PIECE = 32;  // columns of stored activations in a line of the cache
+
+// `copy(t, to, first, last)` for every piece of every row. Rows lie apart, where no hardware looks ahead: the next one, and
+// the place that it goes to, are asked for beside each piece.
+template <typename T, typename F>
+void by_rows(const uint16_t* const* rows, int64_t count, int64_t width, T* out, int64_t stride, F copy) {
+  for (int64_t t = 0; t < count; t++) {
+    const int64_t after = t + 1 < count ? t + 1 : t;
+    for (int64_t first = 0; first < width; first += PIECE) {
+      const char* place = reinterpret_cast<const char*>(out + after * stride + first);
+      __builtin_prefetch(rows[after] + first);
+      for (size_t byte = 0; byte < PIECE * sizeof(T); byte += 64) __builtin_prefetch(place + byte, 1);
+      if (first + PIECE <= width)
+        copy(t, out + t * stride, first, first + PIECE);
+      else
+        copy(t, out + t * stride, first, width);
+    }
+  }
+}
+
+// Rows of stored activations, as they are.
+extern "C" void stored_rows(const uint16_t* const* rows, int64_t count, int64_t width, uint16_t* out, int64_t stride) {
+  by_rows(rows, count, width, out, stride, [=](int64_t t, uint16_t* to, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) to[i] = rows[t][i];
+  });
+}
+
 // Rows of stored activations, bfloat16: out = (row − mean) / scale, or (row − other row − mean) / scale.
 extern "C" void normalised_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t count, int64_t width,
                                 const float* mean, float scale, float* out, int64_t stride) {
@@ -500,16 +527,15 @@ extern "C" void normalised_rows(const uint16_t* const* rows, const uint16_t* con
     std::memcpy(&found, &wide, sizeof found);
     return found;
   };
-  for (int64_t t = 0; t < count; t++) {
+  by_rows(rows, count, width, out, stride, [=](int64_t t, float* to, int64_t first, int64_t last) {
     const uint16_t* row = rows[t];
-    float* to = out + t * stride;
     if (others) {
       const uint16_t* other = others[t];
-      for (int64_t i = 0; i < width; i++) to[i] = (value(row[i]) - value(other[i]) - mean[i]) / scale;
+      for (int64_t i = first; i < last; i++) to[i] = (value(row[i]) - value(other[i]) - mean[i]) / scale;
     } else {
-      for (int64_t i = 0; i < width; i++) to[i] = (value(row[i]) - mean[i]) / scale;
+      for (int64_t i = first; i < last; i++) to[i] = (value(row[i]) - mean[i]) / scale;
     }
-  }
+  });
 }
 
 EXPORT(float, float32)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
-from crosscoders import native
+from crosscoders import native, products
 from crosscoders.crosscoder import Crosscoder
 
 MARGIN = (0.02, 0.1)
@@ -193,7 +193,7 @@ def compiled(tensor: torch.Tensor) -> bool:
 
 def product(a: torch.Tensor, b: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
     """Product a b, of factors rounded to a precision where one is given."""
-    return a @ b if precision is None else (a.to(precision) @ b.to(precision)).to(a.dtype)
+    return products.linear(a, b.T) if precision is None else (a.to(precision) @ b.to(precision)).to(a.dtype)
 
 
 def decode(code: Code, weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

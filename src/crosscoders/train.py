@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, crosscoder, native, pick, stage, training
+from crosscoders import artifacts, crosscoder, native, pick, products, stage, training
 from crosscoders.errors import UserError
 from crosscoders.feed import Activations
 from crosscoders.settings import CrosscoderSettings
@@ -77,10 +77,10 @@ def main(arguments) -> None:
     if len(data) < batch_tokens:
         raise UserError(f"{len(data)} kept training tokens are fewer than batch_tokens = {batch_tokens}")
     digests = [artifacts.digest(path) for path in (arguments.normalisation, *arguments.activations)]
-    identity = {**section, "inputs": digests, "versions": artifacts.versions(), "passes": passes(device)}
+    identity = {**section, "inputs": digests, "versions": artifacts.versions(), **arithmetic(device)}
     checkpoint = Checkpoint(arguments.output.with_suffix(".checkpoint"), identity)
     name = f"train {section['setting_name']}/{section['crosscoder_name']}/seed-{section['seed']}"
-    stage.say(f"{name}: passes by {passes(device)}")
+    stage.say(f"{name}: passes by {arithmetic(device)['passes']}, products by {arithmetic(device)['products']}")
     progress = stage.Progress(name, settings.training.steps * batch_tokens)
 
     def report(state: training.State) -> None:
@@ -96,11 +96,11 @@ def main(arguments) -> None:
     stage.say(f"{name}: done, L0 {state.mean_l0:.1f}")
 
 
-def passes(device: str) -> str:
-    """Whose passes train: results agree in all but the last digits."""
+def arithmetic(device: str) -> dict[str, str]:
+    """Whose passes and products train: results agree in all but the last digits."""
     if device == "cuda":
-        return "Triton"
-    return "torch" if native.library() is None else "C++"
+        return {"passes": "Triton", "products": "cuBLAS"}
+    return {"passes": "torch" if native.library() is None else "C++", "products": products.name()}
 
 
 def save(
@@ -108,7 +108,7 @@ def save(
 ) -> None:
     """Write the training curves, then the crosscoder."""
     attributes = artifacts.provenance(section["study"], "train_crosscoder", section, section["seed"])
-    attributes["passes"] = passes(device)
+    attributes |= arithmetic(device)
     label = f"{section['setting_name']}, {section['crosscoder_name']}, seed {section['seed']}"
     curves = history_dataset(state).assign_attrs(**attributes, title=f"training of {label}")
     artifacts.write(curves, history)

@@ -244,7 +244,7 @@ def fit(
     Parameters
     ----------
     data, held_out : feed.Activations or alike
-        Have `sources`, `widths`, a length, `rows(index)` and `batches(count)`.
+        Have `sources`, `widths`, a length, `rows(index)` and `batches(count)`; for a GPU `data` has `stored` and `normalise`.
     checkpoint : optional
         Has `restore(state)`, true where a state was taken over, and `save(state)`.
     report : called after every step
@@ -268,10 +268,10 @@ def fit(
         if checkpoint and state.step % settings.training.checkpoint_steps == 0 and state.step < settings.training.steps:
             checkpoint.save(state)
 
-    def rows(step: int) -> torch.Tensor:
-        return data.rows(order.take(step * batch_tokens, batch_tokens))
+    def index(step: int) -> np.ndarray:
+        return order.take(step * batch_tokens, batch_tokens)
 
-    with Ahead(rows, settings.training.steps, device) as batch:
+    with Ahead(data, index, settings.training.steps, batch_tokens, device) as batch:
         run(state, settings, batch, after_step)
     if apart:
         apart.join(coder)

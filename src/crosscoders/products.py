@@ -1,0 +1,57 @@
+"""Products of float32 matrices on a CPU: by oneDNN where it is much faster than the BLAS that torch takes.
+
+On processors that are not Intel's MKL may run at half the rate of oneDNN; elsewhere they differ by a few percent. The one that
+is taken decides last digits, so that it takes more than noise to leave torch's own.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+MUCH_FASTER = 1.4
+"""How many times faster oneDNN has to be: between the ratios met, 1 and 2, so that a probe always falls the same way."""
+PROBE = (256, 512, 2048)
+"""Tokens, width and latents of a product of a few milliseconds."""
+ROUNDS = 5
+LARGE = 1 << 26
+"""Multiplications from which on the choice counts."""
+
+
+@cache
+def by_onednn() -> bool:
+    """Whether oneDNN multiplies much faster than torch's BLAS here, by the shortest of a few times each, in turns."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    tokens, width, latents = PROBE
+    x, weights = torch.ones(tokens, width), torch.ones(latents, width)
+    sides = (lambda: x @ weights.T), (lambda: _onednn(x, weights, None))
+    shortest = [min(times) for times in zip(*([_seconds(side) for side in sides] for _ in range(ROUNDS)), strict=True)]
+    return shortest[0] > MUCH_FASTER * shortest[1]
+
+
+def name() -> str:
+    """Whose products of float32 matrices are taken on a CPU."""
+    if by_onednn():
+        return "oneDNN"
+    return "MKL" if torch.backends.mkl.is_available() else "BLAS"
+
+
+def linear(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The product x Wᵀ + b, (T, n), of (T, k), (n, k) and (n,); under autograd always by torch's BLAS."""
+    large = x.dtype == torch.float32 and x.device.type == "cpu" and len(x) * weights.numel() >= LARGE
+    if large and not torch.is_grad_enabled() and by_onednn():
+        return _onednn(x, weights, bias)
+    return x @ weights.T if bias is None else torch.addmm(bias, x, weights.T)
+
+
+def _onednn(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weights, bias, "none", [], "")
+
+
+def _seconds(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
