@@ -1,7 +1,9 @@
 """Training steps on a GPU: ours against dense autograd crosscoders in TF32, compiled, and in bfloat16 with fused Adam.
 
-`python -m benchmarks.gpu` prints tokens per second and writes benchmarks/out/gpu.json. Sides take turns in one process,
-each step ended by a synchronisation. Without a GPU it says so and ends.
+`python -m benchmarks.gpu` prints tokens per second and writes benchmarks/out/gpu.json, from which `python -m
+benchmarks.table` makes the table of docs/gpu.md. Sides take turns in one process, each step ended by a synchronisation.
+Beside every row stand its floor, by what this GPU reaches in a product and in a copy, and where our time goes, kernel by
+kernel. Without a GPU it says so and ends.
 """
 
 from __future__ import annotations
@@ -9,13 +11,18 @@ from __future__ import annotations
 import itertools
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from benchmarks import worker
+from benchmarks import feed, worker
 from benchmarks.race import save
+from crosscoders.ahead import Ahead
+from crosscoders.feed import Activations
+from crosscoders.order import Order
 
 GEMMA = {"sources": 2, "width": 2304, "latents": 73728, "k": 100, "activation": "batchtopk"}
 RACES = {
@@ -28,47 +35,127 @@ RACES = {
     ),
 }
 """Name: shape, and the ratio aimed at for every rival."""
-FLOOR = {"step_gemma B 4096": 257_000}
-"""Tokens per second that the memory traffic of Adam and the encoder's product allow on an H100."""
+WANTED = {"step_gemma B 4096": 0.6 * 257_000}
+"""Tokens per second aimed at besides."""
 STEPS, WARMUP = 20, 15
-OURS = ("ours", "ours bfloat16")
+LOWER = {"precision": "bfloat16", "adam_moments": "bfloat16"}
+OURS = {"ours": {}, "ours bfloat16": LOWER}
 """Factors of products and moments in 32 bits, candidates for the code aside; and in 16."""
+BYTES = {"ours": 24, "ours bfloat16": 16}
+"""Per weight, that a step cannot but read and write: the weight and both moments."""
 
 
-def dense(shape: dict, dtype: torch.dtype) -> worker.Step:
+def dense(shape: dict, dtype: torch.dtype, device: str) -> worker.Step:
     """The dense crosscoder, its products in TF32 or bfloat16, compiled."""
-    step = worker.dense(shape, "cuda")
+    step = worker.dense(shape, device)
 
     def cast(x: torch.Tensor) -> None:
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             step(x)
 
     return torch.compile(cast)
 
 
-LOWER = {"precision": "bfloat16", "adam_moments": "bfloat16"}
-SIDES: dict[str, Callable[[dict], worker.Step]] = {
-    "ours": lambda shape: worker.ours(shape, "cuda"),
-    "ours bfloat16": lambda shape: worker.ours(shape | LOWER, "cuda"),
-    "dense TF32": lambda shape: dense(shape, torch.float32),
-    "dense bfloat16": lambda shape: dense(shape, torch.bfloat16),
-}
+def side(name: str, shape: dict, device: str) -> worker.Step:
+    """A side's step, with or without autograd as it needs."""
+    wanted = name not in OURS
+    step = dense(shape, {"dense TF32": torch.float32, "dense bfloat16": torch.bfloat16}[name], device) if wanted else worker.ours(shape | OURS[name], device)  # fmt: skip
+
+    def take(x: torch.Tensor) -> None:
+        with torch.set_grad_enabled(wanted):
+            step(x)
+
+    return take
 
 
-def race(names: list[str], shape: dict) -> dict[str, float]:
-    """Median tokens per second of every side."""
-    steps, times = {name: SIDES[name](shape) for name in names}, {name: [] for name in names}
-    generator = torch.Generator("cuda").manual_seed(1)
-    for _ in range(STEPS + WARMUP):
-        x = torch.randn(shape["batch"], shape["sources"] * shape["width"], device="cuda", generator=generator)
-        for name, step in steps.items():
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            with torch.set_grad_enabled(name not in OURS):
-                step(x)
-            torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - began)
-    return {name: round(shape["batch"] / statistics.median(values[WARMUP:])) for name, values in times.items()}
+def seconds(work: Callable[[], object], device: str) -> float:
+    """What something takes, until the device is done."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+def race(
+    sides: dict[str, worker.Step], shape: dict, device: str, steps: int = STEPS, warmup: int = WARMUP
+) -> dict[str, float]:
+    """Median milliseconds of every side's step."""
+    times, generator = {name: [] for name in sides}, torch.Generator(device).manual_seed(1)
+    for _ in range(steps + warmup):
+        x = torch.randn(shape["batch"], shape["sources"] * shape["width"], device=device, generator=generator)
+        for name, step in sides.items():
+            times[name].append(seconds(lambda step=step, x=x: step(x), device))
+    return {name: 1000 * statistics.median(values[warmup:]) for name, values in times.items()}
+
+
+def rates(device: str, size: int = 8192) -> tuple[float, float]:
+    """Multiplications in float16 per millisecond in a product, and bytes per millisecond in a copy."""
+    a = torch.ones(size, size, dtype=torch.float16, device=device)
+    long, other = (torch.ones(size * size, device=device) for _ in range(2))
+    product, copy = (
+        1000 * min(seconds(work, device) for _ in range(10)) for work in (lambda: a @ a, lambda: other.copy_(long))
+    )
+    return size**3 / product, 2 * long.nbytes / copy
+
+
+def floor(name: str, shape: dict, multiplications: float, moved: float) -> dict[str, float | str]:
+    """Milliseconds of the encoder's product and of the weights' traffic, one after the other, and the longer of the two."""
+    weights = shape["latents"] * shape["sources"] * shape["width"]
+    product, memory = shape["batch"] * weights / multiplications, BYTES[name] * 2 * weights / moved
+    return {"floor": product + memory, "bound": "product" if product > memory else "memory"}
+
+
+def profile(step: worker.Step, shape: dict, device: str) -> dict[str, float]:
+    """Milliseconds of a step by kernel, the longest eight."""
+    x = torch.randn(shape["batch"], shape["sources"] * shape["width"], device=device)
+    kind = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as found:
+        seconds(lambda: step(x), device)
+    total = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, total) / 1000 for event in found.key_averages()}
+    return dict(sorted(times.items(), key=lambda item: -item[1])[:8])
+
+
+def waiting(step: worker.Step, shape: dict, device: str, steps: int = STEPS, warmup: int = WARMUP) -> float:
+    """Share of a step that the feed adds: batches from shards of stored activations against one that lies there."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "000.nc"
+        data = Activations([path], feed.shard(path))
+        order, tokens = Order(len(data), 0), shape["batch"]
+        with Ahead(data, lambda i: order.take(i * tokens, tokens), steps + warmup, tokens, device) as batch:
+            times, there = {"fed": [], "lying there": []}, batch(0).clone()
+            for i in range(1, steps + warmup):
+                times["fed"].append(seconds(lambda i=i: step(batch(i)), device))
+                times["lying there"].append(seconds(lambda: step(there), device))
+    fed, resident = (statistics.median(values[warmup:]) for values in times.values())
+    return fed / resident - 1
+
+
+def measure(name: str, measured: tuple[float, float], device: str, **lengths: int) -> list[dict]:
+    """The rows of one race."""
+    shape, rivals = RACES[name]
+    sides = {label: side(label, shape, device) for label in (*OURS, *rivals)}
+    times = race(sides, shape, device, **lengths)
+    profiles = {ours: profile(sides[ours], shape, device) for ours in OURS}
+    rows = []
+    for (rival, target), ours in itertools.product(rivals.items(), OURS):
+        row = {"name": name, "side": ours, "rival": rival, "shape": shape, "milliseconds": times, "target": target}
+        row |= {
+            "ratio": round(times[rival] / times[ours], 2),
+            "tokens_per_second": round(1000 * shape["batch"] / times[ours]),
+        }
+        row |= floor(ours, shape, *measured) | {"kernels": profiles[ours]}
+        if name in WANTED:
+            row["share_of_wanted"] = round(row["tokens_per_second"] / WANTED[name], 2)
+        rows.append(row)
+        print(f"{name:20s} {ours:15s} {row['tokens_per_second']:,} tokens/s  × {row['ratio']:.2f} {rival}, floor {row['floor']:.1f} "
+              f"of {times[ours]:.1f} ms, bound by {row['bound']}; {profiles[ours]}", flush=True)  # fmt: skip
+    if shape["width"] == feed.WIDTH:
+        rows[0]["feed_share"] = round(waiting(sides["ours"], shape, device, **lengths), 3)
+        print(f"{name:20s} the feed adds {rows[0]['feed_share']:.1%} to a step", flush=True)
+    return rows
 
 
 def main() -> None:
@@ -77,20 +164,11 @@ def main() -> None:
         print("benchmarks.gpu: no CUDA device found; nothing was measured")
         return
     torch.set_float32_matmul_precision("high")
-    rows = []
-    for name, (shape, rivals) in RACES.items():
-        if sys.argv[1:] and name not in sys.argv[1:]:
-            continue
-        found = race([*OURS, *rivals], shape)
+    measured, rows = rates("cuda"), []
+    for name in sys.argv[1:] or RACES:
+        rows += [row | {"device": torch.cuda.get_device_name()} for row in measure(name, measured, "cuda")]
         torch.cuda.empty_cache()
-        for (rival, target), ours in itertools.product(rivals.items(), OURS):
-            row = {"name": name, "side": ours, "rival": rival, "shape": shape, "tokens_per_second": found, "target": target,
-                   "ratio": round(found[ours] / found[rival], 2), "device": torch.cuda.get_device_name()}  # fmt: skip
-            if name in FLOOR:
-                row["share_of_floor"] = round(found[ours] / FLOOR[name], 2)
-            rows.append(row)
-            print(f"{name:20s} {ours:15s} {found}  × {row['ratio']:.2f}", flush=True)
-    save("gpu", rows)
+        save("gpu", rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Write what the benchmarks found into docs/benchmarks.md, between its markers; the prose around them stays."""
+"""Write what the benchmarks found into docs/benchmarks.md and docs/gpu.md, between markers; the prose around them stays."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from benchmarks.race import OUT, ROOT
 
@@ -18,9 +19,9 @@ def cell(row: dict) -> str:
     return " / ".join(f"{values[name]:.2f} s" if "seconds" in row else f"{values[name]}k rows/s" for name in ordered)
 
 
-def main() -> None:
-    """Rewrite the table."""
-    lines, path = [], ROOT / "docs/benchmarks.md"
+def on_cpu() -> str:
+    """The table of docs/benchmarks.md."""
+    lines = []
     for name in ("step", "extract", "feed", "latent_scaling"):
         found = json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
         machine = found["machine"]
@@ -36,9 +37,41 @@ def main() -> None:
     head = f"{machine['cpu']}, {machine['cores']} cores, one thread used; {versions}.\n\n"
     head += "| benchmark | rival | ours / rival | times faster | aim | floor, share of it | our memory, MB |\n"
     head += "|---|---|---|---:|---:|---:|---:|\n"
+    return head + "\n".join(lines)
+
+
+def on_gpu() -> str:
+    """The table of docs/gpu.md: what a device was found to do."""
+    rows = json.loads((OUT / "gpu.json").read_text(encoding="utf-8"))["rows"]
+    lines = [
+        f"{rows[0]['device']}.\n",
+        "| name | side | rival | ours / rival | times faster | aim | tokens/s | floor, share of it | bound by | the feed adds |",
+        "|---|---|---|---|---:|---:|---:|---:|---|---:|",
+    ]
+    for row in rows:
+        ours, rival = (row["milliseconds"][row[which]] for which in ("side", "rival"))
+        cells = (
+            row["name"], row["side"], row["rival"], f"{ours:.1f} / {rival:.1f} ms", f"{row['ratio']:.2f}", f"{row['target']:.2f}",
+            f"{row['tokens_per_second']:,}", f"{row['floor']:.1f} ms, {row['floor'] / ours:.0%}", row["bound"],
+            f"{row['feed_share']:.1%}" if "feed_share" in row else "–",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fill(path: Path, table: str) -> None:
+    """Replace what stands between the markers of a document."""
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    path.write_text(before + BEGIN + head + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+    path.write_text(before + BEGIN + table + "\n" + END + after, encoding="utf-8")
+
+
+def main() -> None:
+    """Rewrite the tables of what was measured here."""
+    if (OUT / "step.json").exists():
+        fill(ROOT / "docs/benchmarks.md", on_cpu())
+    if (OUT / "gpu.json").exists():
+        fill(ROOT / "docs/gpu.md", on_gpu())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from benchmarks import race, step, worker
+from benchmarks import gpu, race, step, table, worker
+
+from crosscoders import artifacts, sparse
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "relu"])
@@ -36,6 +38,33 @@ def test_rivals_can_be_given_the_faster_product(monkeypatch):
     assert len(asked) == 5, "two products forward, three backward"
     for a, b in zip(found, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_the_races_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
+    """All that a GPU will be asked for but the timing: sides, floor, profile, the feed's share."""
+    pytest.importorskip("triton", reason="triton is made for Linux")
+    shape = {"sources": 2, "width": 8, "latents": 64, "k": 4, "batch": 16, "activation": "batchtopk"}
+    monkeypatch.setattr(sparse, "on_gpu", lambda tensor: not tensor.requires_grad)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(gpu, "RACES", {"tiny": (shape, {"dense TF32": 2.5, "dense bfloat16": 1.0})})
+    monkeypatch.setattr(gpu, "WANTED", {"tiny": 1000.0})
+    monkeypatch.setattr(gpu.feed, "WIDTH", 8)
+    monkeypatch.setattr(gpu.feed, "TOKENS", 100)
+    rows = gpu.measure("tiny", gpu.rates("cpu", 128), "cpu", steps=3, warmup=1)
+    assert [(row["side"], row["rival"]) for row in rows] == [
+        (a, b) for b in ("dense TF32", "dense bfloat16") for a in gpu.OURS
+    ]
+    for row in rows:
+        assert 0 < row["floor"] < row["milliseconds"][row["side"]]
+        assert len(row["kernels"]) == 8
+        assert row["share_of_wanted"] == pytest.approx(row["tokens_per_second"] / 1000, abs=0.01)
+    assert rows[0]["feed_share"] > -1
+    monkeypatch.setattr(table, "OUT", tmp_path)
+    artifacts.write_json({"rows": [row | {"device": "a GPU"} for row in rows]}, tmp_path / "gpu.json")
+    lines = table.on_gpu().splitlines()
+    assert lines[0] == "a GPU."
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert len(lines) == 4 + len(rows)
 
 
 def test_a_side_that_cannot_start_says_why():
