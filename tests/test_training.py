@@ -132,6 +132,26 @@ def test_resuming_gives_the_same_bytes_as_never_stopping(member, moments):
     assert (whole.threshold, whole.coefficient) == (second.threshold, second.coefficient)
 
 
+@pytest.mark.parametrize(
+    ("activation", "penalty", "revived"),
+    [("batchtopk", "none", 0.0), ("batchtopk", "none", 1 / 32), ("relu", "l1_of_norms", 0.0)],
+)
+def test_no_pass_reads_memory_that_it_has_not_written(way, member, monkeypatch, activation, penalty, revived):
+    """So that a training need not fill it, as torch does for the sake of determinism."""
+    options, found = member(activation, penalty=penalty, auxiliary_coefficient=revived), []
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        for filled in (True, False):
+            torch.utils.deterministic.fill_uninitialized_memory = filled
+            assert bool(torch.empty(3).isnan().all()) or not filled
+            found.append(fit(options)[1])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(*(state.crosscoder.parameters for state in found), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_equal_sources_give_equal_norms_so_that_no_latent_looks_exclusive(member):
     options = member(latents=32, steps=60)
     coder = crosscoder.create(options, ["base", "chat"], [16, 16], 0)

@@ -69,6 +69,7 @@ def main(arguments) -> None:
     torch.set_grad_enabled(False)
     device = pick.device(section["device"])
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")  # some CUDA kernels have no such version
+    torch.utils.deterministic.fill_uninitialized_memory = False  # every gradient's, at every step
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     normalisation = artifacts.read(arguments.normalisation)
     data = Activations(arguments.activations, normalisation, section["sources"], section.get("null"))
