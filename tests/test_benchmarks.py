@@ -16,6 +16,7 @@ def test_own_sides_take_turns(activation):
     assert min(memory.values()) > 50
 
 
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 def test_rivals_can_be_given_the_faster_product(monkeypatch):
     """Forward and backward, for code that knows nothing of it; gradients are the same up to rounding."""
 
