@@ -1,9 +1,9 @@
 """Triton kernels for the sparse passes of a training step on a GPU.
 
 The same passes as in :mod:`crosscoders.sparse`; the pairs above a floor, of which no (T, m) is ever stored but bits; and Adam
-with the weight gradient computed inside of it, so that no gradient of (m, D) is ever stored. With TRITON_INTERPRET=1 in the environment they run on a CPU, where the tests hold them
-to the plain passes in float64. Sums are taken in the order of the pairs, in the precision of the output: results do not
-depend on how programs are scheduled.
+with the weight gradient computed inside of it, so that no gradient of (m, D) is ever stored. With TRITON_INTERPRET=1 in the
+environment they run on a CPU, where the tests hold them to the plain passes in float64. Sums are taken in the order of the
+pairs, in the precision of the output: results do not depend on how programs are scheduled.
 """
 
 from __future__ import annotations
