@@ -1,11 +1,13 @@
 """The aligned crosscoder: what it minimises, and that separate encoders come to share one latent space."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from crosscoders import aligned, evaluate_aligned, planted
+from crosscoders import aligned, evaluate_aligned, gradients, planted, sparse
 from crosscoders.settings import AlignedSettings, Planted
 
 
@@ -76,6 +78,37 @@ def test_loss_is_the_sum_over_ordered_pairs(data):
     size = decoders[0].norm(dim=1) + decoders[1].norm(dim=1)
     expected = (expected + 0.7 * (((z[0] - z[1]) * size) ** 2).sum()) / 64
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("penalty", ["none", "l1_of_norms", "tanh"])
+@pytest.mark.parametrize(
+    ("activation", "dense"),
+    [("batchtopk", False), ("batchtopk", True), ("topk", False), ("relu", False), ("relu", True)],
+)
+def test_gradients_equal_autograd_in_float64(way, monkeypatch, activation, dense, penalty):
+    """Three sources of unequal width, random decoders and biases; passes over pairs and dense products."""
+    monkeypatch.setattr(gradients, "DENSE_ABOVE", dict.fromkeys(gradients.DENSE_ABOVE, 0.0 if dense else 1.0))
+    chosen = {"kind": activation} | ({} if activation == "relu" else {"k": 3})
+    settings = AlignedSettings.model_validate(
+        options(0.3).model_dump() | {"activation": chosen, "penalty": {"kind": penalty, "coefficient": 0.5}}
+    )
+    generator = torch.Generator().manual_seed(0)
+    coder = aligned.create(settings, ["a", "b", "c"], [6, 9, 70], 0)
+    for name in ("encoder_bias", "decoder", "decoder_bias"):
+        setattr(coder, name, 0.3 * torch.randn(getattr(coder, name).shape, generator=generator))
+    coder = dataclasses.replace(coder, encoders=[part.double() for part in coder.encoders], encoder_bias=coder.encoder_bias.double(),
+                                decoder=coder.decoder.double(), decoder_bias=coder.decoder_bias.double())  # fmt: skip
+    x = torch.randn(40, 85, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        value, found, l0 = aligned.compute(coder, x, settings, 0.4, [sparse.BatchTopK() for _ in range(3)])
+    for parameter in coder.parameters:
+        parameter.requires_grad_()
+    expected, z = aligned.loss(coder, x, settings, 0.4)
+    expected.backward()
+    assert value == pytest.approx(expected.item(), rel=1e-13)
+    assert l0 == pytest.approx(float((z > 0).sum()) / 120)
+    for parameter, gradient in zip(coder.parameters, found, strict=True):
+        assert (gradients.stored(gradient) - parameter.grad).norm() <= 1e-13 * parameter.grad.norm()
 
 
 def test_rescaling_a_latent_changes_no_loss_and_no_selection(data):

@@ -16,6 +16,7 @@ def main(arguments) -> None:
     settings = AlignedSettings.model_validate(section["aligned"])
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     normalisation = artifacts.read(arguments.normalisation)
     train, held_out = (Activations(paths, normalisation) for paths in (arguments.activations, arguments.validation))
     name = f"align {section['setting_name']}/{section['aligned_name']}/seed-{section['seed']}"

@@ -2,7 +2,7 @@
 
 z^s = act(W_enc^s x_s + b^s) and x̂_{s→t} = W_dec^t z^s + b_dec^t for all ordered pairs (s, t). Training together with a
 term that draws the codes of a token towards each other makes separate encoders share one latent space (compare SPARC,
-arXiv 2507.06265); sources may differ in width. Plain autograd: the module is small and rarely trained.
+arXiv 2507.06265); sources may differ in width. Gradients are taken by hand, over the active pairs alone.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts
+from crosscoders import artifacts, native, products, sparse
+from crosscoders.ahead import Ahead
 from crosscoders.crosscoder import keep_largest
+from crosscoders.gradients import passes_over, stored
 from crosscoders.members import ACTIVATIONS
+from crosscoders.optimizer import Adam
 from crosscoders.order import Order
 from crosscoders.penalties import PENALTIES
 from crosscoders.settings import AlignedSettings
-from crosscoders.training import Schedule
+from crosscoders.training import Schedule, norm
 
 
 @dataclass
@@ -109,7 +112,7 @@ def select(f: torch.Tensor, score: torch.Tensor, activation: str, k: int | None)
 def loss(
     coder: Aligned, x: torch.Tensor, settings: AlignedSettings, coefficient: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ_{s,t} ‖x_t − x̂_{s→t}‖² + penalty + λ_align Σ_{s<t} ‖(z^s − z^t) N‖², mean over tokens; and the codes.
+    """Σ_{s,t} ‖x_t − x̂_{s→t}‖² + penalty + λ_align Σ_{s<t} ‖(z^s − z^t) N‖², mean over tokens; and the codes. For autograd.
 
     Codes are compared after multiplication by N_j = Σ_t n_{j,t}, so that rescaling a latent changes nothing and the
     term cannot be escaped by small codes and large decoders.
@@ -132,6 +135,82 @@ def loss(
     return total, z
 
 
+@dataclass
+class _Encoder:
+    """The encoder of one source, as :class:`crosscoders.sparse.Preactivations` takes it."""
+
+    encoder: torch.Tensor
+    encoder_bias: torch.Tensor
+
+    @property
+    def latents(self) -> int:
+        return len(self.encoder)
+
+    def preactivations(self, x: torch.Tensor) -> torch.Tensor:
+        return products.linear(x, self.encoder, self.encoder_bias)
+
+
+def sparse_codes(
+    coder: Aligned, parts: list[torch.Tensor], norms: torch.Tensor, selections: list[sparse.BatchTopK]
+) -> list[sparse.Code]:
+    """The code of every source while training, from its activations, (T, d_s); `selections` carry thresholds of batchtopk."""
+    over, found = ACTIVATIONS[coder.activation].ranked_over, []
+    for source, selection in enumerate(selections):
+        whole = sparse.Preactivations(_Encoder(coder.encoders[source], coder.encoder_bias[source]), parts[source])
+        if over == "batch":
+            found.append(selection(whole, norms, coder.k)[0])
+        elif over == "token":
+            f = whole.whole.relu()
+            found.append(sparse.of_dense(keep_largest(f, f * norms, coder.k)))
+        else:
+            found.append(sparse.from_flat(*whole.above(0.0), whole.size))
+    return found
+
+
+def compute(
+    coder: Aligned, x: torch.Tensor, settings: AlignedSettings, coefficient: float, selections: list[sparse.BatchTopK]
+) -> tuple[float, list[torch.Tensor | native.Gradient], float]:
+    """Value of :func:`loss`, its gradients in the order of `Aligned.parameters`, and latents per token and source.
+
+    The codes of all sources are passed over together, as one of S·T tokens.
+    """
+    tokens, sources, norms = len(x), len(coder.sources), coder.decoder_norms()
+    parts = [part.contiguous() for part in x.split(coder.widths, dim=1)]
+    codes = sparse_codes(coder, parts, norms.sum(1), selections)
+    together = passes_over(sparse.joined(codes))
+    # the mean is taken over S·T tokens there, over T here
+    error, gradient, at_code = together.reconstruct(coder, x.repeat(sources, 1), torch.full_like(x[0], sources))
+    value = float(error.square().sum()) / tokens
+    f, at_norms = together.values, torch.zeros_like(norms)
+
+    contribution = f * together.active(norms.sum(1))
+    gap = sources * contribution - together.over_copies(contribution, sources)  # Σ_t (z^s − z^t) N
+    value += settings.alignment * float((contribution * gap).sum()) / tokens
+    slope = 2 * settings.alignment / tokens * gap
+    at_code = at_code + slope * together.active(norms.sum(1))
+    at_norms += together.total(f * slope)[:, None]
+
+    if settings.penalty.kind != "none":
+        penalty, rate = PENALTIES[settings.penalty.kind], coefficient / tokens
+        size = penalty.join(norms)
+        value += rate * float(penalty.value(f * together.active(size), settings.penalty.scale).sum())
+        slope = rate * penalty.slope(f * together.active(size), settings.penalty.scale)
+        at_norms += together.total(f * slope)[:, None] * penalty.share(norms)
+        if penalty.presses_code:
+            at_code = at_code + slope * together.active(size)
+
+    decoder_gradient = stored(together.weight_gradient(f, gradient))
+    by_source = zip(coder.decoder.split(coder.widths, dim=1), decoder_gradient.split(coder.widths, dim=1), strict=True)
+    for s, (part, its_gradient) in enumerate(by_source):
+        its_gradient.addcmul_(part, (at_norms[:, s] / norms[:, s].clamp_min(1e-30))[:, None])
+    at_encoders, at_biases = [], []
+    for part, (passes, values) in zip(parts, together.copies(at_code * (f > 0), sources), strict=True):
+        at_encoders.append(passes.weight_gradient(values, part))
+        at_biases.append(passes.total(values))
+    gradients = [*at_encoders, torch.stack(at_biases), decoder_gradient, gradient.sum(0)]
+    return value, gradients, float((f > 0).sum()) / (sources * tokens)
+
+
 def fit(settings: AlignedSettings, data, held_out, seed: int, report: Callable[[int, float, float], None]) -> Aligned:
     """Train on `data`, fit thresholds on `held_out` (both as for :func:`crosscoders.training.fit`).
 
@@ -139,31 +218,28 @@ def fit(settings: AlignedSettings, data, held_out, seed: int, report: Callable[[
     """
     options, schedule = settings.training, Schedule(settings)
     coder, order = create(settings, data.sources, data.widths, seed), Order(len(data), seed)
-    optimizer = torch.optim.Adam(
-        coder.parameters, lr=options.learning_rate, betas=(0.9, options.adam_beta2), fused=True
+    optimizer, selections = (
+        Adam(coder.parameters, (0.9, options.adam_beta2)),
+        [sparse.BatchTopK() for _ in data.sources],
     )
-    with torch.enable_grad():
-        for parameter in coder.parameters:
-            parameter.requires_grad_()
+
+    def index(step: int) -> np.ndarray:
+        return order.take(step * options.batch_tokens, options.batch_tokens)
+
+    with torch.no_grad(), Ahead(data, index, options.steps, options.batch_tokens) as batch:
         for step in range(options.steps):
-            x = data.rows(order.take(step * options.batch_tokens, options.batch_tokens))
-            optimizer.param_groups[0]["lr"] = schedule.learning_rate(step)
-            value, z = loss(coder, x, settings, settings.penalty.coefficient * schedule.ramp(step))
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(coder.parameters, options.gradient_clip)
-            optimizer.step()
-            if not math.isfinite(value.item()):
-                raise FloatingPointError(f"loss is {value.item()} at step {step}")
-            report(step + 1, value.item(), float((z > 0).sum()) / (len(z) * len(x)))
-    for parameter in coder.parameters:
-        parameter.requires_grad_(False)
+            coefficient = settings.penalty.coefficient * schedule.ramp(step)
+            value, gradients, l0 = compute(coder, batch(step), settings, coefficient, selections)
+            if not math.isfinite(value):
+                raise FloatingPointError(f"loss is {value} at step {step}")
+            shrink = max(1.0, norm(gradients) / options.gradient_clip)
+            optimizer.step(coder.parameters, gradients, schedule.learning_rate(step), shrink)
+            report(step + 1, value, l0)
     if ACTIVATIONS[coder.activation].ranked_over == "batch":
         coder.thresholds = fit_thresholds(coder, held_out, coder.k)
     return coder
 
 
-@torch.no_grad()
 def fit_thresholds(coder: Aligned, held_out, k: int) -> torch.Tensor:
     """Per source, the score above which k latents per held-out token are active."""
     norms = coder.decoder_norms().sum(1)

@@ -127,18 +127,18 @@ def _select(
     if rule.ranked_over == "batch":
         if len(parts) == 1:
             code, threshold = selection(preactivations[0], norms[0], objective.k)
-            return [_of_code(code, precision)], threshold
+            return [passes_over(code, precision)], threshold
         code, threshold = selection(
             sparse.Whole(torch.cat([p.whole for p in preactivations], dim=1)), torch.cat(norms), objective.k
         )
-        return [_of_code(one, precision) for one in code.split(sizes)], threshold
+        return [passes_over(one, precision) for one in code.split(sizes)], threshold
     if rule.learns_threshold:
         found = zip(parts, preactivations, norms, strict=True)
         return [_thresholded(p, n, part.on_above, objective) for part, p, n in found], 0.0
     if rule.ranked_over == "token":
         whole = torch.cat([p.whole.relu() for p in preactivations], dim=1)
         codes = keep_largest(whole, whole * torch.cat(norms), objective.k).split(sizes, dim=1)
-        return [_of_code(sparse.of_dense(f), precision) for f in codes], 0.0
+        return [passes_over(sparse.of_dense(f), precision) for f in codes], 0.0
     return [_positive(p, precision) for p in preactivations], 0.0
 
 
@@ -147,7 +147,7 @@ def _dense_pays(pairs: int, size: tuple[int, int], like: torch.Tensor) -> bool:
     return pairs > DENSE_ABOVE["compiled" if sparse.compiled(like) else like.device.type] * size[0] * size[1]
 
 
-def _of_code(code: sparse.Code, precision: torch.dtype | None) -> _Sparse | _Dense:
+def passes_over(code: sparse.Code, precision: torch.dtype | None = None) -> _Sparse | _Dense:
     """Passes over a code."""
     dense = _dense_pays(len(code.values), code.size, code.values)
     return _Dense(code.dense(), precision) if dense else _Sparse(code, precision)
@@ -161,7 +161,7 @@ def _positive(preactivations: sparse.Preactivations, precision: torch.dtype | No
         if _dense_pays(int(wanted.count_nonzero()), preactivations.size, preactivations.whole):
             return _Dense(preactivations.whole.relu(), precision)
         found = preactivations.at(wanted)
-    return _of_code(sparse.from_flat(*found, preactivations.size), precision)
+    return passes_over(sparse.from_flat(*found, preactivations.size), precision)
 
 
 def _thresholded(
@@ -173,7 +173,7 @@ def _thresholded(
     latents = index % len(norms)
     score = values * norms[latents] - theta[latents]
     code = sparse.from_flat(index, values.clamp_min(0) * (score > 0), preactivations.size)
-    passes = _of_code(code, objective.precision)
+    passes = passes_over(code, objective.precision)
     near = sparse.from_flat(index, (score.abs() < bandwidth / 2).to(values.dtype), preactivations.size)
     passes.near = near.values if isinstance(passes, _Sparse) else near.dense()
     return passes
@@ -216,6 +216,20 @@ class _Sparse:
     def total(self, values: torch.Tensor) -> torch.Tensor:
         return self.by_latent.total(values)
 
+    def over_copies(self, values: torch.Tensor, count: int) -> torch.Tensor:
+        """At every value the sum over the same token and latent, where the tokens are so many copies one after the other."""
+        place = self.code.tokens % (self.code.size[0] // count) * self.code.size[1] + self.code.latents
+        place, inverse = place.unique(return_inverse=True)
+        return values.new_zeros(len(place)).index_add_(0, inverse, values)[inverse]
+
+    def copies(self, values: torch.Tensor, count: int) -> list[tuple[_Sparse, torch.Tensor]]:
+        """Passes over every copy, and its values."""
+        ends = self.code.offsets[:: self.code.size[0] // count].tolist()
+        return [
+            (_Sparse(code), values[a:b])
+            for code, a, b in zip(sparse.parted(self.code, count), ends, ends[1:], strict=False)
+        ]
+
 
 class _Dense:
     """The same passes over a (T, m) code."""
@@ -238,6 +252,12 @@ class _Dense:
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         return values.sum(0)
+
+    def over_copies(self, values: torch.Tensor, count: int) -> torch.Tensor:
+        return values.view(count, -1, values.shape[1]).sum(0).repeat(count, 1)
+
+    def copies(self, values: torch.Tensor, count: int) -> list[tuple[_Dense, torch.Tensor]]:
+        return [(_Dense(code), part) for code, part in zip(self.values.chunk(count), values.chunk(count), strict=True)]
 
 
 def _backward(

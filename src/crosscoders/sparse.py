@@ -69,6 +69,27 @@ def from_flat(index: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) 
     return Code(offsets, index - tokens * size[1], values, size)
 
 
+def joined(codes: list[Code]) -> Code:
+    """Codes over the same latents, the tokens of one after those of the other."""
+    ends = [len(code.values) for code in codes[:-1]]
+    firsts = [sum(ends[:i]) for i in range(len(codes))]
+    offsets = [code.offsets[1:] + first for code, first in zip(codes, firsts, strict=True)]
+    return Code(
+        torch.cat([codes[0].offsets[:1], *offsets]), torch.cat([code.latents for code in codes]),
+        torch.cat([code.values for code in codes]), (sum(code.size[0] for code in codes), codes[0].size[1]),
+    )  # fmt: skip
+
+
+def parted(code: Code, count: int) -> list[Code]:
+    """A code in so many of as many tokens each: what `joined` joined."""
+    tokens, found = code.size[0] // count, []
+    for first in range(0, code.size[0], tokens):
+        offsets = code.offsets[first : first + tokens + 1]
+        inside = slice(int(offsets[0]), int(offsets[-1]))
+        found.append(Code(offsets - offsets[0], code.latents[inside], code.values[inside], (tokens, code.size[1])))
+    return found
+
+
 def largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
     """Mask of the `count` largest scores, ties broken by the lower index, and the smallest score kept."""
     if count >= len(scores):

@@ -145,9 +145,9 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         precision=PRECISION[training.precision],
     )
     result = compute(state.crosscoder, x, objective, state.selection)
-    norm = math.hypot(*(_norm(gradient) for gradient in result.gradients))
+    length = norm(result.gradients)
     rate = schedule.learning_rate(state.step)
-    shrink = max(1.0, norm / training.gradient_clip)
+    shrink = max(1.0, length / training.gradient_clip)
     state.optimizer.step(state.crosscoder.parameters, result.gradients, rate, shrink)
     _keep_books(state, result, settings, schedule, len(x))
     l0 = float(result.counts.sum()) / len(x)
@@ -157,7 +157,7 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         float(objective.dead.float().mean()),
         rate,
         objective.coefficient,
-        norm,
+        length,
         result.threshold,
     )
     for name, value in zip(HISTORY, figures, strict=True):
@@ -168,11 +168,16 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
     return result
 
 
-def _norm(gradient: torch.Tensor | native.Gradient | RowGradient) -> float:
-    """Norm of a gradient."""
-    if isinstance(gradient, torch.Tensor):
-        return float(torch.linalg.vector_norm(gradient))
-    return float(gradient.squared_norm()) ** 0.5
+def norm(gradients: list[torch.Tensor | native.Gradient | RowGradient]) -> float:
+    """Norm of all gradients together."""
+    return math.hypot(
+        *(
+            float(torch.linalg.vector_norm(gradient))
+            if isinstance(gradient, torch.Tensor)
+            else float(gradient.squared_norm()) ** 0.5
+            for gradient in gradients
+        )
+    )
 
 
 def _keep_books(state: State, result: Result, settings: CrosscoderSettings, schedule: Schedule, tokens: int) -> None:
