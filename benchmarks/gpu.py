@@ -41,6 +41,7 @@ STEPS, WARMUP = 20, 15
 LOWER = {"precision": "bfloat16", "adam_moments": "bfloat16"}
 OURS = {"ours": {}, "ours bfloat16": LOWER}
 """Factors of products and moments in 32 bits, candidates for the code aside; and in 16."""
+RIVALS = {"dense TF32": torch.float32, "dense bfloat16": torch.bfloat16}
 BYTES = {"ours": 24, "ours bfloat16": 16}
 """Per weight, that a step cannot but read and write: the weight and both moments."""
 
@@ -58,11 +59,11 @@ def dense(shape: dict, dtype: torch.dtype, device: str) -> worker.Step:
 
 def side(name: str, shape: dict, device: str) -> worker.Step:
     """A side's step, with or without autograd as it needs."""
-    wanted = name not in OURS
-    step = dense(shape, {"dense TF32": torch.float32, "dense bfloat16": torch.bfloat16}[name], device) if wanted else worker.ours(shape | OURS[name], device)  # fmt: skip
+    own = name in OURS
+    step = worker.ours(shape | OURS[name], device) if own else dense(shape, RIVALS[name], device)
 
     def take(x: torch.Tensor) -> None:
-        with torch.set_grad_enabled(wanted):
+        with torch.set_grad_enabled(not own):
             step(x)
 
     return take

@@ -59,7 +59,7 @@ def test_the_races_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
         assert 0 < row["floor"] < row["milliseconds"][row["side"]]
         assert len(row["kernels"]) == 8
         assert row["share_of_wanted"] == pytest.approx(row["tokens_per_second"] / 1000, abs=0.01)
-    assert rows[0]["feed_share"] > -1
+    assert ["feed_share" in row for row in rows] == [True, False, False, False]
     monkeypatch.setattr(table, "OUT", tmp_path)
     artifacts.write_json({"rows": [row | {"device": "a GPU"} for row in rows]}, tmp_path / "gpu.json")
     lines = table.on_gpu().splitlines()
