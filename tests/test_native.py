@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from crosscoders import native, sparse
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="needs g++ and a processor with AVX-512 VNNI")
+pytestmark = pytest.mark.skipif(native.library() is None, reason="needs g++ and a processor with AVX2")
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def always(monkeypatch):
     """Small problems go the way of large ones."""
     monkeypatch.setattr(native, "WORTHWHILE", 0)
     monkeypatch.setattr(native, "FEW_TOKENS", 1)
-    monkeypatch.setattr(native, "SPARSE_BELOW", 0.5)
+    monkeypatch.setattr(native, "sparse_below", lambda: 0.5)
 
 
 def drawn(seed: int, tokens: int, width: int, latents: int, dtype=torch.float64):
@@ -29,6 +29,27 @@ def drawn(seed: int, tokens: int, width: int, latents: int, dtype=torch.float64)
     encoder = torch.randn(latents, width, generator=generator, dtype=torch.float64)
     bias = torch.randn(latents, generator=generator, dtype=torch.float64)
     return x.to(dtype), encoder.to(dtype), bias.to(dtype)
+
+
+@pytest.mark.parametrize("kind", ["equal", "signs", "zero_or_one", "one_spike"])
+def test_rows_that_fill_the_steps_neither_overflow_nor_are_lost(kind):
+    """Sums as large as they can be, errors that could all point the same way, latents that look like tokens."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.ones(40, 1152)
+    if kind == "signs":
+        x = torch.randint(2, x.shape, generator=generator) * 2.0 - 1
+    elif kind == "zero_or_one":
+        x = (torch.rand(x.shape, generator=generator) < 0.3).float()
+    elif kind == "one_spike":
+        x = 0.3 * x
+        x[torch.arange(40), torch.randint(1152, (40,), generator=generator)] = 100.0
+    encoder = torch.cat([x, -x, torch.randn(300, 1152, generator=generator)])
+    whole = x @ encoder.T
+    for floor in (0.999 * whole.diagonal().min(), whole.diagonal().mean() / 2):
+        floors = floor.expand(len(encoder)).contiguous()
+        index, values = native.above(x, encoder, torch.zeros(len(encoder)), floors)
+        np.testing.assert_array_equal(index.numpy(), np.flatnonzero(whole > floor))
+        torch.testing.assert_close(values, whole.flatten()[index], rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -80,6 +101,7 @@ def test_passes_by_columns_are_those_by_rows_however_many_tokens(monkeypatch, to
     dense[:, [0, 7, 39]] = 0  # latents without a pair
     code = sparse.of_dense(dense * (dense > 0.9))
     by_latent, weights = sparse.ByLatent(code), torch.rand(77, generator=generator, dtype=torch.float64)
+    monkeypatch.setattr(native, "second_cache", lambda: native.library().register_bytes() << 14)
     assert native._chunks(x).registers == {50: 8, 2000: 4, 4000: 2}[tokens]
     found = []
     for least in (0, 10**9):

@@ -48,12 +48,18 @@ def test_training_takes_the_same_way_with_either(member, monkeypatch, activation
 
 
 @pytest.mark.parametrize(("ratio", "chosen"), [(0.9, False), (1.2, False), (2.0, True)])
-def test_onednn_is_chosen_where_it_is_much_faster(monkeypatch, ratio, chosen):
+def test_onednn_is_chosen_where_it_is_much_faster_once_and_for_all(tmp_path, monkeypatch, ratio, chosen):
     slowed = itertools.cycle([1, 1, 1, 3, 1, 1])  # one measurement in six is disturbed
     times = itertools.cycle([ratio, 1.0])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(products, "made_by_intel", lambda: False)
     monkeypatch.setattr(products, "_seconds", lambda work: next(times) * next(slowed))
     assert products.by_onednn.__wrapped__() == chosen
+    monkeypatch.setattr(products, "_seconds", lambda work: pytest.fail("measured again"))
+    assert products.by_onednn.__wrapped__() == chosen
+    monkeypatch.setattr(native, "processor", lambda: "another")  # the cache may serve several machines
+    monkeypatch.setattr(products, "_seconds", lambda work: next(itertools.cycle([1.0])))
+    assert not products.by_onednn.__wrapped__()
 
 
 def test_autograd_and_small_products_are_left_to_torch(monkeypatch):

@@ -1,11 +1,13 @@
 """Passes of a training step in C++, compiled once per machine; without a compiler torch makes the same passes.
 
-The encoder asks which pre-activations exceed a floor, and most do not. On processors with 8-bit dot products a product in
-8 bits tells which may, and only those are computed in full precision. With x = x̂ + e and w = ŵ + r, rows rounded to 127
-steps each, x·w = x̂·ŵ + e·w + x̂·r. Roundings are independent of what they are multiplied with, so the error has a standard
+The encoder asks which pre-activations exceed a floor, and most do not. A product in 8 bits tells which may, and only those
+are computed in full precision. With x = x̂ + e and w = ŵ + r, rows rounded to whole steps, x·w = x̂·ŵ + e·w + x̂·r. Roundings are independent of what they are multiplied with, so the error has a standard
 deviation of at most √((‖e‖‖w‖)² + (‖x̂‖‖r‖)²) / √D, and DEVIATIONS of these are allowed for: chance alone passes them once
 in 10¹⁵ pairs, and ‖e‖‖w‖ + ‖x̂‖‖r‖, which nothing passes, bounds them where D is small. Columns are scaled first, so that none
 decides the steps of all. What is found is exact: a pair counts by its value in full precision.
+
+With AVX-512 VNNI rows have 127 steps to either side. With AVX2 products of two columns and the sums of four such are held in
+16 bits: latents have 63 steps, and a token as many as never overflow, by the sizes of its columns alone.
 """
 
 from __future__ import annotations
@@ -35,8 +37,11 @@ FLAGS = [
 ]  # fmt: skip
 DEVIATIONS = 8.0
 """Standard deviations of the 8-bit product's error that a candidate is given."""
-SPARSE_BELOW = 0.02
-"""Share of pairs above the floor up to which finding them in 8 bits costs less than all of them in full; measured."""
+SPARSE_BELOW = {64: 0.02, 32: 0.05}
+"""Share of pairs above the floor up to which finding them in 8 bits costs less than all of them in full; measured.
+
+By the bytes of a register: wide ones multiply in full precision twice as fast.
+"""
 WORTHWHILE = 1 << 28
 """Multiplications below which a product costs less than preparing for it."""
 FEW_TOKENS = 128
@@ -48,8 +53,6 @@ RECONSTRUCTED_BY_COLUMNS_FROM = {8: 12, 4: 32, 2: 80}
 
 By the registers that hold the columns of one latent: the fewer, the more often every latent is read.
 """
-CACHE = 768 << 10
-"""Bytes of the second cache that a pass may fill: most of the 1 MB of a server's core."""
 LARGEST_WIDTH = 1 << 16
 """Columns whose 8-bit products still fit in 32 bits."""
 NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -58,11 +61,11 @@ NAMES = {torch.float32: "float32", torch.float64: "float64"}
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled passes; None where there is no compiler or the processor lacks the instructions."""
-    if compiler() is None or "avx512_vnni" not in _processor():
+    if compiler() is None or not {"avx2", "fma"} <= set(processor().split()):
         return None
     try:
         version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
-        key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, version, _processor()]).encode()).hexdigest()
+        key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, version, processor()]).encode()).hexdigest()
         return _opened(_built(compiler(), key[:16]))
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -73,23 +76,30 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++")
 
 
-def _processor() -> str:
+def processor() -> str:
     """What decides the instructions compiled for: the same cache may serve several kinds of machines."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line for line in lines if line.startswith("flags")), "")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    first = lines[: lines.index("")] if "" in lines else lines
+    return "\n".join(line for line in first if line.startswith(("vendor_id", "model", "stepping", "flags")))
+
+
+def cache_folder() -> Path:
+    """The user's cache of what is made once per machine; a temporary one where there is no home, or a full or read-only one."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosscoders"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="crosscoders-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _built(compiler: str, key: str) -> Path:
     """The compiled file, from the user's cache where it was compiled before."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crosscoders"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
-    except OSError:  # no home, or a full or read-only one
-        cache = Path(tempfile.mkdtemp(prefix="crosscoders-"))
-        atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    cache = cache_folder()
     built = cache / f"passes-{key}.so"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=cache) as folder:
@@ -105,6 +115,7 @@ def _opened(path: Path) -> ctypes.CDLL:
     p, n, i, x, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
     found.adam_float32.argtypes = [p] * 3 + [i] + [p] * 2 + [n] * 3 + [ctypes.c_uint32, p]
     found.adam_float32.restype = None
+    found.register_bytes.argtypes, found.register_bytes.restype = [], n
     found.normalised_rows.argtypes, found.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
     found.stored_rows.argtypes, found.stored_rows.restype = [p, n, n, p, n], None
     for name in NAMES.values():
@@ -159,7 +170,12 @@ def rare(x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, floor: torc
         return False
     some_tokens, some = _sample(x, encoder)
     sample = torch.addmm(bias[some], x[some_tokens], encoder[some].T) > floor[some]
-    return float(sample.float().mean()) <= SPARSE_BELOW
+    return float(sample.float().mean()) <= sparse_below()
+
+
+def sparse_below() -> float:
+    """The share that holds for this processor; on a GPU, whose processor may lack the passes, the smaller one."""
+    return SPARSE_BELOW[64 if library() is None else library().register_bytes()]
 
 
 def _sample(x: torch.Tensor, encoder: torch.Tensor) -> tuple[slice, slice]:
@@ -185,7 +201,7 @@ def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] 
     sums, (scale, norm, residual) = torch.zeros(tokens, dtype=torch.int32), torch.zeros(3, tokens)
     pointers = [tensor.data_ptr() for tensor in (rounded, sums, scale, norm, residual)]
     getattr(library(), f"quantise_{name}")(x.data_ptr(), factor[0].data_ptr(), tokens, width, *pointers)
-    capacity = int(2 * SPARSE_BELOW * tokens * m)
+    capacity = int(2 * sparse_below() * tokens * m)
     deviations = min(DEVIATIONS / width**0.5, 2**0.5)
 
     def scan(part: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -337,9 +353,18 @@ class _Chunks:
 def _chunks(rows: torch.Tensor) -> _Chunks:
     """As wide as lets the columns of all tokens stay in the second cache."""
     tokens, width = rows.shape
-    fitting = CACHE // (64 * tokens)
+    register = library().register_bytes()
+    fitting = second_cache() * 3 // 4 // (register * tokens)
     registers = next((r for r in (8, 4) if r <= fitting), 2)
-    return _Chunks(-(-width * rows.element_size() // (64 * registers)), registers)
+    return _Chunks(-(-width * rows.element_size() // (register * registers)), registers)
+
+
+@functools.cache
+def second_cache() -> int:
+    """Bytes of the second cache of a core; half a MB where they are not told."""
+    told = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+    size = told.read_text().strip() if told.exists() else ""
+    return int(size[:-1]) << 10 if size.endswith("K") else 512 << 10
 
 
 @dataclass

@@ -1,6 +1,6 @@
-// Passes of a training step over sparse codes, for processors with AVX-512 and its 8-bit dot products (VNNI): the pairs
-// above a floor, reconstruction with the gradient at the code, weight gradients; and the rows of the feed. Compiled
-// and called by native.py, where the bound on the error of an 8-bit product is explained. Matrices are row by row.
+// Passes of a training step over sparse codes, for x86 processors with AVX2, or with AVX-512 and its 8-bit dot products (VNNI):
+// the pairs above a floor, reconstruction with the gradient at the code, weight gradients, Adam; and the rows of the feed.
+// Compiled and called by native.py, where the bound on the error of an 8-bit product is explained. Matrices are row by row.
 #include <immintrin.h>
 
 #include <cmath>
@@ -8,6 +8,35 @@
 #include <cstring>
 
 namespace {
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
+#define VNNI
+constexpr int64_t BYTES = 64;   // of a register
+constexpr int64_t TOKENS = 14;  // tokens of one tile: 28 accumulators of 32 registers
+constexpr int64_t STEPS = 127;  // into which half of a latent's largest weight is rounded
+#else
+constexpr int64_t BYTES = 32;
+constexpr int64_t TOKENS = 5;  // 10 accumulators of 16 registers
+constexpr int64_t STEPS = 63;
+#endif
+constexpr int64_t PANELS = 4;              // panels that share a tile of tokens while it lies in the first cache
+constexpr int64_t QUAD = 4;                // columns that lie side by side in a panel
+constexpr int64_t HALF = BYTES / QUAD;     // latents of a register, packed at a time
+constexpr int64_t LANES = 2 * HALF;        // latents side by side in a panel
+constexpr int64_t OFFSET = STEPS + 1;      // added to a latent's steps: products take one side unsigned
+constexpr int64_t SUMMED = 4;              // quads that are added up in 16 bits where there is no VNNI
+constexpr int64_t BLOCK = SUMMED * QUAD;   // their columns
+constexpr int64_t PADDED = 64;             // rows in 8 bits are whole lines
+
+template <typename T>
+struct Register {
+  typedef T type __attribute__((vector_size(BYTES)));
+  static constexpr int64_t size = BYTES / sizeof(T);
+};
+typedef Register<float>::type Floats;
+typedef Register<int32_t>::type Ints;
+typedef int8_t Steps __attribute__((vector_size(BYTES / 4)));
+constexpr int64_t SIZE = Register<float>::size;
 
 // A buffer of whole registers.
 template <typename T>
@@ -20,90 +49,126 @@ struct Buffer {
   Buffer(const Buffer&) = delete;
 };
 
-constexpr int64_t LANES = 32;   // latents side by side in a packed panel: two registers
-constexpr int64_t TOKENS = 14;  // tokens of one tile: 28 accumulators
-constexpr int64_t HALF = 16;    // latents packed at a time
-constexpr int64_t QUAD = 4;     // columns that one instruction multiplies and adds
-constexpr int64_t PANELS = 4;   // panels that share a tile of tokens while it lies in the first cache
-
-// Sixteen numbers from `row` on, of which those in `mask` are read.
-__m512 sixteen(const float* row, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, row); }
-
-__m512 sixteen(const double* row, __mmask16 mask) {
-  __m256 low = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(mask & 0xff, row));
-  __m256 high = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(mask >> 8, row + 8));
-  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+// A register's worth of what lies at a place, wherever it begins.
+template <typename V>
+V load(const void* place) {
+  V found;
+  std::memcpy(&found, place, sizeof found);
+  return found;
 }
 
-// One row in 8 bits: q = round(factor · row / scale) in [-127, 127]. Norms are those of the row times the factor.
-// `factor` and `scaled` hold whole registers, `factor` with zeros past the width.
+template <typename V>
+void store(void* place, V values) {
+  std::memcpy(place, &values, sizeof values);
+}
+
+// A register's worth of numbers in 32 bits, zeros from the `left`th on.
 template <typename T>
+Floats floats(const T* row, int64_t left) {
+  typedef T Wide __attribute__((vector_size(SIZE * sizeof(T))));
+  Wide found = {};
+  if (left >= SIZE)
+    found = load<Wide>(row);
+  else if (left > 0)
+    std::memcpy(&found, row, left * sizeof(T));
+  return __builtin_convertvector(found, Floats);
+}
+
+Floats magnitude(Floats values) { return (Floats)((Ints)values & 0x7fffffff); }
+
+template <typename V>
+auto sum(V values) {
+  auto total = values[0];
+  for (size_t lane = 1; lane < sizeof(V) / sizeof(total); lane++) total += values[lane];
+  return total;
+}
+
+// The least step that the sums in 16 bits leave to a token: unsigned steps of latents, at most 2 · STEPS + 1, times those of
+// a token must stay in 16 bits for every two columns of the quads that are added up, whatever the latent.
+float least_step(const float* row, int64_t width) {
+#ifdef VNNI
+  return 0;
+#else
+  constexpr float budget = 32767 / (2 * STEPS + 1) - SUMMED;  // a step is rounded up by a half at most
+  float largest = 0;
+  for (int64_t i = 0; i < width; i += BLOCK) {
+    float even = 0, odd = 0;
+    for (int64_t quad = i; quad < i + BLOCK; quad += QUAD) {
+      even += std::fabs(row[quad]) + std::fabs(row[quad + 1]);
+      odd += std::fabs(row[quad + 2]) + std::fabs(row[quad + 3]);
+    }
+    largest = std::fmax(largest, std::fmax(even, odd));
+  }
+  return largest / budget;
+#endif
+}
+
+// One row in 8 bits: q = round(factor · row / scale), in [-127, 127] for a token and [-STEPS, STEPS] for a latent. Norms are
+// those of the row times the factor. `factor` and `scaled` hold whole lines, `factor` with zeros past the width.
+template <bool token, typename T>
 void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float* scale, float* norm, float* residual,
               float* scaled) {
-  __m512 largest = _mm512_setzero_ps(), squares = largest, rest = largest;
-  for (int64_t i = 0; i < width; i += 16) {
-    __mmask16 inside = width - i < 16 ? (1u << (width - i)) - 1 : 0xffff;
-    __m512 value = _mm512_mul_ps(sixteen(row + i, inside), _mm512_load_ps(factor + i));
-    _mm512_store_ps(scaled + i, value);
-    largest = _mm512_max_ps(largest, _mm512_abs_ps(value));
-    squares = _mm512_fmadd_ps(value, value, squares);
+  constexpr float MIDDLE = 3 << 22;  // added to a number, it leaves no room for a fraction
+  const int64_t padded = (width + PADDED - 1) / PADDED * PADDED;
+  Floats most = {}, squares = {}, rest = {};
+  for (int64_t i = 0; i < padded; i += SIZE) {
+    Floats value = floats(row + i, width - i) * load<Floats>(factor + i);
+    store(scaled + i, value);
+    Floats size = magnitude(value);
+    most = size > most ? size : most;
+    squares += value * value;
   }
-  float top = _mm512_reduce_max_ps(largest), step = top > 0 ? top / 127.0f : 1.0f;
-  __m512 steps = _mm512_set1_ps(step), inverse = _mm512_set1_ps(1.0f / step);
-  for (int64_t i = 0; i < width; i += 16) {
-    __m512 value = _mm512_load_ps(scaled + i);
-    __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse));
-    __m512 error = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(whole), steps, value);
-    rest = _mm512_fmadd_ps(error, error, rest);
-    _mm_store_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtsepi32_epi8(whole));
+  float top = 0;
+  for (int64_t lane = 0; lane < SIZE; lane++) top = std::fmax(top, most[lane]);
+  // whole steps reach the largest number: where all are as large, or zero, none is rounded, and no error adds up
+  const float least = token ? least_step(scaled, padded) : 0, most_steps = token ? 127 : STEPS;
+  float step = top / (least > 0 ? std::fmin(std::floor(top / least), most_steps) : most_steps);
+  if (!(step > 0)) step = 1;
+  const float inverse = 1 / step;
+  for (int64_t i = 0; i < padded; i += SIZE) {
+    Floats value = load<Floats>(scaled + i), shifted = value * inverse + MIDDLE;
+    Ints whole = (Ints)shifted - (Ints)(Floats{} + MIDDLE);
+    Floats error = value - __builtin_convertvector(whole, Floats) * step;
+    rest += error * error;
+    store(q + i, __builtin_convertvector(whole, Steps));
   }
   *scale = step;
-  *norm = std::sqrt(_mm512_reduce_add_ps(squares));
-  *residual = std::sqrt(_mm512_reduce_add_ps(rest)) + 1e-6f * *norm;  // and what 32-bit arithmetic rounds
+  *norm = std::sqrt(sum(squares));
+  *residual = std::sqrt(sum(rest)) + 1e-6f * *norm;  // and what 32-bit arithmetic rounds
 }
 
 constexpr int64_t ROWS = 4;  // rows read side by side: the memory has several requests at once, additions do not wait
 
+// out[r] = a[r] · b[r]; rows that are `soon` needed are asked for line by line.
 template <typename T>
-struct Register {
-  typedef T type __attribute__((vector_size(64), aligned(sizeof(T))));
-  static constexpr int64_t size = 64 / sizeof(T);
-};
-
-// out[r] = a[r] · b[r]
-template <typename T>
-void dots(const T* const* a, const T* const* b, int64_t width, T* out) {
+void dots(const T* const* a, const T* const* b, int64_t width, T* out, const T* const* soon = nullptr) {
   using Lanes = typename Register<T>::type;
-  constexpr int64_t size = Register<T>::size;
+  constexpr int64_t size = Register<T>::size, line = 64 / sizeof(T);
   Lanes sums[ROWS] = {};
   int64_t i = 0;
-  for (; i + size <= width; i += size)
+  for (; i + line <= width; i += line)
 #pragma GCC unroll 4
-    for (int64_t r = 0; r < ROWS; r++)
-      sums[r] += *reinterpret_cast<const Lanes*>(a[r] + i) * *reinterpret_cast<const Lanes*>(b[r] + i);
+    for (int64_t r = 0; r < ROWS; r++) {
+      if (soon) __builtin_prefetch(soon[r] + i);
+      for (int64_t j = i; j < i + line; j += size) sums[r] += load<Lanes>(a[r] + j) * load<Lanes>(b[r] + j);
+    }
   for (int64_t r = 0; r < ROWS; r++) {
-    T total = 0;
-    for (int64_t lane = 0; lane < size; lane++) total += sums[r][lane];
+    T total = sum(sums[r]);
     for (int64_t rest = i; rest < width; rest++) total += a[r][rest] * b[r][rest];
     out[r] = total;
   }
 }
 
-// What is known of the rows of one side besides their 8-bit values.
-struct Rows {
-  const float *scale, *norm, *residual;
-};
-
-// 8-bit products of `count` tokens with one panel of latents; bit l of found[t] says that latent l may be above its floor.
+// Products in 8 bits of `count` tokens with a panel of latents, (count, LANES).
+#ifdef VNNI
 template <int count>
-void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* sums, Rows tokens, Rows latents,
-          const float* bias, const float* floor, float deviations, uint32_t* found) {
+void multiply(const int8_t* x, int64_t stride, const uint8_t* panel, int32_t* products) {
   __m512i low[count], high[count];  // registers: every loop over them is unrolled
 #pragma GCC unroll 14
   for (int t = 0; t < count; t++) low[t] = high[t] = _mm512_setzero_si512();
   for (int64_t quad = 0; quad < stride / QUAD; quad++) {
     const uint8_t* four_columns = panel + quad * LANES * QUAD;
-    __m512i first = _mm512_load_si512(four_columns), second = _mm512_load_si512(four_columns + 64);
+    __m512i first = _mm512_load_si512(four_columns), second = _mm512_load_si512(four_columns + BYTES);
 #pragma GCC unroll 14
     for (int t = 0; t < count; t++) {
       int32_t four;
@@ -113,40 +178,103 @@ void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* 
       high[t] = _mm512_dpbusd_epi32(high[t], second, values);
     }
   }
-  alignas(64) int32_t products[count * LANES];
 #pragma GCC unroll 14
   for (int t = 0; t < count; t++) {
     _mm512_store_si512(products + t * LANES, low[t]);
-    _mm512_store_si512(products + t * LANES + 16, high[t]);
+    _mm512_store_si512(products + t * LANES + HALF, high[t]);
   }
+}
+#else
+// Adds products of unsigned and signed steps, two and two, in 16 bits. As assembly, because compilers reorder such sums of
+// integers, and then keep them outside of registers: that takes 1.6 times as long.
+inline void add_products(__m256i& sums, __m256i positive, __m256i either) {
+  __m256i two;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sums), "=&x"(two) : "x"(positive), "x"(either));
+}
+
+// Sums of every two numbers of 16 bits; what they are multiplied with stays in memory, for want of registers.
+inline __m256i widened(__m256i sums) {
+  alignas(BYTES) static const int16_t ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  __m256i found;
+  asm("vpmaddwd %2, %1, %0" : "=x"(found) : "x"(sums), "m"(ones));
+  return found;
+}
+
+template <int count>
+__attribute__((noinline)) void multiply(const int8_t* x, int64_t stride, const uint8_t* panel, int32_t* products) {
+  auto total = reinterpret_cast<__m256i*>(products);
+  for (int t = 0; t < 2 * count; t++) total[t] = _mm256_setzero_si256();
+  for (int64_t block = 0; block < stride; block += BLOCK) {
+    __m256i low[count], high[count];  // pairs of columns in 16 bits; registers, as above
+#pragma GCC unroll 5
+    for (int t = 0; t < count; t++) low[t] = high[t] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+    for (int64_t quad = 0; quad < SUMMED; quad++) {
+      const uint8_t* four_columns = panel + (block + quad * QUAD) * LANES;
+      __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(four_columns));
+      __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(four_columns + BYTES));
+#pragma GCC unroll 5
+      for (int t = 0; t < count; t++) {
+        int32_t four;
+        std::memcpy(&four, x + t * stride + block + quad * QUAD, QUAD);
+        __m256i values = _mm256_set1_epi32(four);
+        add_products(low[t], first, values);
+        add_products(high[t], second, values);
+      }
+    }
+#pragma GCC unroll 5
+    for (int t = 0; t < count; t++) {
+      total[2 * t] = _mm256_add_epi32(total[2 * t], widened(low[t]));
+      total[2 * t + 1] = _mm256_add_epi32(total[2 * t + 1], widened(high[t]));
+    }
+  }
+}
+#endif
+
+// One bit for every lane that is true.
+uint32_t bits(Ints lanes) {
+#ifdef VNNI
+  return _mm512_movepi32_mask((__m512i)lanes);
+#else
+  return _mm256_movemask_ps((__m256)lanes);
+#endif
+}
+
+// What is known of the rows of one side besides their 8-bit values.
+struct Rows {
+  const float *scale, *norm, *residual;
+};
+
+// Bit l of found[t] says that latent l of a panel may be above its floor at token t.
+template <int count>
+void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* sums, Rows tokens, Rows latents,
+          const float* bias, const float* floor, float deviations, uint32_t* found) {
+  alignas(64) int32_t products[count * LANES];
+  multiply<count>(x, stride, panel, products);
   for (int t = 0; t < count; t++) {
     found[t] = 0;
-    __m512 scale = _mm512_set1_ps(tokens.scale[t]), norm = _mm512_set1_ps(tokens.norm[t]);
-    __m512 residual = _mm512_set1_ps(tokens.residual[t]);
-    for (int64_t j = 0; j < LANES; j += 16) {
-      __m512i whole = _mm512_load_si512(products + t * LANES + j);
-      whole = _mm512_sub_epi32(whole, _mm512_set1_epi32(128 * sums[t]));
-      __m512 size = _mm512_mul_ps(scale, _mm512_load_ps(latents.scale + j));
-      __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), size, _mm512_load_ps(bias + j));
-      __m512 p = _mm512_mul_ps(residual, _mm512_load_ps(latents.norm + j));
-      __m512 q = _mm512_mul_ps(norm, _mm512_load_ps(latents.residual + j));
+    for (int64_t j = 0; j < LANES; j += SIZE) {
+      Ints whole = load<Ints>(products + t * LANES + j) - static_cast<int32_t>(OFFSET) * sums[t];
+      Floats value = __builtin_convertvector(whole, Floats) * (tokens.scale[t] * load<Floats>(latents.scale + j));
+      Floats p = tokens.residual[t] * load<Floats>(latents.norm + j);
+      Floats q = tokens.norm[t] * load<Floats>(latents.residual + j);
       // sqrt(p² + q²) ≤ max(p, q) + (√2 − 1) min(p, q)
-      __m512 error = _mm512_fmadd_ps(_mm512_set1_ps(0.41422f), _mm512_min_ps(p, q), _mm512_max_ps(p, q));
-      __m512 bound = _mm512_fmadd_ps(_mm512_set1_ps(deviations), error, value);
-      uint32_t mask = _mm512_cmp_ps_mask(bound, _mm512_load_ps(floor + j), _CMP_GT_OQ);
-      found[t] |= mask << j;
+      Floats error = p > q ? p + 0.41422f * q : q + 0.41422f * p;
+      Floats bound = value + load<Floats>(bias + j) + deviations * error;
+      found[t] |= bits(bound > load<Floats>(floor + j)) << j;
     }
   }
 }
 
-// Sixteen rows in 8 bits, as columns of sixteen quads, 128 bytes apart: the products take one side unsigned, so 128 is added.
+// A register's worth of rows in 8 bits, as columns of quads, a panel's width apart.
 void pack(const int8_t* rows, int64_t stride, uint8_t* out) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i place = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int32_t>(stride)));
-  for (int64_t quad = 0; quad < stride / QUAD; quad++) {
-    __m512i column = _mm512_i32gather_epi32(place, rows + quad * QUAD, 1);
-    _mm512_store_si512(out + quad * LANES * QUAD, _mm512_xor_si512(column, _mm512_set1_epi32(0x80808080)));
-  }
+  for (int64_t quad = 0; quad < stride / QUAD; quad++)
+    for (int64_t r = 0; r < HALF; r++) {
+      uint32_t four;
+      std::memcpy(&four, rows + r * stride + quad * QUAD, QUAD);
+      four = (four ^ 0x80808080u) - (128 - OFFSET) * 0x01010101u;  // every byte by itself: none is carried
+      std::memcpy(out + (quad * LANES + r) * QUAD, &four, QUAD);
+    }
 }
 
 template <int count>
@@ -158,6 +286,33 @@ void tiles(int64_t wanted, const int8_t* x, int64_t stride, const uint8_t* panel
     tiles<count - 1>(wanted, x, stride, panel, sums, tokens, latents, bias, floor, deviations, found);
 }
 
+// Keeps those of the pairs [from, to) whose value in full precision exceeds the latent's floor; where the kept ones end.
+template <typename T>
+int64_t above_in_full(const T* x, const T* encoder, const T* bias, const T* floor, int64_t m, int64_t width, int64_t* index,
+                      T* values, int64_t from, int64_t to) {
+  auto token = [&](int64_t pair) { return x + index[pair < to ? pair : to - 1] / m * width; };
+  auto latent = [&](int64_t pair) { return encoder + index[pair < to ? pair : to - 1] % m * width; };
+  const T *tokens[ROWS], *latents[ROWS], *soon[ROWS];
+  int64_t kept = from;
+  for (int64_t p = from; p < to; p += ROWS) {
+    T value[ROWS];
+    for (int64_t i = 0; i < ROWS; i++) {
+      tokens[i] = token(p + i);
+      latents[i] = latent(p + i);
+      soon[i] = token(p + ROWS + i);  // latents are few, and lie in the second cache
+    }
+    dots(tokens, latents, width, value, soon);
+    for (int64_t i = 0; i < ROWS && p + i < to; i++) {
+      int64_t pair = index[p + i], j = pair % m;
+      value[i] += bias[j];
+      if (!(value[i] > floor[j])) continue;
+      index[kept] = pair;
+      values[kept++] = value[i];
+    }
+  }
+  return kept;
+}
+
 // Pairs of tokens and latents in [first, last) whose pre-activation exceeds the latent's floor, tile by tile; -1 where more
 // than `capacity` would have to be computed in full.
 template <typename T>
@@ -165,7 +320,7 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
              const float* x_residual, int64_t count, const T* encoder, const T* bias, const T* floor, const float* factor,
              int64_t first, int64_t last, int64_t m, int64_t width, float deviations, int64_t* index, T* values,
              int64_t capacity) {
-  const int64_t stride = (width + 63) / 64 * 64, rows = PANELS * LANES;
+  const int64_t stride = (width + PADDED - 1) / PADDED * PADDED, rows = PANELS * LANES;
   Buffer<uint8_t> packed(rows * stride);
   Buffer<int8_t> q(HALF * stride);
   Buffer<float> scaled(stride), numbers(5 * rows);
@@ -180,15 +335,16 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
       above[r] = j < last ? static_cast<float>(floor[j] - 1e-6 * (std::fabs(floor[j]) + std::fabs(bias[j]))) : INFINITY;
       int8_t* row = q.data + r % HALF * stride;
       if (j < last)
-        quantise(encoder + j * width, factor, width, row, scale + r, norm + r, residual + r, scaled.data);
+        quantise<false>(encoder + j * width, factor, width, row, scale + r, norm + r, residual + r, scaled.data);
       else
         scale[r] = norm[r] = residual[r] = 0.0f;
       int64_t begun = r % LANES - r % HALF;  // of the panel's lanes
       if (r % HALF == HALF - 1) pack(q.data, stride, packed.data + r / LANES * LANES * stride + begun * QUAD);
     }
     uint32_t found[TOKENS];
+    int64_t candidates = filled;
     for (int64_t t = 0; t < count; t += TOKENS) {
-      int64_t some = count - t < TOKENS ? count - t : TOKENS, candidates = filled;
+      int64_t some = count - t < TOKENS ? count - t : TOKENS;
       for (int64_t panel = 0; panel < PANELS && group + panel * LANES < last; panel++) {
         int64_t r = panel * LANES;
         tiles<TOKENS>(some, x8 + t * stride, stride, packed.data + r * stride, sums + t,
@@ -200,24 +356,8 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
             index[candidates++] = (t + i) * m + group + r + __builtin_ctz(mask);
           }
       }
-      for (int64_t p = filled; p < candidates; p += ROWS) {
-        const T *token[ROWS], *latent[ROWS];
-        T value[ROWS];
-        for (int64_t i = 0; i < ROWS; i++) {
-          int64_t pair = index[p + i < candidates ? p + i : p];
-          token[i] = x + pair / m * width;
-          latent[i] = encoder + pair % m * width;
-        }
-        dots(token, latent, width, value);
-        for (int64_t i = 0; i < ROWS && p + i < candidates; i++) {
-          int64_t pair = index[p + i], j = pair % m;
-          value[i] += bias[j];
-          if (!(value[i] > floor[j])) continue;
-          index[filled] = pair;
-          values[filled++] = value[i];
-        }
-      }
     }
+    filled = above_in_full(x, encoder, bias, floor, m, width, index, values, filled, candidates);
   }
   return filled;
 }
@@ -225,23 +365,25 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
 template <typename T>
 void quantise_tokens(const T* x, const float* factor, int64_t count, int64_t width, int8_t* x8, int32_t* sums,
                      float* scale, float* norm, float* residual) {
-  const int64_t stride = (width + 63) / 64 * 64;
+  const int64_t stride = (width + PADDED - 1) / PADDED * PADDED;
   Buffer<float> scaled(stride);
   for (int64_t t = 0; t < count; t++) {
     int8_t* q = x8 + t * stride;
-    quantise(x + t * width, factor, width, q, scale + t, norm + t, residual + t, scaled.data);
+    quantise<true>(x + t * width, factor, width, q, scale + t, norm + t, residual + t, scaled.data);
     int32_t total = 0;
     for (int64_t i = 0; i < width; i++) total += q[i];
     sums[t] = total;
   }
 }
 
-__m512 load(const float* row, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, row); }
-__m512d load(const double* row, __mmask16 mask) { return _mm512_maskz_loadu_pd(mask, row); }
-void store(float* row, __mmask16 mask, __m512 values) { _mm512_mask_storeu_ps(row, mask, values); }
-void store(double* row, __mmask16 mask, __m512d values) { _mm512_mask_storeu_pd(row, mask, values); }
-float sum(__m512 values) { return _mm512_reduce_add_ps(values); }
-double sum(__m512d values) { return _mm512_reduce_add_pd(values); }
+template <typename V>
+void past_caches(void* place, V value) {
+#ifdef VNNI
+  _mm512_stream_si512(static_cast<__m512i*>(place), (__m512i)value);
+#else
+  _mm256_stream_si256(static_cast<__m256i*>(place), (__m256i)value);
+#endif
+}
 
 // Passes over pairs sorted by latent work on few columns at a time: so many registers' worth that these columns of all
 // tokens lie in the second cache, while those of one latent lie in registers.
@@ -250,25 +392,29 @@ struct Columns {
   using Lanes = typename Register<T>::type;
   static constexpr int64_t size = Register<T>::size, count = REGISTERS * size;
   int64_t first, width;
-  __mmask16 mask[REGISTERS];
 
-  Columns(int64_t chunk, int64_t width) : first(chunk * count), width(width) {
-    for (int64_t r = 0; r < REGISTERS; r++) {
-      int64_t left = width - first - r * size;
-      mask[r] = left >= size ? (1u << size) - 1 : left > 0 ? (1u << left) - 1 : 0;
-    }
+  Columns(int64_t chunk, int64_t width) : first(chunk * count), width(width) {}
+
+  // Bytes of a register that lie inside the matrix.
+  size_t inside(int64_t r) const {
+    int64_t left = width - first - r * size;
+    return left >= size ? BYTES : left > 0 ? left * sizeof(T) : 0;
   }
 
   void read(const T* matrix, int64_t row, Lanes* into) const {
     const T* from = matrix + row * width + first;
+    const bool whole = first + count <= width;
 #pragma GCC unroll 8
-    for (int r = 0; r < REGISTERS; r++) into[r] = load(from + r * size, mask[r]);
+    for (int r = 0; r < REGISTERS; r++)
+      if (whole)
+        into[r] = load<Lanes>(from + r * size);
+      else
+        std::memcpy(&(into[r] = Lanes{}), from + r * size, inside(r));
   }
 
   void write(T* matrix, int64_t row, const Lanes* values) const {
     T* to = matrix + row * width + first;
-#pragma GCC unroll 8
-    for (int r = 0; r < REGISTERS; r++) store(to + r * size, mask[r], values[r]);
+    for (int r = 0; r < REGISTERS; r++) std::memcpy(to + r * size, values + r, inside(r));
   }
 
   // Past the caches, for what is read again only after all other rows; whole lines alone can be written so.
@@ -276,7 +422,7 @@ struct Columns {
     T* to = matrix + row * width + first;
     if (reinterpret_cast<uintptr_t>(to) % 64 || first + count > width) return write(matrix, row, values);
 #pragma GCC unroll 8
-    for (int r = 0; r < REGISTERS; r++) _mm512_stream_si512(reinterpret_cast<__m512i*>(to + r * size), (__m512i)values[r]);
+    for (int r = 0; r < REGISTERS; r++) past_caches(to + r * size, values[r]);
   }
 
   void fetch(const T* matrix, int64_t row, int64_t rows) const {
@@ -307,14 +453,14 @@ void reconstruct(Pairs<T> pairs, const T* x, const T* decoder, const T* bias, co
   Buffer<T> buffer(pairs.count * C::count);
   Lanes row[REGISTERS], factor[REGISTERS];
   columns.read(bias, 0, row);
-  auto at = [&](int64_t token) { return reinterpret_cast<Lanes*>(buffer.data + token * C::count); };
+  auto of = [&](int64_t token) { return reinterpret_cast<Lanes*>(buffer.data + token * C::count); };
   for (int64_t t = 0; t < pairs.count; t++)
-    for (int r = 0; r < REGISTERS; r++) at(t)[r] = row[r];
+    for (int r = 0; r < REGISTERS; r++) of(t)[r] = row[r];
   for (int64_t j = 0; j < pairs.latents; j++) {
     columns.fetch(decoder, j + AHEAD, pairs.latents);
     columns.read(decoder, j, row);
     for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
-      Lanes* total = at(pairs.tokens[p]);
+      Lanes* total = of(pairs.tokens[p]);
 #pragma GCC unroll 8
       for (int r = 0; r < REGISTERS; r++) total[r] += pairs.values[p] * row[r];
     }
@@ -322,16 +468,16 @@ void reconstruct(Pairs<T> pairs, const T* x, const T* decoder, const T* bias, co
   columns.read(weights, 0, factor);
   for (int64_t t = 0; t < pairs.count; t++) {
     columns.read(x, t, row);
-    for (int r = 0; r < REGISTERS; r++) row[r] -= at(t)[r];
+    for (int r = 0; r < REGISTERS; r++) row[r] -= of(t)[r];
     columns.write(error, t, row);
-    for (int r = 0; r < REGISTERS; r++) at(t)[r] = scale * factor[r] * row[r];
-    columns.write(gradient, t, at(t));
+    for (int r = 0; r < REGISTERS; r++) of(t)[r] = scale * factor[r] * row[r];
+    columns.write(gradient, t, of(t));
   }
   for (int64_t j = 0; j < pairs.latents; j++) {
     columns.fetch(decoder, j + AHEAD, pairs.latents);
     columns.read(decoder, j, row);
     for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
-      const Lanes* slope = at(pairs.tokens[p]);
+      const Lanes* slope = of(pairs.tokens[p]);
       Lanes total = slope[0] * row[0];
 #pragma GCC unroll 8
       for (int r = 1; r < REGISTERS; r++) total += slope[r] * row[r];
@@ -380,14 +526,14 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
   using Lanes = typename C::Lanes;
   const C columns(chunk, width);
   Buffer<T> buffer(pairs.count * C::count);
-  auto at = [&](int64_t token) { return reinterpret_cast<Lanes*>(buffer.data + token * C::count); };
-  for (int64_t t = 0; t < pairs.count; t++) columns.read(rows, t, at(t));
+  auto of = [&](int64_t token) { return reinterpret_cast<Lanes*>(buffer.data + token * C::count); };
+  for (int64_t t = 0; t < pairs.count; t++) columns.read(rows, t, of(t));
   for (int64_t j = 0; j < pairs.latents; j++) {
     squares[j] = 0;
     if (pairs.offsets[j] == pairs.offsets[j + 1]) continue;
     Lanes total[REGISTERS] = {}, square = {};
     for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
-      const Lanes* row = at(pairs.tokens[p]);
+      const Lanes* row = of(pairs.tokens[p]);
 #pragma GCC unroll 8
       for (int r = 0; r < REGISTERS; r++) total[r] += pairs.values[p] * row[r];
     }
@@ -400,48 +546,42 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
 }
 
 // Moments in 32 bits, and in bfloat16 rounded by sixteen random bits.
-__m512 moment(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
-__m512 moment(const uint16_t* from, __mmask16 mask) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
-}
-void keep(float* to, __mmask16 mask, __m512 values, __m512i) { _mm512_mask_storeu_ps(to, mask, values); }
-void keep(uint16_t* to, __mmask16 mask, __m512 values, __m512i noise) {
-  __m512i bits = _mm512_add_epi32(_mm512_castps_si512(values), noise);
-  _mm256_mask_storeu_epi16(to, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+float moment(float stored) { return stored; }
+float moment(uint16_t stored) { return __builtin_bit_cast(float, static_cast<uint32_t>(stored) << 16); }
+void keep(float* to, float value, uint32_t) { *to = value; }
+void keep(uint16_t* to, float value, uint32_t noise) { *to = (__builtin_bit_cast(uint32_t, value) + noise) >> 16; }
+
+uint32_t hashed(uint32_t word, uint32_t factor, int shift) {
+  word *= factor;
+  return word ^ word >> shift;
 }
 
-__m512i hashed(__m512i word, uint32_t factor, int shift) {
-  word = _mm512_mullo_epi32(word, _mm512_set1_epi32(static_cast<int32_t>(factor)));
-  return _mm512_xor_si512(word, _mm512_srli_epi32(word, shift));
+// One step of Adam on a row, as in optimizer.py; a row without a gradient has one of 0. The compiler makes registers of it.
+template <bool given, typename M>
+void adam_row(float* __restrict weights, M* __restrict mean, M* __restrict square, const float* __restrict gradient,
+              int64_t width, uint32_t word, const float* options) {
+  const float rate = options[0], root = options[1], beta1 = options[2], rest1 = options[3], beta2 = options[4];
+  const float rest2 = options[5], epsilon = options[6], grow = options[7];
+  for (int64_t i = 0; i < width; i++) {
+    const float g = given ? grow * gradient[i] : 0;
+    const float m = std::fma(beta1, moment(mean[i]), rest1 * g);
+    const float v = std::fma(beta2, moment(square[i]), rest2 * (g * g));
+    weights[i] = std::fma(-rate, m / (std::sqrt(v) / root + epsilon), weights[i]);
+    const uint32_t noise = hashed(hashed(word + static_cast<uint32_t>(i), 0x9E3779B1u, 15), 0x85EBCA77u, 13);
+    keep(mean + i, m, noise & 0xffff);
+    keep(square + i, v, noise >> 16);
+  }
 }
 
-// One step of Adam on rows [first, last), as in optimizer.py; rows that are not active have a gradient of 0, which is not read.
+// Rows [first, last); those that are not active have no gradient, and it is not read.
 template <typename M>
 void adam(float* weights, M* mean, M* square, const float* gradient, const uint8_t* active, int64_t first, int64_t last,
           int64_t width, uint32_t seed, const float* options) {
-  auto all = [&](int64_t option) { return _mm512_set1_ps(options[option]); };
-  const __m512 rate = all(0), root = all(1), beta1 = all(2), rest1 = all(3), beta2 = all(4), rest2 = all(5);
-  const __m512 epsilon = all(6), grow = all(7);
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int64_t row = first; row < last; row++) {
-    const __mmask16 on = !active || active[row] ? 0xffff : 0;
-    for (int64_t column = 0; column < width; column += 16) {
-      const int64_t i = row * width + column, left = width - column;
-      const __mmask16 inside = left < 16 ? (1u << left) - 1 : 0xffff;
-      __m512i word = _mm512_setzero_si512();
-      if (sizeof(M) == 2) {
-        word = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(i) + seed)), lane);
-        word = hashed(hashed(word, 0x9E3779B1u, 15), 0x85EBCA77u, 13);
-      }
-      const __m512 g = _mm512_mul_ps(grow, _mm512_maskz_loadu_ps(inside & on, gradient + i));
-      const __m512 m = _mm512_fmadd_ps(beta1, moment(mean + i, inside), _mm512_mul_ps(rest1, g));
-      const __m512 v = _mm512_fmadd_ps(beta2, moment(square + i, inside), _mm512_mul_ps(rest2, _mm512_mul_ps(g, g)));
-      const __m512 size = _mm512_add_ps(_mm512_div_ps(_mm512_sqrt_ps(v), root), epsilon);
-      const __m512 w = _mm512_maskz_loadu_ps(inside, weights + i);
-      _mm512_mask_storeu_ps(weights + i, inside, _mm512_fnmadd_ps(rate, _mm512_div_ps(m, size), w));
-      keep(mean + i, inside, m, _mm512_and_si512(word, _mm512_set1_epi32(0xffff)));
-      keep(square + i, inside, v, _mm512_srli_epi32(word, 16));
-    }
+    const int64_t i = row * width;
+    const uint32_t word = static_cast<uint32_t>(i) + seed;
+    auto* step = !active || active[row] ? adam_row<true, M> : adam_row<false, M>;
+    step(weights + i, mean + i, square + i, gradient + i, width, word, options);
   }
 }
 
@@ -490,6 +630,9 @@ extern "C" void adam_float32(float* weights, void* mean, void* square, int narro
   else
     adam(weights, static_cast<float*>(mean), static_cast<float*>(square), gradient, active, first, last, width, seed, options);
 }
+
+// Bytes of a register, which groups of columns are made of.
+extern "C" int64_t register_bytes() { return BYTES; }
 
 constexpr int64_t PIECE = 32;  // columns of stored activations in a line of the cache
 

@@ -1,16 +1,19 @@
 """Products of float32 matrices on a CPU: by oneDNN where it is much faster than the BLAS that torch takes.
 
 On processors that are not Intel's MKL may run at half the rate of oneDNN; elsewhere they differ by a few percent. The one that
-is taken decides last digits, so that it takes more than noise to leave torch's own.
+is taken decides last digits, so that it takes more than noise to leave torch's own, and what was found once is kept.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from functools import cache
-from pathlib import Path
 
 import torch
+
+from crosscoders import artifacts, native
 
 MUCH_FASTER = 1.4
 """How many times faster oneDNN has to be: between the ratios met, 1 and 2, so that a probe always falls the same way."""
@@ -23,20 +26,28 @@ LARGE = 1 << 26
 
 @cache
 def by_onednn() -> bool:
-    """Whether oneDNN multiplies much faster than torch's BLAS here, by the shortest of a few times each, in turns."""
+    """Whether oneDNN multiplies much faster than torch's BLAS here: measured once per processor and version of torch."""
     if not torch.backends.mkldnn.is_available() or made_by_intel():
         return False
+    key = hashlib.sha256(f"{native.processor()} {torch.__version__}".encode()).hexdigest()[:16]
+    kept = native.cache_folder() / f"products-{key}.json"
+    if not kept.exists():
+        artifacts.write_json({"onednn_faster": ratio()}, kept)
+    return json.loads(kept.read_text(encoding="utf-8"))["onednn_faster"] > MUCH_FASTER
+
+
+def ratio() -> float:
+    """How many times faster oneDNN is, by the shortest of a few times each, in turns."""
     tokens, width, latents = PROBE
     x, weights = torch.ones(tokens, width), torch.ones(latents, width)
     sides = (lambda: x @ weights.T), (lambda: _onednn(x, weights, None))
     shortest = [min(times) for times in zip(*([_seconds(side) for side in sides] for _ in range(ROUNDS)), strict=True)]
-    return shortest[0] > MUCH_FASTER * shortest[1]
+    return round(shortest[0] / shortest[1], 2)
 
 
 def made_by_intel() -> bool:
     """Whether the processor is one that MKL is made for: nothing to measure, and nothing that noise could decide."""
-    found = Path("/proc/cpuinfo")
-    return found.exists() and "GenuineIntel" in found.read_text(encoding="utf-8", errors="replace")
+    return "GenuineIntel" in native.processor()
 
 
 def name() -> str:
@@ -59,6 +70,6 @@ def _onednn(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def _seconds(work) -> float:
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: what else runs here counts little
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
