@@ -1,4 +1,7 @@
-"""Write what the benchmarks found into docs/benchmarks.md and docs/gpu.md, between markers; the prose around them stays."""
+"""Write what the benchmarks found into docs/benchmarks.md and docs/gpu.md, between markers; the prose around them stays.
+
+Every processor and every device has a table of its own there; those of others stay.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def cell(row: dict) -> str:
     return " / ".join(f"{values[name]:.2f} s" if "seconds" in row else f"{values[name]}k rows/s" for name in ordered)
 
 
-def on_cpu() -> str:
-    """The table of docs/benchmarks.md."""
+def on_cpu() -> tuple[str, str]:
+    """A processor, and its table in docs/benchmarks.md."""
     lines = []
     for name in ("step", "extract", "feed", "latent_scaling"):
         found = json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))
@@ -34,17 +37,16 @@ def on_cpu() -> str:
             )
             cells = row["name"], row.get("rival", "–"), cell(row), ratio, aim, floor, memory
             lines.append(f"| {' | '.join(cells)} |")
-    head = f"{machine['cpu']}, {machine['cores']} cores, one thread used; {versions}.\n\n"
+    head = f"{machine['cores']} cores, one thread used; {versions}.\n\n"
     head += "| benchmark | rival | ours / rival | times faster | aim | floor, share of it | our memory, MB |\n"
     head += "|---|---|---|---:|---:|---:|---:|\n"
-    return head + "\n".join(lines)
+    return machine["cpu"], head + "\n".join(lines)
 
 
-def on_gpu() -> str:
-    """The table of docs/gpu.md: what a device was found to do."""
+def on_gpu() -> tuple[str, str]:
+    """A device, and its table in docs/gpu.md: what it was found to do."""
     rows = json.loads((OUT / "gpu.json").read_text(encoding="utf-8"))["rows"]
     lines = [
-        f"{rows[0]['device']}.\n",
         "| name | side | rival | ours / rival | times faster | aim | tokens/s | floor, share of it | bound by | the feed adds |",
         "|---|---|---|---|---:|---:|---:|---:|---|---:|",
     ]
@@ -56,22 +58,25 @@ def on_gpu() -> str:
             f"{row['feed_share']:.1%}" if "feed_share" in row else "–",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return rows[0]["device"], "\n".join(lines)
 
 
-def fill(path: Path, table: str) -> None:
-    """Replace what stands between the markers of a document."""
+def fill(path: Path, machine: str, table: str) -> None:
+    """Put a machine's table between the markers of a document, in place of what it had there."""
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    path.write_text(before + BEGIN + table + "\n" + END + after, encoding="utf-8")
+    found, after = rest.split(END)
+    tables = dict(part.split("\n\n", 1) for part in f"\n{found}".split("\n### ")[1:])
+    tables = {name: text.strip() for name, text in tables.items()} | {machine: table}
+    written = "\n".join(f"### {name}\n\n{text}\n" for name, text in tables.items())
+    path.write_text(before + BEGIN + written + END + after, encoding="utf-8")
 
 
 def main() -> None:
     """Rewrite the tables of what was measured here."""
     if (OUT / "step.json").exists():
-        fill(ROOT / "docs/benchmarks.md", on_cpu())
+        fill(ROOT / "docs/benchmarks.md", *on_cpu())
     if (OUT / "gpu.json").exists():
-        fill(ROOT / "docs/gpu.md", on_gpu())
+        fill(ROOT / "docs/gpu.md", *on_gpu())
 
 
 if __name__ == "__main__":

@@ -62,10 +62,20 @@ def test_the_races_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
     assert ["feed_share" in row for row in rows] == [True, False, False, False]
     monkeypatch.setattr(table, "OUT", tmp_path)
     artifacts.write_json({"rows": [row | {"device": "a GPU"} for row in rows]}, tmp_path / "gpu.json")
-    lines = table.on_gpu().splitlines()
-    assert lines[0] == "a GPU."
-    assert len({line.count("|") for line in lines[2:]}) == 1
-    assert len(lines) == 4 + len(rows)
+    device, found = table.on_gpu()
+    lines = found.splitlines()
+    assert device == "a GPU"
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + len(rows)
+
+
+def test_every_machine_keeps_its_table(tmp_path):
+    path = tmp_path / "text.md"
+    path.write_text(f"before\n{table.BEGIN}| planned |\n{table.END}after\n")
+    for machine, text in (("one", "versions\n\n| a |"), ("other", "| b |"), ("one", "versions\n\n| c |")):
+        table.fill(path, machine, text)
+    expected = f"before\n{table.BEGIN}### one\n\nversions\n\n| c |\n\n### other\n\n| b |\n{table.END}after\n"
+    assert path.read_text() == expected
 
 
 def test_a_side_that_cannot_start_says_why():
