@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from crosscoders import aligned, artifacts, stage
+from crosscoders import aligned, artifacts, stage, training
 from crosscoders.errors import UserError
 from crosscoders.feed import Activations
 from crosscoders.settings import AlignedSettings
@@ -16,7 +16,7 @@ def main(arguments) -> None:
     settings = AlignedSettings.model_validate(section["aligned"])
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as in training
     normalisation = artifacts.read(arguments.normalisation)
     train, held_out = (Activations(paths, normalisation) for paths in (arguments.activations, arguments.validation))
     name = f"align {section['setting_name']}/{section['aligned_name']}/seed-{section['seed']}"
@@ -26,6 +26,7 @@ def main(arguments) -> None:
     except FloatingPointError as error:
         raise UserError(f"aligned.{section['aligned_name']}: {error}; expected a lower learning_rate") from None
     attributes = artifacts.provenance(section["study"], "train_aligned", section, section["seed"])
+    attributes |= training.arithmetic("cpu")
     dataset = aligned.to_dataset(coder, normalisation).assign_attrs(**attributes, title=name)
     artifacts.write(dataset, arguments.output)
     stage.say(f"{name}: done")

@@ -110,21 +110,17 @@ class Activations:
 
         from crosscoders import native
 
+        compiled = native.library() is not None
+        rows_of = self._addresses if compiled else self._bits
         parts = [part for source in self._by_source(out) for part in source]
-        if native.library() is None:
-            found = [
-                bits for source in range(len(self.widths)) for bits in self._bits(source, self._place(source, index))
-            ]
-            for part, bits in zip(parts, found, strict=True):
-                part.copy_(torch.from_numpy(bits).view(torch.bfloat16))
-            return out
-        addresses = [
-            a for source in range(len(self.widths)) for a in self._addresses(source, self._place(source, index))
-        ]
-        if len({part.shape[1] for part in parts}) == 1:  # one place after the other is a tenth faster
-            addresses, parts = [np.stack(addresses, axis=1).ravel()], [out.view(-1, parts[0].shape[1])]
-        for part, rows in zip(parts, addresses, strict=True):
-            native.stored_rows(rows, part)
+        found = [rows for source in range(len(self.widths)) for rows in rows_of(source, self._place(source, index))]
+        if compiled and len(set(self.widths)) == 1:  # one place after the other is a tenth faster
+            parts, found = [out.view(-1, self.widths[0])], [np.stack(found, axis=1).ravel()]
+        for part, rows in zip(parts, found, strict=True):
+            if compiled:
+                native.stored_rows(rows, part)
+            else:
+                part.copy_(torch.from_numpy(rows).view(torch.bfloat16))
         return out
 
     def normalise(self, stored: torch.Tensor) -> torch.Tensor:

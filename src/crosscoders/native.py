@@ -71,6 +71,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def name() -> str:
+    """Who makes the passes on a CPU, and in which instructions."""
+    if library() is None:
+        return "torch"
+    return "C++, AVX-512" if library().register_bytes() == 64 else "C++, AVX2"
+
+
 def compiler() -> str | None:
     """The C++ compiler: $CXX, or g++."""
     return os.environ.get("CXX") or shutil.which("g++")

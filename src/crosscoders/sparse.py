@@ -71,12 +71,10 @@ def from_flat(index: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) 
 
 def joined(codes: list[Code]) -> Code:
     """Codes over the same latents, the tokens of one after those of the other."""
-    ends = [len(code.values) for code in codes[:-1]]
-    firsts = [sum(ends[:i]) for i in range(len(codes))]
-    offsets = [code.offsets[1:] + first for code, first in zip(codes, firsts, strict=True)]
+    counts = torch.cat([code.offsets.diff() for code in codes])
     return Code(
-        torch.cat([codes[0].offsets[:1], *offsets]), torch.cat([code.latents for code in codes]),
-        torch.cat([code.values for code in codes]), (sum(code.size[0] for code in codes), codes[0].size[1]),
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]), torch.cat([code.latents for code in codes]),
+        torch.cat([code.values for code in codes]), (len(counts), codes[0].size[1]),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, crosscoder, native, pick, products, stage, training
+from crosscoders import artifacts, crosscoder, pick, stage, training
 from crosscoders.errors import UserError
 from crosscoders.feed import Activations
 from crosscoders.settings import CrosscoderSettings
@@ -77,11 +77,12 @@ def main(arguments) -> None:
     batch_tokens = settings.training.batch_tokens
     if len(data) < batch_tokens:
         raise UserError(f"{len(data)} kept training tokens are fewer than batch_tokens = {batch_tokens}")
+    arithmetic = training.arithmetic(device)
     digests = [artifacts.digest(path) for path in (arguments.normalisation, *arguments.activations)]
-    identity = {**section, "inputs": digests, "versions": artifacts.versions(), **arithmetic(device)}
+    identity = {**section, "inputs": digests, "versions": artifacts.versions(), **arithmetic}
     checkpoint = Checkpoint(arguments.output.with_suffix(".checkpoint"), identity)
     name = f"train {section['setting_name']}/{section['crosscoder_name']}/seed-{section['seed']}"
-    stage.say(f"{name}: passes by {arithmetic(device)['passes']}, products by {arithmetic(device)['products']}")
+    stage.say(f"{name}: passes by {arithmetic['passes']}, products by {arithmetic['products']}")
     progress = stage.Progress(name, settings.training.steps * batch_tokens)
 
     def report(state: training.State) -> None:
@@ -92,24 +93,22 @@ def main(arguments) -> None:
         state = training.fit(settings, data, held_out, section["seed"], device, checkpoint, report)
     except FloatingPointError as error:
         raise UserError(f"crosscoders.{section['crosscoder_name']}: {error}; expected a lower learning_rate") from None
-    save(state, normalisation, section, device, arguments.output, arguments.history)
+    save(state, normalisation, section, arithmetic, arguments.output, arguments.history)
     checkpoint.path.unlink(missing_ok=True)
     stage.say(f"{name}: done, L0 {state.mean_l0:.1f}")
 
 
-def arithmetic(device: str) -> dict[str, str]:
-    """Whose passes and products train: results agree in all but the last digits."""
-    if device == "cuda":
-        return {"passes": "Triton", "products": "cuBLAS"}
-    return {"passes": "torch" if native.library() is None else "C++", "products": products.name()}
-
-
 def save(
-    state: training.State, normalisation: xr.Dataset, section: dict, device: str, output: Path, history: Path
+    state: training.State,
+    normalisation: xr.Dataset,
+    section: dict,
+    arithmetic: dict[str, str],
+    output: Path,
+    history: Path,
 ) -> None:
     """Write the training curves, then the crosscoder."""
     attributes = artifacts.provenance(section["study"], "train_crosscoder", section, section["seed"])
-    attributes |= arithmetic(device)
+    attributes |= arithmetic
     label = f"{section['setting_name']}, {section['crosscoder_name']}, seed {section['seed']}"
     curves = history_dataset(state).assign_attrs(**attributes, title=f"training of {label}")
     artifacts.write(curves, history)

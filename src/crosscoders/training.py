@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from crosscoders import native, sparse
+from crosscoders import native, products, sparse
 from crosscoders.ahead import Ahead
 from crosscoders.crosscoder import Crosscoder, create, equalise_rates
 from crosscoders.gradients import Objective, Result, compute
@@ -166,6 +166,13 @@ def step(state: State, x: torch.Tensor, settings: CrosscoderSettings, weights: t
         state.history.setdefault(f"squared_error_{name}", []).append(value)
     state.step += 1
     return result
+
+
+def arithmetic(device: str) -> dict[str, str]:
+    """Whose passes and products train: results agree in all but the last digits."""
+    if device == "cuda":
+        return {"passes": "Triton", "products": "cuBLAS"}
+    return {"passes": native.name(), "products": products.name()}
 
 
 def norm(gradients: list[torch.Tensor | native.Gradient | RowGradient]) -> float:
