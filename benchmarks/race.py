@@ -53,7 +53,11 @@ def available(names: list[str]) -> list[str]:
 
 def race(names: list[str], shape: dict, steps: int) -> tuple[dict[str, float], dict[str, int]]:
     """Median milliseconds of CPU time per step of every side, and its largest memory in MB."""
-    sides = {name: Side(name, shape) for name in available(names)}
+    return run({name: Side(name, shape) for name in available(names)}, steps)
+
+
+def run(sides: dict[str, Side], steps: int) -> tuple[dict[str, float], dict[str, int]]:
+    """As `race`, of sides that may have shapes of their own."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(steps + WARMUP):
         for name, side in sides.items():
@@ -88,15 +92,21 @@ def machine() -> dict:
     return {"cpu": model, "cores": os.cpu_count(), "versions": versions}
 
 
-def save(name: str, rows: list[dict]) -> None:
-    """benchmarks/out/{name}.json and .png: ratios against their targets."""
+def save(name: str, rows: list[dict], kept: bool = False) -> None:
+    """benchmarks/out/{name}.json and .png: ratios against their targets; rows of other names are `kept` where asked for."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    artifacts.write_json({"machine": machine(), "rows": rows}, OUT / f"{name}.json")
+    path, again = OUT / f"{name}.json", {row["name"] for row in rows}
+    if kept and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        names = list(dict.fromkeys(row["name"] for row in before + rows))
+        rows = [row for row in before if row["name"] not in again] + rows
+        rows.sort(key=lambda row: names.index(row["name"]))
+    artifacts.write_json({"machine": machine(), "rows": rows}, path)
     sns.set_theme(style="whitegrid", palette="colorblind")
     bars = [row for row in rows if "ratio" in row]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(bars)))

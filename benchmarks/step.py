@@ -3,7 +3,7 @@
 `make bench` prints the table and writes benchmarks/out/step.json and step.png. All sides see batches of one shape, take
 turns step by step, and are timed by process CPU time on one thread. The floor of a step is the time in which this machine
 could multiply the encoder in 8 bits, at four times the rate that MKL reaches in 32, and read and write every weight and
-moment once, at the rate that torch's fused Adam reaches.
+moment once, at the rate that torch's fused Adam reaches. Races named on the command line (or `growth`) replace their rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from benchmarks.race import race, save
+from benchmarks.race import Side, race, run, save
 
 PAIR = {"sources": 2, "width": 576, "latents": 8192, "k": 32, "batch": 1024, "activation": "batchtopk"}
 PEERS = {"dense": 8.0, "eai-sparsify": 2.2, "sae-lens": 8.0, "dictionary-learning": None}
@@ -91,14 +91,14 @@ def main() -> None:
                 flush=True,
             )
     for side, label in (("ours", "growth"), ("passes", "growth of the sparse part")):
+        if wanted and "growth" not in wanted:
+            continue
+        times, memory = run({change: Side(side, PAIR | values) for change, values in GROWTH.items()}, STEPS)
         for change, values in GROWTH.items():
-            if wanted and "growth" not in wanted:
-                continue
-            times, memory = race([side], PAIR | values, STEPS)
-            row = {"name": f"{label} {change}", "shape": PAIR | values, "milliseconds": {"ours": times[side]}}
-            rows.append(row | {"megabytes": {"ours": memory[side]}})
-            print(f"{label} {change:15s} {times[side]:7.1f} ms, {memory[side]:,} MB", flush=True)
-    save("step", rows)
+            row = {"name": f"{label} {change}", "shape": PAIR | values, "milliseconds": {"ours": times[change]}}
+            rows.append(row | {"megabytes": {"ours": memory[change]}})
+            print(f"{label} {change:15s} {times[change]:7.1f} ms, {memory[change]:,} MB", flush=True)
+    save("step", rows, kept=bool(wanted))
 
 
 if __name__ == "__main__":

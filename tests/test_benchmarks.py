@@ -1,5 +1,7 @@
 """The benchmarks' own sides answer, at a shape that takes no time."""
 
+import json
+
 import pytest
 import torch
 from benchmarks import gpu, race, step, table, worker
@@ -67,6 +69,16 @@ def test_the_races_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
     assert device == "a GPU"
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 2 + len(rows)
+
+
+def test_a_race_run_again_replaces_its_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "OUT", tmp_path)
+    monkeypatch.setattr(race, "machine", dict)
+    rows = [{"name": name, "rival": "dense", "ratio": ratio} for name, ratio in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
+    race.save("step", rows)
+    race.save("step", [rows[1] | {"ratio": 4.0}], kept=True)
+    found = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert [(row["name"], row["ratio"]) for row in found] == [("a", 1.0), ("b", 4.0), ("c", 3.0)]
 
 
 def test_every_machine_keeps_its_table(tmp_path):
