@@ -74,7 +74,10 @@ def test_the_races_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
 def test_a_race_run_again_replaces_its_rows_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(race, "OUT", tmp_path)
     monkeypatch.setattr(race, "machine", dict)
-    rows = [{"name": name, "rival": "dense", "ratio": ratio} for name, ratio in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
+    rows = [
+        {"name": name, "rival": "dense", "ratio": ratio, "target": 1.0}
+        for name, ratio in (("a", 1.0), ("b", 2.0), ("c", 3.0))
+    ]
     race.save("step", rows)
     race.save("step", [rows[1] | {"ratio": 4.0}], kept=True)
     found = json.loads((tmp_path / "step.json").read_text())["rows"]

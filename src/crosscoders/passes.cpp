@@ -13,7 +13,7 @@ namespace {
 #define VNNI
 constexpr int64_t BYTES = 64;   // of a register
 constexpr int64_t TOKENS = 14;  // tokens of one tile: 28 accumulators of 32 registers
-constexpr int64_t STEPS = 127;  // into which half of a latent's largest weight is rounded
+constexpr int64_t STEPS = 127;  // from zero to the largest weight of a latent
 #else
 constexpr int64_t BYTES = 32;
 constexpr int64_t TOKENS = 5;  // 10 accumulators of 16 registers
