@@ -31,7 +31,7 @@ def way(request, monkeypatch):
         pytest.skip("needs g++ and a processor with AVX2")
     monkeypatch.setattr(native, "WORTHWHILE", 0)
     monkeypatch.setattr(native, "FEW_TOKENS", 1)
-    monkeypatch.setattr(native, "sparse_below", lambda: 0.5)
+    monkeypatch.setattr(native, "sparse_below", lambda x: 0.5)
     columns_from = dict.fromkeys((8, 4, 2), 0 if request.param == "C++ columns" else 10**9)
     monkeypatch.setattr(native, "RECONSTRUCTED_BY_COLUMNS_FROM", columns_from)
     return request.param

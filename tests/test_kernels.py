@@ -121,7 +121,7 @@ def test_a_training_is_the_same_with_and_without_kernels(member, monkeypatch, ac
     monkeypatch.setattr(
         gradients, "DENSE_ABOVE", {"cpu": 1.0, "compiled": 1.0, "cuda": 1.0}
     )  # dense passes would use no kernel
-    for name, value in (("WORTHWHILE", 0), ("FEW_TOKENS", 1), ("sparse_below", lambda: 0.5)):
+    for name, value in (("WORTHWHILE", 0), ("FEW_TOKENS", 1), ("sparse_below", lambda x: 0.5)):
         monkeypatch.setattr(native, name, value)  # small problems go the way of large ones
     called = set()
     for name in ("adam_step", "above"):

@@ -18,7 +18,7 @@ def always(monkeypatch):
     """Small problems go the way of large ones."""
     monkeypatch.setattr(native, "WORTHWHILE", 0)
     monkeypatch.setattr(native, "FEW_TOKENS", 1)
-    monkeypatch.setattr(native, "sparse_below", lambda: 0.5)
+    monkeypatch.setattr(native, "sparse_below", lambda x: 0.5)
 
 
 def drawn(seed: int, tokens: int, width: int, latents: int, dtype=torch.float64):

@@ -42,6 +42,8 @@ SPARSE_BELOW = {64: 0.02, 32: 0.05}
 
 By the bytes of a register: wide ones multiply in full precision twice as fast.
 """
+SPARSE_BELOW_ON_GPU = 0.02
+"""The same where :mod:`crosscoders.kernels` finds them, in 16 bits; not measured."""
 WORTHWHILE = 1 << 28
 """Multiplications below which a product costs less than preparing for it."""
 FEW_TOKENS = 128
@@ -177,12 +179,12 @@ def rare(x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, floor: torc
         return False
     some_tokens, some = _sample(x, encoder)
     sample = torch.addmm(bias[some], x[some_tokens], encoder[some].T) > floor[some]
-    return float(sample.float().mean()) <= sparse_below()
+    return float(sample.float().mean()) <= sparse_below(x)
 
 
-def sparse_below() -> float:
-    """The share that holds for this processor; on a GPU, whose processor may lack the passes, the smaller one."""
-    return SPARSE_BELOW[64 if library() is None else library().register_bytes()]
+def sparse_below(x: torch.Tensor) -> float:
+    """The share that holds where `x` lies: for this processor's registers, or for a GPU."""
+    return SPARSE_BELOW[library().register_bytes()] if usable(x) else SPARSE_BELOW_ON_GPU
 
 
 def _sample(x: torch.Tensor, encoder: torch.Tensor) -> tuple[slice, slice]:
@@ -208,7 +210,7 @@ def _scan(x, encoder, bias, floor, factor) -> tuple[torch.Tensor, torch.Tensor] 
     sums, (scale, norm, residual) = torch.zeros(tokens, dtype=torch.int32), torch.zeros(3, tokens)
     pointers = [tensor.data_ptr() for tensor in (rounded, sums, scale, norm, residual)]
     getattr(library(), f"quantise_{name}")(x.data_ptr(), factor[0].data_ptr(), tokens, width, *pointers)
-    capacity = int(2 * sparse_below() * tokens * m)
+    capacity = int(2 * sparse_below(x) * tokens * m)
     deviations = min(DEVIATIONS / width**0.5, 2**0.5)
 
     def scan(part: int) -> tuple[torch.Tensor, torch.Tensor] | None:
