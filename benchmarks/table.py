@@ -22,6 +22,15 @@ def cell(row: dict) -> str:
     return " / ".join(f"{values[name]:.2f} s" if "seconds" in row else f"{values[name]}k rows/s" for name in ordered)
 
 
+def floor(row: dict) -> str:
+    """What bounds our side, and our share of it."""
+    if "floor" not in row:
+        return "–"
+    if "milliseconds" in row:
+        return f"{row['floor']:.0f} ms, {row['floor'] / row['milliseconds']['ours']:.0%}"
+    return f"{row['floor']:,}k rows/s, {row['thousand_rows_per_second']['ours'] / row['floor']:.0%}"
+
+
 def on_cpu() -> tuple[str, str]:
     """A processor, and its table in docs/benchmarks.md."""
     lines = []
@@ -32,10 +41,7 @@ def on_cpu() -> tuple[str, str]:
         for row in found["rows"]:
             ratio, aim = (f"{row[key]:.2f}" if key in row else "–" for key in ("ratio", "target"))
             memory = f"{row['megabytes']['ours']:,}" if "megabytes" in row else "–"
-            floor = (
-                f"{row['floor']:.0f} ms, {row['floor'] / row['milliseconds']['ours']:.0%}" if "floor" in row else "–"
-            )
-            cells = row["name"], row.get("rival", "–"), cell(row), ratio, aim, floor, memory
+            cells = row["name"], row.get("rival", "–"), cell(row), ratio, aim, floor(row), memory
             lines.append(f"| {' | '.join(cells)} |")
     head = f"{machine['cores']} cores, one thread used; {versions}.\n\n"
     head += "| benchmark | rival | ours / rival | times faster | aim | floor, share of it | our memory, MB |\n"

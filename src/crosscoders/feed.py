@@ -60,6 +60,8 @@ class Activations:
         same = null is not None and null["kind"] == "same_model"
         read = [null["base"] if same and name == null["chat"] else name for name in self.sources]
         normalisation = normalisation.sel(source=read)
+        files = [(number, part) for number, name in enumerate(read) for part in parts_of(name, differences)]
+        self._source_of = [number for number, _ in files]  # that a file variable belongs to
         self._maps, self._kept, self._shard, metadata = [], [], [], []
         for number, path in enumerate(shards):
             artifacts.verify(path)
@@ -67,19 +69,18 @@ class Activations:
                 small = opened[["token_id", "document", "position", "role", "planted_behaviour", "norm"]].load()
                 first = int(opened.attrs["first_token"])
             kept = np.flatnonzero((small["norm"].sel(source=stored).values <= sink_norm).all(axis=1))
-            self._maps.append(
-                [[artifacts.memory_map(path, part) for part in parts_of(name, differences)] for name in read]
-            )
+            self._maps.append([artifacts.memory_map(path, part) for _, part in files])
             self._kept.append(kept)
             self._shard.append(np.full(len(kept), number, np.int32))
             small = small.assign(token_index=("token", first + np.arange(small.sizes["token"])))
             metadata.append(small.isel(token=kept))
         self.metadata = xr.concat(metadata, dim="token", data_vars="minimal", coords="minimal", compat="override")
         self._kept, self._shard = np.concatenate(self._kept), np.concatenate(self._shard)
-        self.widths = [parts[0].shape[1] for parts in self._maps[0]]
+        self._file_widths = [mapped.shape[1] for mapped in self._maps[0]]
+        self.widths = list(dict(zip(self._source_of, self._file_widths, strict=True)).values())
         self._mean = [normalisation[f"mean_{name}"].values.astype(np.float32) for name in read]
         self._scale = normalisation["scale"].values.astype(np.float32)
-        self._places: dict[int, np.ndarray] = {}
+        self._places: dict[int, np.ndarray] = {}  # kept tokens that a source reads, where they are other ones
         self._on_device: dict[torch.device, tuple] = {}
         if null is not None and null["kind"] == "permuted_tokens":
             self._places[self.sources.index(null["chat"])] = np.random.default_rng(0).permutation(len(self._kept))
@@ -96,9 +97,10 @@ class Activations:
         if native.library() is None:
             return self.normalise(self.stored(index, torch.empty(len(index), self.stored_width, dtype=torch.bfloat16)))
         out = torch.empty(len(index), sum(self.widths))
+        addresses = self._addresses(index)
         for source, part in enumerate(out.split(self.widths, dim=1)):
-            addresses = self._addresses(source, self._place(source, index))
-            native.normalised_rows(addresses, self._mean[source], self._scale[source], part)
+            files = addresses[:, np.equal(self._source_of, source)].T
+            native.normalised_rows(files, self._mean[source], self._scale[source], part)
         return out
 
     def stored(self, index: np.ndarray, out: torch.Tensor) -> torch.Tensor:
@@ -110,17 +112,16 @@ class Activations:
 
         from crosscoders import native
 
-        compiled = native.library() is not None
-        rows_of = self._addresses if compiled else self._bits
-        parts = [part for source in self._by_source(out) for part in source]
-        found = [rows for source in range(len(self.widths)) for rows in rows_of(source, self._place(source, index))]
-        if compiled and len(set(self.widths)) == 1:  # one place after the other is a tenth faster
-            parts, found = [out.view(-1, self.widths[0])], [np.stack(found, axis=1).ravel()]
-        for part, rows in zip(parts, found, strict=True):
-            if compiled:
-                native.stored_rows(rows, part)
-            else:
-                part.copy_(torch.from_numpy(rows).view(torch.bfloat16))
+        if native.library() is None:
+            for part, bits in zip(out.split(self._file_widths, dim=1), self._bits(index), strict=True):
+                part.copy_(torch.from_numpy(bits).view(torch.bfloat16))
+            return out
+        addresses = self._addresses(index)
+        if len(set(self._file_widths)) == 1:  # one place after the other is a tenth faster
+            native.stored_rows(addresses.reshape(-1), out.view(-1, self._file_widths[0]))
+            return out
+        for part, rows in zip(out.split(self._file_widths, dim=1), addresses.T, strict=True):
+            native.stored_rows(rows, part)
         return out
 
     def normalise(self, stored: torch.Tensor) -> torch.Tensor:
@@ -139,13 +140,14 @@ class Activations:
     @property
     def stored_width(self) -> int:
         """Columns of stored activations."""
-        return sum(width * len(files) for width, files in zip(self.widths, self._maps[0], strict=True))
+        return sum(self._file_widths)
 
     def _by_source(self, stored: torch.Tensor) -> list[list[torch.Tensor]]:
         """Columns of stored activations: for every source, those of each file variable that it is made of."""
-        sizes = [mapped.shape[1] for files in self._maps[0] for mapped in files]
-        blocks = iter(stored.split(sizes, dim=1))
-        return [[next(blocks) for _ in files] for files in self._maps[0]]
+        blocks: list[list[torch.Tensor]] = [[] for _ in self.widths]
+        for source, block in zip(self._source_of, stored.split(self._file_widths, dim=1), strict=True):
+            blocks[source].append(block)
+        return blocks
 
     def _statistics(self, device: torch.device) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Mean and scale of every source, on a device."""
@@ -158,32 +160,36 @@ class Activations:
             )
         return self._on_device[device]
 
-    def _place(self, source: int, index: np.ndarray) -> np.ndarray:
-        """Kept tokens that a source reads for some kept tokens: others where tokens are permuted."""
-        return self._places[source][index] if source in self._places else index
-
     @cached_property
-    def _starts(self) -> list[np.ndarray]:
-        """Addresses of the stored variables: for every source (shards, file variables)."""
-        return [
-            np.array([[mapped.ctypes.data for mapped in shard[source]] for shard in self._maps])
-            for source in range(len(self.widths))
-        ]
+    def _starts(self) -> np.ndarray:
+        """Where the file variables lie in memory, (files, shards)."""
+        return np.array([[mapped.ctypes.data for mapped in shard] for shard in self._maps]).T.copy()
 
-    def _addresses(self, source: int, place: np.ndarray) -> list[np.ndarray]:
-        """Where the stored rows of some kept tokens lie in memory, one array per file variable of the source."""
-        offset = self._kept[place] * (2 * self.widths[source])
-        return [column[self._shard[place]] + offset for column in self._starts[source].T]
+    def _where(self, index: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For every file variable: its number, and what it is read at for some kept tokens, shards and rows of these."""
+        together = self._shard[index], self._kept[index]
+        for file, source in enumerate(self._source_of):
+            if source in self._places:
+                place = self._places[source][index]
+                yield file, self._shard[place], self._kept[place]
+            else:
+                yield file, *together
 
-    def _bits(self, source: int, place: np.ndarray) -> list[np.ndarray]:
-        """Stored bit patterns of some kept tokens, (tokens, width) for each file variable that the source is made of."""
-        shard, kept = self._shard[place], self._kept[place]
-        found = [np.empty((len(place), self.widths[source]), np.uint16) for _ in self._maps[0][source]]
-        for number in np.unique(shard):
-            inside = np.flatnonzero(shard == number)
-            for whole, mapped in zip(found, self._maps[number][source], strict=True):
-                whole[inside] = mapped[kept[inside]]
+    def _addresses(self, index: np.ndarray) -> np.ndarray:
+        """Where the stored rows of some kept tokens lie in memory, (tokens, files)."""
+        found = np.empty((len(index), len(self._source_of)), np.int64)
+        for file, shard, kept in self._where(index):
+            np.add(self._starts[file][shard], kept * (2 * self._file_widths[file]), out=found[:, file])
         return found
+
+    def _bits(self, index: np.ndarray) -> Iterator[np.ndarray]:
+        """Stored bit patterns of some kept tokens, (tokens, width), of one file variable after the other."""
+        for file, shard, kept in self._where(index):
+            found = np.empty((len(index), self._file_widths[file]), np.uint16)
+            for number in np.unique(shard):
+                inside = np.flatnonzero(shard == number)
+                found[inside] = self._maps[number][file][kept[inside]]
+            yield found
 
     def batches(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """All kept tokens in order, `count` at a time, with their positions."""

@@ -117,8 +117,8 @@ def _adam(
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    rate, root, beta1, rest1 = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2), tl.load(numbers + 3)
-    beta2, rest2, epsilon, grow = tl.load(numbers + 4), tl.load(numbers + 5), tl.load(numbers + 6), tl.load(numbers + 7)
+    rate, epsilon, beta1, rest1 = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2), tl.load(numbers + 3)
+    beta2, rest2, grow = tl.load(numbers + 4), tl.load(numbers + 5), tl.load(numbers + 6)
     place = latent * width + column
     if STORED:
         gradient = tl.load(rows + place, mask=inside, other=0.0) * grow
@@ -130,7 +130,7 @@ def _adam(
         m, v = _widened(m), _widened(v)
     m = beta1 * m + rest1 * gradient
     v = beta2 * v + rest2 * gradient * gradient
-    w = tl.load(weights + place, mask=inside, other=0.0) - rate * (m / (tl.sqrt(v) / root + epsilon))
+    w = tl.load(weights + place, mask=inside, other=0.0) - rate * (m / (tl.sqrt(v) + epsilon))
     tl.store(weights + place, w, mask=inside)
     if NARROW:
         word = _chances(place, seed)

@@ -334,12 +334,12 @@ def stored_rows(addresses: np.ndarray, out: torch.Tensor) -> None:
     library().stored_rows(addresses.ctypes.data, *out.shape, out.data_ptr(), out.stride(0))
 
 
-def normalised_rows(addresses: list[np.ndarray], mean: np.ndarray, scale: float, out: torch.Tensor) -> None:
+def normalised_rows(addresses: np.ndarray, mean: np.ndarray, scale: float, out: torch.Tensor) -> None:
     """(row − mean) / scale of stored bfloat16 rows, or of the differences of two, into `out`, (rows, width), float32.
 
     Parameters
     ----------
-    addresses : one or two arrays (rows,), int64
+    addresses : (1 or 2, rows), int64
         Where the rows lie in memory.
     """
     first, *other = (np.ascontiguousarray(values) for values in addresses)

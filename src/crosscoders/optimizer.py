@@ -65,10 +65,13 @@ class Adam:
         self._fused(together, rate, shrink)
 
     def options(self, rate: float, shrink: float) -> list[float]:
-        """Numbers of this step: rate and root after corrections, both memories and what they leave, ε, 1 / shrink."""
+        """Numbers of this step: rate and ε after corrections, both memories and what they leave, 1 / shrink.
+
+        The corrected root of the second moment, √v / c, needs no division: rate · m / (√v / c + ε) is c · rate · m / (√v + c · ε).
+        """
         first, second = self.betas
-        rate, root = rate / (1 - first**self.steps), (1 - second**self.steps) ** 0.5
-        return [rate, root, first, 1 - first, second, 1 - second, EPSILON, 1 / shrink]
+        root = (1 - second**self.steps) ** 0.5
+        return [root * rate / (1 - first**self.steps), root * EPSILON, first, 1 - first, second, 1 - second, 1 / shrink]
 
     def _count(self, parameter: torch.Tensor) -> torch.Tensor:
         """The steps before this one, as torch's kernel takes them."""
@@ -92,11 +95,11 @@ def plain_step(
     options: list[float],
 ) -> None:  # fmt: skip
     """One step of Adam in place, its moments in any precision: what the fast ones are tested against."""
-    rate, root, first, rest1, second, rest2, epsilon, grow = options
+    rate, epsilon, first, rest1, second, rest2, grow = options
     gradient = gradient * grow
     m = mean.to(weights.dtype).mul_(first).add_(gradient, alpha=rest1)
     v = square.to(weights.dtype).mul_(second).addcmul_(gradient, gradient, value=rest2)
-    weights.addcdiv_(m, (v.sqrt() / root).add_(epsilon), value=-rate)
+    weights.addcdiv_(m, v.sqrt().add_(epsilon), value=-rate)
     if mean.dtype == torch.bfloat16:
         noise = chances(weights.numel(), seed, weights.device).view_as(weights)
         m, v = narrowed(m, noise & 0xFFFF), narrowed(v, noise >> 16)

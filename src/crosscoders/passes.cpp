@@ -3,9 +3,11 @@
 // Compiled and called by native.py, where the bound on the error of an 8-bit product is explained. Matrices are row by row.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
@@ -26,7 +28,9 @@ constexpr int64_t LANES = 2 * HALF;        // latents side by side in a panel
 constexpr int64_t OFFSET = STEPS + 1;      // added to a latent's steps: products take one side unsigned
 constexpr int64_t SUMMED = 4;              // quads that are added up in 16 bits where there is no VNNI
 constexpr int64_t BLOCK = SUMMED * QUAD;   // their columns
-constexpr int64_t PADDED = 64;             // rows in 8 bits are whole lines
+
+// Rows in 8 bits are whole lines.
+int64_t whole_lines(int64_t width) { return (width + 63) / 64 * 64; }
 
 template <typename T>
 struct Register {
@@ -62,16 +66,24 @@ void store(void* place, V values) {
   std::memcpy(place, &values, sizeof values);
 }
 
-// A register's worth of numbers in 32 bits, zeros from the `left`th on.
+// The same with zeros from the `left`th on, which are not read.
+template <typename V, typename T>
+V load(const T* place, int64_t left) {
+  if (left >= static_cast<int64_t>(sizeof(V) / sizeof(T))) return load<V>(place);
+  V found = {};
+  if (left > 0) std::memcpy(&found, place, left * sizeof(T));
+  return found;
+}
+
+// As many numbers in 32 bits as a register holds, zeros from the `left`th on; of bfloat16 where given as bits.
 template <typename T>
 Floats floats(const T* row, int64_t left) {
   typedef T Wide __attribute__((vector_size(SIZE * sizeof(T))));
-  Wide found = {};
-  if (left >= SIZE)
-    found = load<Wide>(row);
-  else if (left > 0)
-    std::memcpy(&found, row, left * sizeof(T));
-  return __builtin_convertvector(found, Floats);
+  const Wide found = load<Wide>(row, left);
+  if constexpr (std::is_same_v<T, uint16_t>)
+    return (Floats)(__builtin_convertvector(found, Ints) << 16);
+  else
+    return __builtin_convertvector(found, Floats);
 }
 
 Floats magnitude(Floats values) { return (Floats)((Ints)values & 0x7fffffff); }
@@ -97,7 +109,7 @@ float least_step(const float* row, int64_t width) {
       even += std::fabs(row[quad]) + std::fabs(row[quad + 1]);
       odd += std::fabs(row[quad + 2]) + std::fabs(row[quad + 3]);
     }
-    largest = std::fmax(largest, std::fmax(even, odd));
+    largest = std::max(largest, std::max(even, odd));
   }
   return largest / budget;
 #endif
@@ -109,7 +121,7 @@ template <bool token, typename T>
 void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float* scale, float* norm, float* residual,
               float* scaled) {
   constexpr float MIDDLE = 3 << 22;  // added to a number, it leaves no room for a fraction
-  const int64_t padded = (width + PADDED - 1) / PADDED * PADDED;
+  const int64_t padded = whole_lines(width);
   Floats most = {}, squares = {}, rest = {};
   for (int64_t i = 0; i < padded; i += SIZE) {
     Floats value = floats(row + i, width - i) * load<Floats>(factor + i);
@@ -119,10 +131,10 @@ void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float
     squares += value * value;
   }
   float top = 0;
-  for (int64_t lane = 0; lane < SIZE; lane++) top = std::fmax(top, most[lane]);
+  for (int64_t lane = 0; lane < SIZE; lane++) top = std::max(top, most[lane]);
   // whole steps reach the largest number: where all are as large, or zero, none is rounded, and no error adds up
   const float least = token ? least_step(scaled, padded) : 0, most_steps = token ? 127 : STEPS;
-  float step = top / (least > 0 ? std::fmin(std::floor(top / least), most_steps) : most_steps);
+  float step = top / (least > 0 ? std::min(std::floor(top / least), most_steps) : most_steps);
   if (!(step > 0)) step = 1;
   const float inverse = 1 / step;
   for (int64_t i = 0; i < padded; i += SIZE) {
@@ -324,7 +336,7 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
              const float* x_residual, int64_t count, const T* encoder, const T* bias, const T* floor, const float* factor,
              int64_t first, int64_t last, int64_t m, int64_t width, float deviations, int64_t* index, T* values,
              int64_t capacity) {
-  const int64_t stride = (width + PADDED - 1) / PADDED * PADDED, rows = PANELS * LANES;
+  const int64_t stride = whole_lines(width), rows = PANELS * LANES;
   Buffer<uint8_t> packed(rows * stride);
   Buffer<int8_t> q(HALF * stride);
   Buffer<float> scaled(stride), numbers(5 * rows);
@@ -369,7 +381,7 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
 template <typename T>
 void quantise_tokens(const T* x, const float* factor, int64_t count, int64_t width, int8_t* x8, int32_t* sums,
                      float* scale, float* norm, float* residual) {
-  const int64_t stride = (width + PADDED - 1) / PADDED * PADDED;
+  const int64_t stride = whole_lines(width);
   Buffer<float> scaled(stride);
   for (int64_t t = 0; t < count; t++) {
     int8_t* q = x8 + t * stride;
@@ -555,23 +567,26 @@ float moment(uint16_t stored) { return __builtin_bit_cast(float, static_cast<uin
 void keep(float* to, float value, uint32_t) { *to = value; }
 void keep(uint16_t* to, float value, uint32_t noise) { *to = (__builtin_bit_cast(uint32_t, value) + noise) >> 16; }
 
-uint32_t hashed(uint32_t word, uint32_t factor, int shift) {
-  word *= factor;
-  return word ^ word >> shift;
+constexpr uint32_t WEYL = 0x9E3779B1;  // what sets the words of neighbours apart
+
+// 32 random bits of a place, whose word is a multiple of WEYL: optimizer.py's `chances`.
+uint32_t chance(uint32_t word) {
+  word = (word ^ word >> 15) * 0x85EBCA77;
+  return word ^ word >> 13;
 }
 
 // One step of Adam on a row, as in optimizer.py; a row without a gradient has one of 0. The compiler makes registers of it.
 template <bool given, typename M>
 void adam_row(float* __restrict weights, M* __restrict mean, M* __restrict square, const float* __restrict gradient,
               int64_t width, uint32_t word, const float* options) {
-  const float rate = options[0], root = options[1], beta1 = options[2], rest1 = options[3], beta2 = options[4];
-  const float rest2 = options[5], epsilon = options[6], grow = options[7];
-  for (int64_t i = 0; i < width; i++) {
+  const float rate = options[0], epsilon = options[1], beta1 = options[2], rest1 = options[3], beta2 = options[4];
+  const float rest2 = options[5], grow = options[6];
+  for (int64_t i = 0; i < width; i++, word += WEYL) {
     const float g = given ? grow * gradient[i] : 0;
     const float m = std::fma(beta1, moment(mean[i]), rest1 * g);
     const float v = std::fma(beta2, moment(square[i]), rest2 * (g * g));
-    weights[i] = std::fma(-rate, m / (std::sqrt(v) / root + epsilon), weights[i]);
-    const uint32_t noise = hashed(hashed(word + static_cast<uint32_t>(i), 0x9E3779B1u, 15), 0x85EBCA77u, 13);
+    weights[i] = std::fma(-rate, m / (std::sqrt(v) + epsilon), weights[i]);
+    const uint32_t noise = chance(word);
     keep(mean + i, m, noise & 0xffff);
     keep(square + i, v, noise >> 16);
   }
@@ -583,7 +598,7 @@ void adam(float* weights, M* mean, M* square, const float* gradient, const uint8
           int64_t width, uint32_t seed, const float* options) {
   for (int64_t row = first; row < last; row++) {
     const int64_t i = row * width;
-    const uint32_t word = static_cast<uint32_t>(i) + seed;
+    const uint32_t word = (static_cast<uint32_t>(i) + seed) * WEYL;
     auto* step = !active || active[row] ? adam_row<true, M> : adam_row<false, M>;
     step(weights + i, mean + i, square + i, gradient + i, width, word, options);
   }
@@ -639,50 +654,70 @@ extern "C" void adam_float32(float* weights, void* mean, void* square, int narro
 extern "C" int64_t register_bytes() { return BYTES; }
 
 constexpr int64_t PIECE = 32;  // columns of stored activations in a line of the cache
+#ifdef VNNI
+constexpr bool PAST = false;     // whether rows are written past the caches
+constexpr int64_t TOGETHER = 1;  // rows copied side by side
+#else
+constexpr bool PAST = true;
+constexpr int64_t TOGETHER = 8;
+#endif
 
-// `copy(t, to, first, last)` for every piece of every row. Rows lie apart, where no hardware looks ahead: the next one, and
-// the place that it goes to, are asked for beside each piece.
+template <typename T, typename V>
+void put(T* place, V values, int64_t left) {
+  if (left < static_cast<int64_t>(sizeof(V) / sizeof(T)))
+    std::memcpy(place, &values, left * sizeof(T));
+  else if (PAST && reinterpret_cast<uintptr_t>(place) % BYTES == 0)
+    past_caches(place, values);
+  else
+    store(place, values);
+}
+
+// out[t][i] = value(rows[t] + i, others[t] + i, i, left), a register's worth of the columns left. Rows lie apart, where no hardware
+// looks ahead: the next ones are asked for beside each piece, and so are their places where they are written through the caches.
 template <typename T, typename F>
-void by_rows(const uint16_t* const* rows, int64_t count, int64_t width, T* out, int64_t stride, F copy) {
-  for (int64_t t = 0; t < count; t++) {
-    const int64_t after = t + 1 < count ? t + 1 : t;
-    for (int64_t first = 0; first < width; first += PIECE) {
-      const char* place = reinterpret_cast<const char*>(out + after * stride + first);
-      __builtin_prefetch(rows[after] + first);
-      for (size_t byte = 0; byte < PIECE * sizeof(T); byte += 64) __builtin_prefetch(place + byte, 1);
-      if (first + PIECE <= width)
-        copy(t, out + t * stride, first, first + PIECE);
-      else
-        copy(t, out + t * stride, first, width);
+void by_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t count, int64_t width, T* out, int64_t stride,
+             F value) {
+  constexpr int64_t size = Register<T>::size;
+  for (int64_t group = 0; group < count; group += TOGETHER) {
+    const uint16_t *row[TOGETHER], *other[TOGETHER], *soon[TOGETHER];
+    T *to[TOGETHER], *place[TOGETHER];
+    for (int64_t r = 0; r < TOGETHER; r++) {  // past the last row, that one again
+      const int64_t t = std::min(group + r, count - 1), after = std::min(t + TOGETHER, count - 1);
+      row[r] = rows[t], other[r] = others[t], soon[r] = rows[after];
+      to[r] = out + t * stride, place[r] = out + after * stride;
     }
+    auto piece = [&](int64_t first, int64_t left) {
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < TOGETHER; r++) {
+        __builtin_prefetch(soon[r] + first);
+        for (int64_t i = first; !PAST && i < first + PIECE; i += size) __builtin_prefetch(place[r] + i, 1);
+        for (int64_t i = first; i < first + std::min(PIECE, left); i += size)
+          put(to[r] + i, value(row[r] + i, other[r] + i, i, left - (i - first)), left - (i - first));
+      }
+    };
+    int64_t first = 0;
+    for (; first + PIECE <= width; first += PIECE) piece(first, PIECE);
+    if (first < width) piece(first, width - first);
   }
+  _mm_sfence();
 }
 
 // Rows of stored activations, as they are.
 extern "C" void stored_rows(const uint16_t* const* rows, int64_t count, int64_t width, uint16_t* out, int64_t stride) {
-  by_rows(rows, count, width, out, stride, [=](int64_t t, uint16_t* to, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) to[i] = rows[t][i];
+  by_rows(rows, rows, count, width, out, stride, [](const uint16_t* row, const uint16_t*, int64_t, int64_t left) {
+    return load<Register<uint16_t>::type>(row, left);
   });
 }
 
 // Rows of stored activations, bfloat16: out = (row − mean) / scale, or (row − other row − mean) / scale.
 extern "C" void normalised_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t count, int64_t width,
                                 const float* mean, float scale, float* out, int64_t stride) {
-  auto value = [](uint16_t bits) {
-    uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float found;
-    std::memcpy(&found, &wide, sizeof found);
-    return found;
-  };
-  by_rows(rows, count, width, out, stride, [=](int64_t t, float* to, int64_t first, int64_t last) {
-    const uint16_t* row = rows[t];
-    if (others) {
-      const uint16_t* other = others[t];
-      for (int64_t i = first; i < last; i++) to[i] = (value(row[i]) - value(other[i]) - mean[i]) / scale;
-    } else {
-      for (int64_t i = first; i < last; i++) to[i] = (value(row[i]) - mean[i]) / scale;
-    }
-  });
+  by_rows(rows, others ? others : rows, count, width, out, stride,
+          [=](const uint16_t* row, const uint16_t* other, int64_t i, int64_t left) {
+            Floats value = floats(row, left);
+            if (others) value -= floats(other, left);
+            return (value - floats(mean + i, left)) / scale;
+          });
 }
 
 EXPORT(float, float32)
