@@ -1,6 +1,7 @@
 """The feed gives every token once an epoch, sources aligned, sinks left out, statistics of the training split."""
 
 import json
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -18,11 +19,15 @@ SOURCES = {"base": Source(model="a", layer=0), "chat": Source(model="b", layer=0
 
 @pytest.fixture
 def shards(tmp_path):
+    return written(tmp_path, 6, 6)
+
+
+def written(folder, *widths):
     """Two shards whose first channel numbers the tokens; every 50th token is a sink in one source."""
     generator, paths, first = np.random.default_rng(0), [], 0
     for number, count in enumerate((300, 213)):
         bits, norms = {}, {}
-        for source, width in (("base", 6), ("chat", 6)):
+        for source, width in zip(SOURCES, widths, strict=True):
             values = generator.normal(2, 3, (count, width)).astype(np.float32)
             values[:, 0] = first + np.arange(count)
             values[:, 0] /= 100
@@ -33,22 +38,21 @@ def shards(tmp_path):
         metadata = {name: ("token", np.zeros(count, np.int32)) for name in ("role", "planted_behaviour", "token_id")}
         tokens = xr.Dataset(metadata | {"document": ("token", np.arange(count) // 20), "position": ("token", 1 + np.arange(count) % 20)})  # fmt: skip
         dataset = extraction.to_dataset(bits, norms, tokens, SOURCES).assign_attrs(first_token=first)
-        paths.append(tmp_path / f"{number}.nc")
+        paths.append(folder / f"{number}.nc")
         artifacts.write(dataset, paths[-1], contiguous=SOURCES)
         first += count
     return paths
 
 
-def fitted(paths) -> xr.Dataset:
+def fitted(paths, differences=MappingProxyType({"difference": ["chat", "base"]})) -> xr.Dataset:
     opened = [artifacts.read(path) for path in paths]
-    differences = {"difference": ["chat", "base"]}
     names = [*SOURCES, *differences]
     variables = [[[part[name].values for name in feed.parts_of(source, differences)] for source in names] for part in opened]  # fmt: skip
     found = normalisation.fit(np.concatenate([part["norm"].values for part in opened]), variables, 6.0)
     dataset = xr.Dataset({"scale": ("source", found["scale"]), "sink_norm": ("source", found["sink_norm"])})
     for name, mean in zip(names, found["mean"], strict=True):
         dataset[f"mean_{name}"] = (f"width_{name}", mean)
-    dataset.attrs["differences"] = json.dumps(differences)
+    dataset.attrs["differences"] = json.dumps(dict(differences))
     return dataset.assign_coords(source=np.array(names, dtype=object))
 
 
@@ -88,6 +92,18 @@ def test_compiled_or_not_the_rows_are_the_same_bytes(shards, monkeypatch, source
     assert torch.equal(data.rows(index), compiled)
 
 
+def test_sources_of_several_widths_are_read_at_the_same_tokens(tmp_path, monkeypatch):
+    paths = written(tmp_path, 70, 33)
+    data = feed.Activations(paths, fitted(paths, {}))
+    index = np.random.default_rng(2).permutation(len(data))
+    compiled, x = data.stored(index, torch.empty(len(index), 103, dtype=torch.bfloat16)), data.rows(index)
+    assert data.widths == [70, 33]
+    assert torch.equal(compiled[:, 0], compiled[:, 70])
+    assert torch.equal(data.normalise(compiled), x)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert torch.equal(data.stored(index, torch.empty_like(compiled)), compiled)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("sources", [["base", "chat"], ["difference", "base"]])
 def test_stored_rows_normalised_where_they_lie_are_the_same_bytes(shards, monkeypatch, sources, device):
@@ -99,6 +115,30 @@ def test_stored_rows_normalised_where_they_lie_are_the_same_bytes(shards, monkey
     assert torch.equal(data.normalise(stored.to(device)).cpu(), data.rows(index))
     monkeypatch.setattr(native, "library", lambda: None)
     assert torch.equal(data.stored(index, buffer.zero_()), stored)
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs g++ and a processor with AVX2")
+@given(
+    count=st.integers(1, 20), width=st.integers(1, 150), first=st.sampled_from([0, 1, 8, 16]), seed=st.integers(0, 99)
+)
+@settings(deadline=None)
+def test_compiled_rows_are_numpys_wherever_they_go_and_nothing_else_is_written(count, width, first, seed):
+    """Places on whole registers and off them, rows that fill registers, lines and groups of rows, and ones that do not."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.randn(30, width, generator=generator).bfloat16()
+    row, other = torch.randint(30, (2, count), generator=generator)
+    addresses = kept.data_ptr() + 2 * width * torch.stack([row, other]).numpy()
+    mean, scale = torch.randn(width, generator=generator), 1.7
+    values, normalised = kept.float(), torch.full((2, count, first + width + 3), torch.inf)
+    stored, inside = normalised[0].bfloat16(), slice(first, first + width)
+    native.stored_rows(addresses[0], stored[:, inside])
+    for taken in (1, 2):
+        native.normalised_rows(addresses[:taken], mean.numpy(), scale, normalised[taken - 1, :, inside])
+    assert torch.equal(stored[:, inside], kept[row])
+    assert torch.equal(normalised[0, :, inside], (values[row] - mean) / torch.tensor(scale))
+    assert torch.equal(normalised[1, :, inside], (values[row] - values[other] - mean) / torch.tensor(scale))
+    for out in (stored, *normalised):
+        assert out[:, :first].isinf().all() and out[:, first + width :].isinf().all()
 
 
 def test_nulls_read_one_model_twice_or_other_tokens(shards):
