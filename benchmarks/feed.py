@@ -85,7 +85,7 @@ def main() -> None:
                 }
             )
     rows = [
-        {"name": f"feed, {kind}", "rival": "xarray.isel", "floor": found.pop("floor"), "target": 5.0,
+        {"name": f"feed, {kind}", "rival": "xarray.isel", "floor": found.pop("floor"), "bound": "memory", "target": 5.0,
          "thousand_rows_per_second": found, "ratio": round(found["ours"] / found["isel"], 2)}
         for kind, found in (("bits", bits), ("float32", normalised))
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import feed, worker
+from benchmarks import feed, roofline, worker
 from benchmarks.race import save
 from crosscoders.ahead import Ahead
 from crosscoders.feed import Activations
@@ -105,7 +105,7 @@ def floor(name: str, shape: dict, multiplications: float, moved: float) -> dict[
     """Milliseconds of the encoder's product and of the weights' traffic, one after the other, and the longer of the two."""
     weights = shape["latents"] * shape["sources"] * shape["width"]
     product, memory = shape["batch"] * weights / multiplications, BYTES[name] * 2 * weights / moved
-    return {"floor": product + memory, "bound": "product" if product > memory else "memory"}
+    return roofline.floor(product=product, memory=memory)
 
 
 def profile(step: worker.Step, shape: dict, device: str) -> dict[str, float]:

@@ -8,12 +8,9 @@ moment once, at the rate that torch's fused Adam reaches. Races named on the com
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 
-import torch
-
+from benchmarks import roofline
 from benchmarks.race import Side, race, run, save
 
 PAIR = {"sources": 2, "width": 576, "latents": 8192, "k": 32, "batch": 1024, "activation": "batchtopk"}
@@ -34,40 +31,25 @@ RACES = {
 """Name: shape, and the ratio aimed at for every rival."""
 GROWTH = {"as it is": {}, "m × 4": {"latents": 4 * 8192}, "k × 4": {"k": 128}, "B × 4": {"batch": 4096}}
 STEPS = 10
-ADAM_BYTES, FLOOR_BYTES = 28, 24
-"""Bytes per weight that Adam moves (weight, gradient and moments read; weight and moments written); the same without a gradient."""
+WEIGHT_BYTES = 24
+"""Bytes per weight that a step cannot but move: weight and both moments, read and written."""
+PASSED_BYTES = 6
+"""The same of the sparse part: half of all weights read, the decoder, and the gradients of all of them written."""
 
 
-def rates() -> tuple[float, float]:
-    """Multiplications of float32 per millisecond in a product, and bytes per millisecond in a fused Adam, one thread."""
-    torch.set_num_threads(1)
-    x, weights = torch.randn(1024, 1152), torch.randn(8192, 1152)
-    leaf = torch.randn(8192, 1152, requires_grad=True)
-    leaf.grad = torch.randn_like(leaf)
-    adam = torch.optim.Adam([leaf], fused=True)
-    product, step = timed(lambda: x @ weights.T), timed(adam.step)
-    return x.numel() * len(weights) / product, ADAM_BYTES * leaf.numel() / step
-
-
-def timed(work) -> float:
-    """Median milliseconds of CPU time."""
-    times = []
-    for _ in range(8):
-        began = time.process_time()
-        work()
-        times.append(1000 * (time.process_time() - began))
-    return statistics.median(times[2:])
-
-
-def floor(shape: dict, multiplications: float, moved: float) -> float:
-    """Milliseconds below which no exact step can come on a machine of these rates."""
-    weights = shape["latents"] * shape["sources"] * shape["width"]
-    return round(shape["batch"] * weights / (4 * multiplications) + FLOOR_BYTES * 2 * weights / moved, 1)
+def floor(shape: dict, multiplications: float, moved: float, side: str = "ours") -> dict[str, float | str]:
+    """The time below which no exact step, or its sparse part, can come on a machine of these rates, and what bounds it."""
+    columns = shape["sources"] * shape["width"]
+    weights, code = 2 * shape["latents"] * columns, shape["batch"] * shape["k"] * columns
+    if side == "passes":
+        return roofline.floor(code=4 * code / multiplications, memory=PASSED_BYTES * weights / moved)
+    encoder = shape["batch"] * shape["latents"] * columns / (roofline.NARROW * multiplications)
+    return roofline.floor(encoder=encoder, code=5 * code / multiplications, memory=WEIGHT_BYTES * weights / moved)
 
 
 def main() -> None:
     """Run the races named on the command line, or all of them."""
-    rows, wanted, measured = [], sys.argv[1:], rates()
+    rows, wanted, measured = [], sys.argv[1:], roofline.rates()
     for name, (shape, rivals) in RACES.items():
         if wanted and name not in wanted:
             continue
@@ -83,8 +65,7 @@ def main() -> None:
                 "milliseconds": times,
                 "megabytes": memory,
                 "ratio": ratio,
-                "floor": floor(shape, *measured),
-            }
+            } | floor(shape, *measured)
             rows.append(row | ({"target": target} if target else {}))
             print(
                 f"{name:22s} ours {times['ours']:7.1f} ms  {rival:20s} {times[rival]:7.1f} ms  × {ratio:.2f}",
@@ -96,7 +77,7 @@ def main() -> None:
         times, memory = run({change: Side(side, PAIR | values) for change, values in GROWTH.items()}, STEPS)
         for change, values in GROWTH.items():
             row = {"name": f"{label} {change}", "shape": PAIR | values, "milliseconds": {"ours": times[change]}}
-            rows.append(row | {"megabytes": {"ours": memory[change]}})
+            rows.append(row | {"megabytes": {"ours": memory[change]}} | floor(PAIR | values, *measured, side))
             print(f"{label} {change:15s} {times[change]:7.1f} ms, {memory[change]:,} MB", flush=True)
     save("step", rows, kept=bool(wanted))
 

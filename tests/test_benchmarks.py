@@ -84,6 +84,32 @@ def test_a_race_run_again_replaces_its_rows_alone(tmp_path, monkeypatch):
     assert [(row["name"], row["ratio"]) for row in found] == [("a", 1.0), ("b", 4.0), ("c", 3.0)]
 
 
+def test_every_row_stands_beside_what_bounds_it(tmp_path, monkeypatch):
+    """Milliseconds, seconds, rates; with a rival and without."""
+    monkeypatch.setattr(table, "OUT", tmp_path)
+    small, large = step.PAIR, step.PAIR | {"k": 4096}
+    encoder, code = step.floor(small, 1e8, 1e9), step.floor(large, 1e8, 1e9)
+    assert (encoder["bound"], code["bound"], step.floor(small, 1e9, 1e6)["bound"]) == ("encoder", "code", "memory")
+    assert step.floor(small, 1e8, 1e9, "passes")["floor"] < encoder["floor"] < code["floor"]
+    race_of_two = {"rival": "other", "ratio": 2.0, "target": 1.5, "floor": 500.0, "bound": "product"}
+    found = {
+        "step": [{"name": "step", "milliseconds": {"ours": 1000.0, "other": 2000.0}} | race_of_two,
+                 {"name": "growth", "milliseconds": {"ours": 1000.0}, "megabytes": {"ours": 7}} | encoder],
+        "extract": [{"name": "extract", "seconds": {"sorted": 1.0, "other": 2.0}} | race_of_two],
+        "feed": [{"name": "feed", "thousand_rows_per_second": {"ours": 250, "other": 9}} | race_of_two],
+        "latent_scaling": [{"name": "scaling", "seconds": {"ours": 1.0, "other": 2.0}} | race_of_two],
+    }  # fmt: skip
+    for name, rows in found.items():
+        artifacts.write_json(
+            {"machine": {"cpu": "one", "cores": 2, "versions": {}}, "rows": rows}, tmp_path / f"{name}.json"
+        )
+    machine, text = table.on_cpu()
+    lines = text.splitlines()[2:]
+    assert (machine, len(lines), len({line.count("|") for line in lines})) == ("one", 7, 1)
+    assert sum("50%, product" in line for line in lines) == 4
+    assert "| step | other | 1,000 ms / 2,000 ms | 2.00 | 1.50 | 500 ms, 50%, product | – |" in lines
+
+
 def test_every_machine_keeps_its_table(tmp_path):
     path = tmp_path / "text.md"
     path.write_text(f"before\n{table.BEGIN}| planned |\n{table.END}after\n")

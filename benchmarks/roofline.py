@@ -1,0 +1,40 @@
+"""What this machine can do, one thread: the time below which no work of a size can come, and what bounds it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+ADAM_BYTES = 28
+"""Bytes per weight that Adam moves: weight, gradient and moments read; weight and moments written."""
+NARROW = 4
+"""Products in 8 bits that take the time of one in 32."""
+
+
+def rates() -> tuple[float, float]:
+    """Multiplications of float32 per millisecond in a product, and bytes per millisecond in a fused Adam."""
+    torch.set_num_threads(1)
+    x, weights = torch.randn(1024, 1152), torch.randn(8192, 1152)
+    leaf = torch.randn(8192, 1152, requires_grad=True)
+    leaf.grad = torch.randn_like(leaf)
+    adam = torch.optim.Adam([leaf], fused=True)
+    product, step = timed(lambda: x @ weights.T), timed(adam.step)
+    return x.numel() * len(weights) / product, ADAM_BYTES * leaf.numel() / step
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Median milliseconds of CPU time."""
+    times = []
+    for _ in range(8):
+        began = time.process_time()
+        work()
+        times.append(1000 * (time.process_time() - began))
+    return statistics.median(times[2:])
+
+
+def floor(**milliseconds: float) -> dict[str, float | str]:
+    """The parts of some work one after the other, and the longest of them."""
+    return {"floor": sum(milliseconds.values()), "bound": max(milliseconds, key=milliseconds.__getitem__)}
