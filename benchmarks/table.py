@@ -24,6 +24,8 @@ def cell(row: dict) -> str:
 
 def floor(row: dict) -> str:
     """What our side could take at best, its share of that, and what bounds it."""
+    if "bound" not in row:  # kept from a run that did not ask
+        return "–"
     if "thousand_rows_per_second" in row:
         best, share = f"{row['floor']:,}k rows/s", row["thousand_rows_per_second"]["ours"] / row["floor"]
     elif "milliseconds" in row:
