@@ -71,6 +71,7 @@ def main() -> None:
                 f"{name:22s} ours {times['ours']:7.1f} ms  {rival:20s} {times[rival]:7.1f} ms  × {ratio:.2f}",
                 flush=True,
             )
+        save("step", rows, kept=bool(wanted))  # race by race: what was measured stays, should the next one fail
     for side, label in (("ours", "growth"), ("passes", "growth of the sparse part")):
         if wanted and "growth" not in wanted:
             continue
@@ -79,7 +80,7 @@ def main() -> None:
             row = {"name": f"{label} {change}", "shape": PAIR | values, "milliseconds": {"ours": times[change]}}
             rows.append(row | {"megabytes": {"ours": memory[change]}} | floor(PAIR | values, *measured, side))
             print(f"{label} {change:15s} {times[change]:7.1f} ms, {memory[change]:,} MB", flush=True)
-    save("step", rows, kept=bool(wanted))
+        save("step", rows, kept=bool(wanted))
 
 
 if __name__ == "__main__":

@@ -164,12 +164,13 @@ def sae_lens(shape: dict) -> Step:
     return step
 
 
-def faster_gemm(certainly: bool = False) -> torch.library.Library | None:
-    """Let torch multiply float32 matrices by oneDNN where that is faster here, in packages too, forward and backward.
+def faster_gemm(shape: dict, certainly: bool = False) -> torch.library.Library | None:
+    """Let torch multiply float32 matrices by oneDNN where that is faster for this shape, in packages too, forward and backward.
 
     What it gives has to be kept as long as that is to hold.
     """
-    x, weights = torch.ones(256, 512), torch.ones(2048, 512)
+    columns = shape["sources"] * shape["width"]
+    x, weights = torch.ones(shape["batch"], columns), torch.ones(shape["latents"], columns)
     sides = (lambda: x @ weights.T), (lambda: onednn(x, weights.T))
     blas, other = (min(seconds) for seconds in zip(*([timed(side) for side in sides] for _ in range(5)), strict=True))
     if other > 0.9 * blas and not certainly:  # by less it is slower where matrices have to be brought into its order
@@ -200,10 +201,10 @@ def onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that something takes."""
-    began = time.perf_counter()
+    """Seconds of CPU time that something takes."""
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 SIDES = {
@@ -230,7 +231,7 @@ def main() -> None:
     answers = sys.stdout
     sys.stdout = sys.stderr  # packages may print
     gemm = shape.get("gemm")
-    kept = faster_gemm(gemm == "oneDNN") if gemm and side not in ("ours", "passes") else None
+    kept = faster_gemm(shape, gemm == "oneDNN") if gemm and side not in ("ours", "passes") else None
     step, data = SIDES[side](shape), batches(shape)
     print(f"{side}: {'oneDNN' if kept else 'torch'} multiplies")
     print("ready", file=answers, flush=True)

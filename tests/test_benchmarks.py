@@ -32,7 +32,8 @@ def test_rivals_can_be_given_the_faster_product(monkeypatch):
 
     asked, multiply = [], worker.onednn
     monkeypatch.setattr(worker, "onednn", lambda a, b: asked.append(1) or multiply(a, b))
-    plain, library = gradients(), worker.faster_gemm(certainly=True)
+    shape = {"sources": 2, "width": 8, "batch": 16, "latents": 32}
+    plain, library = gradients(), worker.faster_gemm(shape, certainly=True)
     asked.clear()
     try:
         found = gradients()
