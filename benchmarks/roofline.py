@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
+
+from benchmarks.race import take_turns
 
 ADAM_BYTES = 28
 """Bytes per weight that Adam moves: weight, gradient and moments read; weight and moments written."""
@@ -21,18 +19,9 @@ def rates() -> tuple[float, float]:
     leaf = torch.randn(8192, 1152, requires_grad=True)
     leaf.grad = torch.randn_like(leaf)
     adam = torch.optim.Adam([leaf], fused=True)
-    product, step = timed(lambda: x @ weights.T), timed(adam.step)
+    seconds = take_turns({"product": lambda: x @ weights.T, "adam": adam.step}, 6)
+    product, step = (1000 * seconds[name] for name in ("product", "adam"))
     return x.numel() * len(weights) / product, ADAM_BYTES * leaf.numel() / step
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Median milliseconds of CPU time."""
-    times = []
-    for _ in range(8):
-        began = time.process_time()
-        work()
-        times.append(1000 * (time.process_time() - began))
-    return statistics.median(times[2:])
 
 
 def floor(**milliseconds: float) -> dict[str, float | str]:

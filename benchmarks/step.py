@@ -1,9 +1,10 @@
 """One training step: ours against the dense autograd crosscoder that every peer writes, and against their packages.
 
 `make bench` prints the table and writes benchmarks/out/step.json and step.png. All sides see batches of one shape, take
-turns step by step, and are timed by process CPU time on one thread. The floor of a step is the time in which this machine
-could multiply the encoder in 8 bits, at four times the rate that MKL reaches in 32, and read and write every weight and
-moment once, at the rate that torch's fused Adam reaches. Races named on the command line (or `growth`) replace their rows.
+turns step by step, and are timed by process CPU time on one thread. Races named on the command line (or `growth`) replace
+their rows. The floor of a step is the time in which this machine could multiply the encoder in 8 bits, at four times the
+rate that MKL reaches in 32; multiply what is on with its rows (the value, its reconstruction, its gradient, both weights');
+and read and write every weight and moment once, at the rate that torch's fused Adam reaches.
 """
 
 from __future__ import annotations

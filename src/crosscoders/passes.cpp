@@ -662,6 +662,7 @@ constexpr bool PAST = true;
 constexpr int64_t TOGETHER = 8;
 #endif
 
+// Values, as many as are left of them, to their place in a row.
 template <typename T, typename V>
 void put(T* place, V values, int64_t left) {
   if (left < static_cast<int64_t>(sizeof(V) / sizeof(T)))
