@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: study test lint bench clean
 
 study: $(VENV)/installed
-	python -m crosscoders.checks $(CONFIG)
+	crosscoders check $(CONFIG)
 	snakemake --cores $(CORES) --configfile $(CONFIG)
 	@study=$$(sed -n 's/^study: *//p' $(CONFIG)); \
 	printf 'report:  results/%s/report.html\nfigures: results/%s/figures/\n' $$study $$study
@@ -20,6 +20,7 @@ test: $(VENV)/installed $(VENV)/kernels
 lint: $(VENV)/installed
 	ruff check .
 	ruff format --check .
+	lint-imports
 	snakefmt --check Snakefile rules
 	snakemake --lint
 

@@ -15,7 +15,7 @@ wildcard_constraints:
     crosscoder="|".join(STUDY.crosscoders),
     corpus="|".join(STUDY.corpora),
     aligned="|".join(STUDY.aligned),
-    notebook="|".join(sorted({STUDY.settings[name].notebook for name in sections.drawn_settings(STUDY)})),
+    notebook="|".join(sorted({STUDY.settings[name].notebook for name in queries.drawn_settings(STUDY)})),
     split="train|validation|test",
     shard=r"\d{3}",
     seed=r"\d+",

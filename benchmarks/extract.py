@@ -13,8 +13,8 @@ import transformers
 
 from benchmarks import roofline
 from benchmarks.race import save, take_turns
-from crosscoders.sites import forward
-from crosscoders.windows import batches, padded
+from crosscoders.language_models.hooks import forward
+from crosscoders.language_models.windows import batches, padded
 
 LAYER, BATCH_TOKENS, WINDOWS, ROUNDS = 5, 2048, 120, 3
 
@@ -22,9 +22,14 @@ LAYER, BATCH_TOKENS, WINDOWS, ROUNDS = 5, 2048, 120, 3
 def model() -> transformers.PreTrainedModel:
     """A Llama with random weights."""
     config = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=9,
-        num_key_value_heads=3, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
@@ -60,15 +65,23 @@ def main() -> None:
         },
         ROUNDS,
     )
-    weights = sum(p.numel() for layer in llama.model.layers[: LAYER + 1] for p in layer.parameters() if p.ndim == 2)
     tokens = {"output_hidden_states": sum(span.stop - span.start for span in middle), "random padded batches": len(ids)}
-    multiplications, _ = roofline.rates()
     rows = [
-        {"name": "extract", "rival": "output_hidden_states", "seconds": early, "target": 3.0,
-         "ratio": round(early["output_hidden_states"] / early["ours"], 2)},
-        {"name": "extract", "rival": "random padded batches", "seconds": order, "target": 2.2,
-         "ratio": round(order["random"] / order["sorted"], 2)},
-    ]  # fmt: skip
+        row_of("output_hidden_states", early, 3.0, early["output_hidden_states"] / early["ours"]),
+        row_of("random padded batches", order, 2.2, order["random"] / order["sorted"]),
+    ]
+    keep(rows, tokens, llama)
+
+
+def row_of(peer: str, seconds: dict[str, float], target: float, ratio: float) -> dict:
+    """One row of the table."""
+    return {"name": "extract", "rival": peer, "seconds": seconds, "target": target, "ratio": round(ratio, 2)}
+
+
+def keep(rows: list[dict], tokens: dict[str, int], llama: torch.nn.Module) -> None:
+    """Put the bound beside every row, print and save them."""
+    weights = sum(p.numel() for layer in llama.model.layers[: LAYER + 1] for p in layer.parameters() if p.ndim == 2)
+    multiplications, _ = roofline.rates()
     for row in rows:
         row["seconds"] = {name: round(seconds, 2) for name, seconds in row["seconds"].items()}
         row |= roofline.floor(product=tokens[row["rival"]] * weights / multiplications)

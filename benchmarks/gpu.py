@@ -20,9 +20,9 @@ import torch
 
 from benchmarks import feed, roofline, worker
 from benchmarks.race import save
-from crosscoders.ahead import Ahead
-from crosscoders.feed import Activations
-from crosscoders.order import Order
+from crosscoders.activations.dataset import Activations
+from crosscoders.activations.prefetch import Prefetch
+from crosscoders.activations.shuffle import Order
 
 GEMMA = {"sources": 2, "width": 2304, "latents": 73728, "k": 100, "activation": "batchtopk"}
 RACES = {
@@ -125,7 +125,7 @@ def waiting(step: worker.Step, shape: dict, device: str, steps: int = STEPS, war
         path = Path(folder) / "000.nc"
         data = Activations([path], feed.shard(path))
         order, tokens = Order(len(data), 0), shape["batch"]
-        with Ahead(data, lambda i: order.take(i * tokens, tokens), steps + warmup, tokens, device) as batch:
+        with Prefetch(data, lambda i: order.take(i * tokens, tokens), steps + warmup, tokens, device) as batch:
             times, there = {"fed": [], "lying there": []}, batch(0).clone()
             for i in range(1, steps + warmup):
                 times["fed"].append(seconds(lambda i=i: step(batch(i)), device))
@@ -151,8 +151,11 @@ def measure(name: str, measured: tuple[float, float], device: str, **lengths: in
         if name in WANTED:
             row["share_of_wanted"] = round(row["tokens_per_second"] / WANTED[name], 2)
         rows.append(row)
-        print(f"{name:20s} {ours:15s} {row['tokens_per_second']:,} tokens/s  × {row['ratio']:.2f} {rival}, floor {row['floor']:.1f} "
-              f"of {times[ours]:.1f} ms, bound by {row['bound']}; {profiles[ours]}", flush=True)  # fmt: skip
+        print(
+            f"{name:20s} {ours:15s} {row['tokens_per_second']:,} tokens/s  × {row['ratio']:.2f} {rival}, floor {row['floor']:.1f} "
+            f"of {times[ours]:.1f} ms, bound by {row['bound']}; {profiles[ours]}",
+            flush=True,
+        )
     if shape["width"] == feed.WIDTH:
         rows[0]["feed_share"] = round(waiting(sides["ours"], shape, device, **lengths), 3)
         print(f"{name:20s} the feed adds {rows[0]['feed_share']:.1%} to a step", flush=True)

@@ -17,8 +17,10 @@ import torch
 
 from benchmarks import roofline
 from benchmarks.race import PINNED, save
-from crosscoders import bootstrap, classification, crosscoder, order
-from crosscoders.reconstruction import reconstruction
+from crosscoders.activations import shuffle
+from crosscoders.analysis import bootstrap, classification
+from crosscoders.analysis.reconstruction import reconstruction
+from crosscoders.crosscoder import crosscoder
 from crosscoders.stage import reuse_memory
 
 LATENTS, TOKENS, WIDTHS, K, DOCUMENT_TOKENS = 8192, 200_000, [576, 576], 32, 200
@@ -52,10 +54,19 @@ def coder() -> crosscoder.Crosscoder:
     decoder = torch.randn(LATENTS, sum(WIDTHS), generator=generator) / 34
     every = torch.ones(LATENTS, 2, dtype=torch.bool)
     found = crosscoder.Crosscoder(
-        encoder=decoder.clone(), encoder_bias=torch.zeros(LATENTS), decoder=decoder, decoder_bias=torch.zeros(sum(WIDTHS)),
-        sources=["base", "chat"], widths=WIDTHS, reads=every, writes=every, tied=torch.zeros(LATENTS, dtype=torch.bool),
-        penalty=torch.ones(LATENTS), activation="batchtopk", k=K,
-    )  # fmt: skip
+        encoder=decoder.clone(),
+        encoder_bias=torch.zeros(LATENTS),
+        decoder=decoder,
+        decoder_bias=torch.zeros(sum(WIDTHS)),
+        sources=["base", "chat"],
+        widths=WIDTHS,
+        reads=every,
+        writes=every,
+        tied=torch.zeros(LATENTS, dtype=torch.bool),
+        penalty=torch.ones(LATENTS),
+        activation="batchtopk",
+        k=K,
+    )
     scores = found.preactivations(Tokens().pool[:1024]).relu() * found.decoder_norms().sum(1)
     found.threshold = float(scores.flatten().topk(K * 1024).values[-1])
     return found
@@ -67,7 +78,7 @@ def once(name: str, results) -> None:
     torch.set_grad_enabled(False)
     reuse_memory()
     data, member = Tokens(), coder()
-    document = order.consecutive(np.arange(TOKENS) // DOCUMENT_TOKENS)
+    document = shuffle.consecutive(np.arange(TOKENS) // DOCUMENT_TOKENS)
     documents = int(document[-1]) + 1
     began = time.process_time()
     if name == "evaluation":
@@ -95,8 +106,14 @@ def main() -> None:
     least = roofline.floor(encoder=TOKENS * LATENTS * sum(WIDTHS) / (roofline.NARROW * multiplications))
     for name, values in found.items():
         seconds = {"ours": values["seconds"], "evaluation": base["seconds"]}
-        row = {"name": f"latent_{name}", "rival": "evaluation pass", "seconds": seconds, "target": 0.5,
-               "ratio": round(seconds["evaluation"] / seconds["ours"], 2), "megabytes": {"ours": values["megabytes"]}}  # fmt: skip
+        row = {
+            "name": f"latent_{name}",
+            "rival": "evaluation pass",
+            "seconds": seconds,
+            "target": 0.5,
+            "ratio": round(seconds["evaluation"] / seconds["ours"], 2),
+            "megabytes": {"ours": values["megabytes"]},
+        }
         rows.append(row | least)
         print(f"{row['name']:35s} {seconds}  × {row['ratio']:.2f}  {values['megabytes']} MB", flush=True)
     save("latent_scaling", rows)

@@ -28,7 +28,9 @@ class Side:
         python = sys.executable if name in OWN else str(RIVALS)
         command = [python, str(ROOT / "benchmarks/worker.py"), name, json.dumps(shape)]
         environment = os.environ | PINNED
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
         if self.process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"{name}: {self.process.stderr.read()[-2000:]}")
 
@@ -66,7 +68,9 @@ def run(sides: dict[str, Side], steps: int) -> tuple[dict[str, float], dict[str,
     return {name: round(statistics.median(values[WARMUP:]), 1) for name, values in times.items()}, memory
 
 
-def take_turns(sides: dict[str, Callable[..., object]], rounds: int, given: Callable[[int], tuple] = lambda _: ()) -> dict[str, float]:  # fmt: skip
+def take_turns(
+    sides: dict[str, Callable[..., object]], rounds: int, given: Callable[[int], tuple] = lambda _: ()
+) -> dict[str, float]:
     """Median seconds of CPU time of calls that take turns in this process; the first two rounds do not count."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(rounds + 2):
@@ -86,7 +90,9 @@ def machine() -> dict:
     )
     versions = artifacts.versions()
     if RIVALS.exists():
-        listed = subprocess.run([str(RIVALS), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True)  # fmt: skip
+        listed = subprocess.run(
+            [str(RIVALS), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
+        )
         known = {package["name"]: package["version"] for package in json.loads(listed.stdout)}
         versions |= {name: known[name] for name in ("dictionary-learning", "eai-sparsify", "sae-lens") if name in known}
     return {"cpu": model, "cores": os.cpu_count(), "versions": versions}

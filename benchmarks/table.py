@@ -66,10 +66,17 @@ def on_gpu() -> tuple[str, str]:
     for row in rows:
         ours, rival = (row["milliseconds"][row[which]] for which in ("side", "rival"))
         cells = (
-            row["name"], row["side"], row["rival"], f"{ours:.1f} / {rival:.1f} ms", f"{row['ratio']:.2f}", f"{row['target']:.2f}",
-            f"{row['tokens_per_second']:,}", f"{row['floor']:.1f} ms, {row['floor'] / ours:.0%}", row["bound"],
+            row["name"],
+            row["side"],
+            row["rival"],
+            f"{ours:.1f} / {rival:.1f} ms",
+            f"{row['ratio']:.2f}",
+            f"{row['target']:.2f}",
+            f"{row['tokens_per_second']:,}",
+            f"{row['floor']:.1f} ms, {row['floor'] / ours:.0%}",
+            row["bound"],
             f"{row['feed_share']:.1%}" if "feed_share" in row else "–",
-        )  # fmt: skip
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return rows[0]["device"], "\n".join(lines)
 

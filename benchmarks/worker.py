@@ -21,10 +21,14 @@ STILL = 1e-7
 
 
 def ours(shape: dict, device: str = "cpu") -> Step:
-    """One step of :mod:`crosscoders.training`."""
-    from crosscoders import crosscoder, training
-    from crosscoders.settings import CrosscoderSettings
+    """One step of :mod:`crosscoders.training.loop`."""
+    from crosscoders.crosscoder import crosscoder
+    from crosscoders.kernels import backends
     from crosscoders.stage import reuse_memory
+    from crosscoders.study.settings.crosscoders import CrosscoderSettings
+    from crosscoders.training import loop
+    from crosscoders.training.recipes import CrosscoderRecipe
+    from crosscoders.training.state import start
 
     reuse_memory()
     torch.set_grad_enabled(False)
@@ -37,25 +41,33 @@ def ours(shape: dict, device: str = "cpu") -> Step:
             "activation": {"kind": "relu"} if l1 else {"kind": shape["activation"], "k": shape["k"]},
             "penalty": {"kind": "l1_of_norms", "coefficient": 1.0} if l1 else {"kind": "none"},
             "training": {
-                "steps": 10**6, "batch_tokens": shape["batch"], "learning_rate": STILL if l1 else LEARNING_RATE, "warmup_steps": 0,
-                "decay_share": 0.0, "gradient_clip": CLIP, "decoder_norm": 0.1, "auxiliary_coefficient": 0.0,
-                "dead_tokens": 10**9, "adam_moments": shape.get("adam_moments", "float32"),
+                "steps": 10**6,
+                "batch_tokens": shape["batch"],
+                "learning_rate": STILL if l1 else LEARNING_RATE,
+                "warmup_steps": 0,
+                "decay_share": 0.0,
+                "gradient_clip": CLIP,
+                "decoder_norm": 0.1,
+                "auxiliary_coefficient": 0.0,
+                "dead_tokens": 10**9,
+                "adam_moments": shape.get("adam_moments", "float32"),
                 "precision": shape.get("precision", "float32"),
             },
         }
-    )  # fmt: skip
+    )
     coder = crosscoder.create(settings, names, [shape["width"]] * len(names), 0).to(device)
-    weights = torch.ones(shape["sources"] * shape["width"], device=device)
-    state = training.start(coder, settings)
+    state = start(coder, CrosscoderRecipe(settings), backends.choose(device))
     if l1:
         crosscoder.equalise_rates(coder, next(batches(shape)).to(device), shape["k"])
-    return lambda x: training.step(state, x, settings, weights)
+    return lambda x: loop.step(state, x)
 
 
 def passes(shape: dict) -> Step:
     """The sparse part of our step alone: reconstruction, gradient at the code, both weight gradients."""
-    from crosscoders import crosscoder, gradients, sparse
+    from crosscoders.crosscoder import crosscoder
+    from crosscoders.kernels import backends, sparse_code
     from crosscoders.stage import reuse_memory
+    from crosscoders.training import gradients
 
     reuse_memory()
     torch.set_grad_enabled(False)
@@ -63,17 +75,28 @@ def passes(shape: dict) -> Step:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(m, width, generator=generator)
     coder = crosscoder.Crosscoder(
-        weights, torch.zeros(m), weights.clone(), torch.zeros(width), ["all"], [width], torch.ones(m, 1, dtype=torch.bool),
-        torch.ones(m, 1, dtype=torch.bool), torch.zeros(m, dtype=torch.bool), torch.ones(m), "batchtopk", shape["k"],
-    )  # fmt: skip
+        weights,
+        torch.zeros(m),
+        weights.clone(),
+        torch.zeros(width),
+        ["all"],
+        [width],
+        torch.ones(m, 1, dtype=torch.bool),
+        torch.ones(m, 1, dtype=torch.bool),
+        torch.zeros(m, dtype=torch.bool),
+        torch.ones(m),
+        "batchtopk",
+        shape["k"],
+    )
+    backend = backends.choose()
     index = torch.randint(tokens * m, (tokens * shape["k"],), generator=generator).unique()
-    code = sparse.from_flat(index, torch.ones(len(index)), (tokens, m))
+    code = sparse_code.from_flat(index, torch.ones(len(index)), (tokens, m))
 
     def step(x: torch.Tensor) -> None:
-        found = gradients._Sparse(code)
-        _, gradient, at_code = found.reconstruct(coder, x, torch.ones(width))
-        found.weight_gradient(at_code, x)
-        found.weight_gradient(found.values, gradient)
+        path = gradients.SparsePath(code, backend)
+        found = path.reconstruct(coder, x, torch.ones(width))
+        path.weight_gradient(found.at_values, x)
+        path.weight_gradient(path.values, found.at_output)
 
     return step
 
@@ -114,9 +137,16 @@ def dictionary_learning(shape: dict) -> Step:
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 
     trainer = BatchTopKTrainer(
-        steps=10**6, activation_dim=shape["sources"] * shape["width"], dict_size=shape["latents"], k=shape["k"],
-        layer=0, lm_name="none", lr=LEARNING_RATE, device="cpu", seed=0,
-    )  # fmt: skip
+        steps=10**6,
+        activation_dim=shape["sources"] * shape["width"],
+        dict_size=shape["latents"],
+        k=shape["k"],
+        layer=0,
+        lm_name="none",
+        lr=LEARNING_RATE,
+        device="cpu",
+        seed=0,
+    )
     taken = iter(range(10**6))
     return lambda x: trainer.update(next(taken), x)
 

@@ -8,7 +8,7 @@ rule tokenize:
     input:
         models=root_snapshots,
         texts=texts,
-        code=code("tokens"),
+        code=code("data.tokenize"),
     output:
         "results/{study}/tokens/{setting}/train.nc",
         "results/{study}/tokens/{setting}/validation.nc",
@@ -26,7 +26,7 @@ rule tokenize:
     params:
         settings=settings_of("tokenize"),
     shell:
-        "python -m crosscoders.tokens --settings {params.settings:q} --models {input.models:q} --texts {input.texts:q}"
+        "python -m crosscoders.data.tokenize --settings {params.settings:q} --models {input.models:q} --texts {input.texts:q}"
         " --outputs {output:q} --log {log:q}"
 
 
@@ -34,7 +34,7 @@ rule extract_activations:
     input:
         tokens="results/{study}/tokens/{setting}/{split}.nc",
         models=snapshots,
-        code=code("extraction"),
+        code=code("activations.extract_activations"),
     output:
         "results/{study}/activations/{setting}/{split}/{shard}.nc",
     log:
@@ -52,14 +52,14 @@ rule extract_activations:
     params:
         settings=settings_of("extract_activations"),
     shell:
-        "python -m crosscoders.extraction --settings {params.settings:q} --tokens {input.tokens:q}"
+        "python -m crosscoders.activations.extract_activations --settings {params.settings:q} --tokens {input.tokens:q}"
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule fit_normalisation:
     input:
         activations=shards("train"),
-        code=code("normalisation"),
+        code=code("activations.fit_normalisation"),
     output:
         "results/{study}/activations/{setting}/normalisation.nc",
     log:
@@ -75,7 +75,7 @@ rule fit_normalisation:
     params:
         settings=settings_of("fit_normalisation"),
     shell:
-        "python -m crosscoders.normalisation --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders.activations.fit_normalisation --settings {params.settings:q} --activations {input.activations:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -83,7 +83,7 @@ rule measure_similarity:
     input:
         activations=shards("test"),
         normalisation=normalisation,
-        code=code("similarity"),
+        code=code("activations.measure_similarity"),
     output:
         "results/{study}/similarity/{setting}.nc",
     log:
@@ -99,7 +99,7 @@ rule measure_similarity:
     params:
         settings=settings_of("measure_similarity"),
     shell:
-        "python -m crosscoders.similarity --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders.activations.measure_similarity --settings {params.settings:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -109,7 +109,7 @@ rule measure_ablations:
         activations=shards("test"),
         normalisation=normalisation,
         models=snapshots,
-        code=code("ablate"),
+        code=code("activations.measure_ablations"),
     output:
         "results/{study}/ablations/{setting}.nc",
     log:
@@ -126,6 +126,6 @@ rule measure_ablations:
     params:
         settings=settings_of("measure_ablations"),
     shell:
-        "python -m crosscoders.ablate --settings {params.settings:q} --tokens {input.tokens:q}"
+        "python -m crosscoders.activations.measure_ablations --settings {params.settings:q} --tokens {input.tokens:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --models {input.models:q}"
         " --threads {threads} --output {output:q} --log {log:q}"

@@ -1,20 +1,22 @@
 # Loads and checks the study; helpers that the rules share.
 import sys
 
-from crosscoders import checks, sections
-from crosscoders.dependencies import code
 from crosscoders.errors import UserError
+from crosscoders.report import registry
+from crosscoders.study import loading, queries
+from crosscoders.workflow import sections
+from crosscoders.workflow.dependencies import code
 
 STUDY_FILES = list(workflow.configfiles) or ["config.yaml"]
 try:
-    STUDY = checks.load(*STUDY_FILES, overrides=workflow.config_settings.config)
+    STUDY = loading.load(*STUDY_FILES, overrides=workflow.config_settings.config)
 except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 RESULTS = f"results/{STUDY.study}"
 # Large buffers on huge pages: about a tenth off training and fine-tuning steps (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
-PLANTED = sections.planted_settings(STUDY)
+PLANTED = queries.planted_settings(STUDY)
 GPU = int(STUDY.device == "cuda")
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
 TRAINED = [name for name, model in STUDY.models.items() if model.kind == "trained"]

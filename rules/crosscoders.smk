@@ -8,7 +8,7 @@ rule train_crosscoder:
         activations=shards("train"),
         validation=shards("validation"),
         normalisation=normalisation,
-        code=code("train"),
+        code=code("training.train_crosscoder"),
     output:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
         history="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.history.nc",
@@ -27,7 +27,7 @@ rule train_crosscoder:
     params:
         settings=settings_of("train_crosscoder"),
     shell:
-        "python -m crosscoders.train --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders.training.train_crosscoder --settings {params.settings:q} --activations {input.activations:q}"
         " --validation {input.validation:q} --normalisation {input.normalisation:q} --threads {threads}"
         " --output {output.crosscoder:q} --history {output.history:q} --log {log:q}"
 
@@ -40,7 +40,7 @@ rule evaluate:
         ablations=where_spliced(ablations),
         tokens=where_spliced(test_tokens),
         models=where_spliced(snapshots),
-        code=code("evaluation"),
+        code=code("analysis.evaluate"),
     output:
         "results/{study}/evaluation/{setting}/{crosscoder}/seed-{seed}.nc",
     log:
@@ -59,7 +59,7 @@ rule evaluate:
             f"--ablations {input.ablations} --tokens {input.tokens} --models {input.models}" if input.ablations else ""
         ),
     shell:
-        "python -m crosscoders.evaluation --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders.analysis.evaluate --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
         " {params.splice} --output {output:q} --log {log:q}"
 
@@ -71,7 +71,7 @@ rule classify_latents:
         validation=shards("validation"),
         normalisation=normalisation,
         tokens=test_tokens,
-        code=code("latents"),
+        code=code("analysis.classify_latents"),
     output:
         "results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
     log:
@@ -87,7 +87,7 @@ rule classify_latents:
     params:
         settings=settings_of("classify_latents"),
     shell:
-        "python -m crosscoders.latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders.analysis.classify_latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --validation {input.validation:q}"
         " --normalisation {input.normalisation:q} --tokens {input.tokens:q} --threads {threads} --output {output:q} --log {log:q}"
 
@@ -96,7 +96,7 @@ rule match_seeds:
     input:
         crosscoders=over_seeds("crosscoders"),
         latents=over_seeds("latents"),
-        code=code("stability"),
+        code=code("analysis.match_seeds"),
     output:
         "results/{study}/stability/{setting}/{crosscoder}/seed-{seed}.nc",
     log:
@@ -112,7 +112,7 @@ rule match_seeds:
     params:
         settings=settings_of("match_seeds"),
     shell:
-        "python -m crosscoders.stability --settings {params.settings:q} --crosscoders {input.crosscoders:q}"
+        "python -m crosscoders.analysis.match_seeds --settings {params.settings:q} --crosscoders {input.crosscoders:q}"
         " --latents {input.latents:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -121,7 +121,7 @@ rule train_aligned:
         activations=shards("train"),
         validation=shards("validation"),
         normalisation=normalisation,
-        code=code("align"),
+        code=code("training.train_aligned"),
     output:
         "results/{study}/aligned/{setting}/{aligned}/seed-{seed}.nc",
     log:
@@ -137,7 +137,7 @@ rule train_aligned:
     params:
         settings=settings_of("train_aligned"),
     shell:
-        "python -m crosscoders.align --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders.training.train_aligned --settings {params.settings:q} --activations {input.activations:q}"
         " --validation {input.validation:q} --normalisation {input.normalisation:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
 
@@ -147,7 +147,7 @@ rule evaluate_aligned:
         aligned=trained("aligned"),
         activations=shards("test"),
         normalisation=normalisation,
-        code=code("evaluate_aligned"),
+        code=code("analysis.evaluate_aligned"),
     output:
         "results/{study}/aligned_evaluation/{setting}/{aligned}/seed-{seed}.nc",
     log:
@@ -163,6 +163,6 @@ rule evaluate_aligned:
     params:
         settings=settings_of("evaluate_aligned"),
     shell:
-        "python -m crosscoders.evaluate_aligned --settings {params.settings:q} --aligned {input.aligned:q}"
+        "python -m crosscoders.analysis.evaluate_aligned --settings {params.settings:q} --aligned {input.aligned:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
         " --output {output:q} --log {log:q}"

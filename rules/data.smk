@@ -5,7 +5,7 @@
 
 rule fetch_model:
     input:
-        code=code("models"),
+        code=code("language_models.fetch_model"),
     output:
         "results/{study}/models/{model}/provenance.json",
     log:
@@ -23,7 +23,7 @@ rule fetch_model:
     params:
         settings=settings_of("fetch_model"),
     shell:
-        "python -m crosscoders.models --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
+        "python -m crosscoders.language_models.fetch_model --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule fetch_text:
@@ -33,7 +33,7 @@ rule fetch_text:
             if STUDY.corpora[wildcards.corpus].kind == "planted_chats"
             else []
         ),
-        code=code("texts"),
+        code=code("data.fetch_text"),
     output:
         "results/{study}/text/{corpus}.nc",
     log:
@@ -49,13 +49,13 @@ rule fetch_text:
         settings=settings_of("fetch_text"),
         articles=lambda wildcards, input: (f"--articles {input.articles}" if input.articles else ""),
     shell:
-        "python -m crosscoders.texts --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
+        "python -m crosscoders.data.fetch_text --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
 
 
 rule pretrain:
     input:
         texts=lambda wildcards: [f"{RESULTS}/text/{name}.nc" for name in STUDY.models[wildcards.model].corpora],
-        code=code("pretrain"),
+        code=code("language_models.pretrain"),
     output:
         "results/{study}/models/{model}/provenance.json",
     log:
@@ -75,7 +75,7 @@ rule pretrain:
     params:
         settings=settings_of("pretrain"),
     shell:
-        "python -m crosscoders.pretrain --settings {params.settings:q} --texts {input.texts:q} --threads {threads}"
+        "python -m crosscoders.language_models.pretrain --settings {params.settings:q} --texts {input.texts:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
 
 
@@ -83,7 +83,7 @@ rule fine_tune:
     input:
         base=lambda wildcards: f"{RESULTS}/models/{STUDY.models[wildcards.model].base}/provenance.json",
         corpus=lambda wildcards: f"{RESULTS}/text/{STUDY.models[wildcards.model].corpus}.nc",
-        code=code("fine_tune"),
+        code=code("language_models.fine_tune"),
     output:
         "results/{study}/models/{model}/provenance.json",
     log:
@@ -103,7 +103,7 @@ rule fine_tune:
     params:
         settings=settings_of("fine_tune"),
     shell:
-        "python -m crosscoders.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
+        "python -m crosscoders.language_models.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -114,7 +114,7 @@ rule measure_behaviours:
             f"{RESULTS}/models/{name}/provenance.json"
             for name in (STUDY.models[wildcards.model].base, wildcards.model)
         ],
-        code=code("behaviours"),
+        code=code("language_models.measure_behaviours"),
     output:
         "results/{study}/behaviours/{model}.nc",
     log:
@@ -134,5 +134,5 @@ rule measure_behaviours:
     params:
         settings=settings_of("measure_behaviours"),
     shell:
-        "python -m crosscoders.behaviours --settings {params.settings:q} --articles {input.articles:q}"
+        "python -m crosscoders.language_models.measure_behaviours --settings {params.settings:q} --articles {input.articles:q}"
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"

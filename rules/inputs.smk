@@ -3,7 +3,7 @@
 
 def snapshots(wildcards):
     """Models that a setting reads."""
-    return [f"{RESULTS}/models/{name}/provenance.json" for name in sections.setting_models(STUDY, wildcards.setting)]
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in queries.setting_models(STUDY, wildcards.setting)]
 
 
 def chat_snapshot(wildcards):
@@ -14,21 +14,21 @@ def chat_snapshot(wildcards):
 
 def root_snapshots(wildcards):
     """The models whose tokenizers serve those of a setting, each once."""
-    names = sections.setting_models(STUDY, wildcards.setting)
-    roots = dict.fromkeys(sections.root_model(STUDY, name) for name in names)
+    names = queries.setting_models(STUDY, wildcards.setting)
+    roots = dict.fromkeys(queries.root_model(STUDY, name) for name in names)
     return [f"{RESULTS}/models/{name}/provenance.json" for name in roots]
 
 
 def texts(wildcards):
     """Corpora that a setting takes tokens from."""
-    return [f"{RESULTS}/text/{name}.nc" for name in sections.setting_corpora(STUDY, wildcards.setting)]
+    return [f"{RESULTS}/text/{name}.nc" for name in queries.setting_corpora(STUDY, wildcards.setting)]
 
 
 def shards(split):
     """Activation files of a split, as a function of the setting."""
 
     def files(wildcards):
-        setting = sections.data_setting(STUDY, wildcards.setting)
+        setting = queries.data_setting(STUDY, wildcards.setting)
         count = range(STUDY.settings[setting].shards[split])
         return [f"{RESULTS}/activations/{setting}/{split}/{shard:03d}.nc" for shard in count]
 
@@ -37,7 +37,7 @@ def shards(split):
 
 def normalisation(wildcards):
     """Statistics of the activations that a setting's crosscoders were trained on."""
-    setting = sections.data_setting(STUDY, sections.trained_setting(STUDY, wildcards.setting))
+    setting = queries.data_setting(STUDY, queries.trained_setting(STUDY, wildcards.setting))
     return f"{RESULTS}/activations/{setting}/normalisation.nc"
 
 
@@ -46,7 +46,7 @@ def trained(stage):
 
     def file(wildcards):
         name = wildcards.get("crosscoder") or wildcards.aligned
-        setting = sections.trained_setting(STUDY, wildcards.setting)
+        setting = queries.trained_setting(STUDY, wildcards.setting)
         return f"{RESULTS}/{stage}/{setting}/{name}/seed-{wildcards.seed}.nc"
 
     return file
@@ -54,7 +54,7 @@ def trained(stage):
 
 def test_tokens(wildcards):
     """Test tokens that a setting reads."""
-    return f"{RESULTS}/tokens/{sections.data_setting(STUDY, wildcards.setting)}/test.nc"
+    return f"{RESULTS}/tokens/{queries.data_setting(STUDY, wildcards.setting)}/test.nc"
 
 
 def ablations(wildcards):
@@ -64,7 +64,7 @@ def ablations(wildcards):
 
 def where_spliced(files):
     """Files that a job needs only where reconstructions are spliced into models."""
-    return lambda wildcards: files(wildcards) if sections.spliced(STUDY, wildcards.setting) else []
+    return lambda wildcards: files(wildcards) if queries.spliced(STUDY, wildcards.setting) else []
 
 
 def over_trainings(stage, suffix="nc"):
@@ -73,7 +73,7 @@ def over_trainings(stage, suffix="nc"):
     def files(wildcards):
         names = STUDY.settings[wildcards.setting].crosscoders
         trains = stage == "crosscoders"
-        setting = sections.trained_setting(STUDY, wildcards.setting) if trains else wildcards.setting
+        setting = queries.trained_setting(STUDY, wildcards.setting) if trains else wildcards.setting
         folder = f"{RESULTS}/{stage}/{setting}"
         return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
 
@@ -82,13 +82,13 @@ def over_trainings(stage, suffix="nc"):
 
 def matched(wildcards):
     """Latents of a setting's trainings matched across seeds, where it trains several."""
-    several = len(STUDY.seeds) > 1 and not hasattr(STUDY.settings[wildcards.setting], "trained_on")
+    several = len(STUDY.seeds) > 1 and not queries.is_transfer(STUDY, wildcards.setting)
     return over_trainings("stability")(wildcards) if several else []
 
 
 def patched(wildcards):
     """Causal patching of a setting's crosscoders, where it is asked for."""
-    return over_trainings("causal")(wildcards) if sections.patched(STUDY, wildcards.setting) else []
+    return over_trainings("causal")(wildcards) if queries.patched(STUDY, wildcards.setting) else []
 
 
 def saes(wildcards):
@@ -99,14 +99,14 @@ def saes(wildcards):
 
 def circuits(wildcards):
     """Circuits of a setting, one file per seed, where they are asked for."""
-    chosen = getattr(STUDY.settings[wildcards.setting], "circuits", None)
+    chosen = queries.circuits_of(STUDY, wildcards.setting)
     folder = f"{RESULTS}/circuits/{wildcards.setting}"
     return [f"{folder}/{chosen.crosscoder}/seed-{seed}.nc" for seed in STUDY.seeds] if chosen else []
 
 
 def aligned(wildcards):
     """Measurements of the aligned crosscoders of a setting, one file per seed."""
-    names = getattr(STUDY.settings[wildcards.setting], "aligned", [])
+    names = queries.aligned_of(STUDY, wildcards.setting)
     folder = f"{RESULTS}/aligned_evaluation/{wildcards.setting}"
     return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
 
@@ -123,20 +123,20 @@ def over_seeds(stage):
 
 def behaviours(wildcards):
     """Measured behaviours of the pair that a setting compares, where the study planted them."""
-    drawn = wildcards.setting in sections.drawn_settings(STUDY)
-    pair = sections.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours and drawn else None
+    drawn = wildcards.setting in queries.drawn_settings(STUDY)
+    pair = queries.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours and drawn else None
     return [f"{RESULTS}/behaviours/{pair[1]}.nc"] if pair else []
 
 
 def similarity(wildcards):
     """How alike the sources of a setting are; nulls and transfers have those of another."""
-    drawn = wildcards.setting in sections.drawn_settings(STUDY)
+    drawn = wildcards.setting in queries.drawn_settings(STUDY)
     return [f"{RESULTS}/similarity/{wildcards.setting}.nc"] if drawn else []
 
 
 def executed(suffix):
     """The notebooks of all settings."""
-    drawn = sections.drawn_settings(STUDY)
+    drawn = queries.drawn_settings(STUDY)
     return [f"{RESULTS}/notebooks/{STUDY.settings[name].notebook}-{name}.{suffix}" for name in drawn]
 
 
@@ -144,7 +144,7 @@ def pages():
     """A page for every crosscoder and seed of the settings that get them."""
     return [
         f"{RESULTS}/latents/{setting}/{name}/seed-{seed}.html"
-        for setting in sections.paged(STUDY)
+        for setting in queries.paged(STUDY)
         for name in STUDY.settings[setting].crosscoders
         for seed in STUDY.seeds
     ]

@@ -5,7 +5,7 @@
 
 rule trial:
     input:
-        code=code("trial"),
+        code=code("planted.trial"),
     output:
         "results/{study}/planted/{setting}/{crosscoder}/seed-{seed}.nc",
     log:
@@ -22,12 +22,12 @@ rule trial:
     params:
         settings=settings_of("trial"),
     shell:
-        "python -m crosscoders.trial --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
+        "python -m crosscoders.planted.trial --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule circuit_trial:
     input:
-        code=code("circuit_trial"),
+        code=code("planted.circuit_trial"),
     output:
         "results/{study}/circuits/{setting}/{crosscoder}/seed-{seed}.nc",
     log:
@@ -44,7 +44,7 @@ rule circuit_trial:
     params:
         settings=settings_of("circuit_trial"),
     shell:
-        "python -m crosscoders.circuit_trial --settings {params.settings:q} --threads {threads} --output {output:q}"
+        "python -m crosscoders.planted.circuit_trial --settings {params.settings:q} --threads {threads} --output {output:q}"
         " --log {log:q}"
 
 
@@ -52,7 +52,7 @@ rule collate_trials:
     input:
         trials=over_trainings("planted"),
         circuits=circuits,
-        code=code("collate_trials"),
+        code=code("report.collate_trials"),
     output:
         "results/{study}/summary/{setting}.nc",
     log:
@@ -70,5 +70,5 @@ rule collate_trials:
         settings=settings_of("collate_trials"),
         circuits=lambda wildcards, input: f"--circuits {input.circuits}" if input.circuits else "",
     shell:
-        "python -m crosscoders.collate_trials --settings {params.settings:q} --trials {input.trials:q}"
+        "python -m crosscoders.report.collate_trials --settings {params.settings:q} --trials {input.trials:q}"
         " {params.circuits} --output {output:q} --log {log:q}"

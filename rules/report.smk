@@ -15,7 +15,7 @@ rule collate:
         similarity=similarity,
         causal=patched,
         circuits=circuits,
-        code=code("collate"),
+        code=code("report.collate"),
     output:
         "results/{study}/summary/{setting}.nc",
     log:
@@ -38,12 +38,12 @@ rule collate:
             if input[name]
         ),
     shell:
-        "python -m crosscoders.collate --settings {params.settings:q} --latents {input.latents:q}"
+        "python -m crosscoders.report.collate --settings {params.settings:q} --latents {input.latents:q}"
         " --evaluations {input.evaluations:q} --histories {input.histories:q}"
         " --normalisation {input.normalisation:q} {params.optional} --output {output:q} --log {log:q}"
 
 
-for setting_name in sections.drawn_settings(STUDY):
+for setting_name in queries.drawn_settings(STUDY):
 
     # One rule per setting, because each notebook draws figures of its own.
     rule:
@@ -51,27 +51,20 @@ for setting_name in sections.drawn_settings(STUDY):
             f"notebook_{setting_name.replace('-', '_')}"
         input:
             summary=f"results/{{study}}/summary/{setting_name}.nc",
-            nulls=[f"results/{{study}}/summary/{name}.nc" for name in sections.nulls_of(STUDY, setting_name)],
-            transfers=[f"results/{{study}}/summary/{name}.nc" for name in sections.transfers_of(STUDY, setting_name)],
+            nulls=[f"results/{{study}}/summary/{name}.nc" for name in queries.nulls_of(STUDY, setting_name)],
+            transfers=[f"results/{{study}}/summary/{name}.nc" for name in queries.transfers_of(STUDY, setting_name)],
             notebook=f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb",
-            code=code(
-                "notebook",
-                "prose",
-                "layer_figures",
-                "diffing_figures",
-                "planted_figures",
-                "null_figures",
-                "comparison",
-            ),
+            code=code("report.notebook", "report.results", *registry.modules()),
         output:
             notebook=f"results/{{study}}/notebooks/{STUDY.settings[setting_name].notebook}-{setting_name}.ipynb",
             svg=[
-                f"results/{{study}}/figures/{name}.svg" for name in sections.figure_names(STUDY, setting_name).values()
+                f"results/{{study}}/figures/{name}.svg"
+                for name in registry.expected_figures(STUDY, setting_name).values()
             ],
             png=report(
                 [
                     f"results/{{study}}/figures/{name}.png"
-                    for name in sections.figure_names(STUDY, setting_name).values()
+                    for name in registry.expected_figures(STUDY, setting_name).values()
                 ],
                 caption="../report/figure.rst",
                 category="figures",
@@ -95,13 +88,14 @@ for setting_name in sections.drawn_settings(STUDY):
                 f"--{name} {input[name]}" for name in ("nulls", "transfers") if input[name]
             ),
         shell:
-            "python -m crosscoders.notebook --settings {params.settings:q} --summary {input.summary:q} {params.beside}"
+            "python -m crosscoders.report.notebook --settings {params.settings:q} --summary {input.summary:q} {params.beside}"
             " --notebook {input.notebook:q} --figures {params.figures:q} --output {output.notebook:q} --log {log:q}"
 
 
 rule html:
     input:
-        "results/{study}/notebooks/{notebook}-{setting}.ipynb",
+        notebook="results/{study}/notebooks/{notebook}-{setting}.ipynb",
+        code=code("report.html"),
     output:
         report(
             "results/{study}/notebooks/{notebook}-{setting}.html",
@@ -119,15 +113,18 @@ rule html:
     resources:
         mem="1GB",
         runtime="10m",
+    params:
+        settings=settings_of("html"),
     shell:
-        "jupyter nbconvert --to html --no-input --embed-images {input:q} --output-dir $(dirname {output:q}) >{log:q} 2>&1"
+        "python -m crosscoders.report.html --settings {params.settings:q} --notebook {input.notebook:q}"
+        " --output {output:q} --log {log:q}"
 
 
 rule manifest:
     input:
         notebooks=executed("ipynb"),
         pages=pages(),
-        code=code("manifest"),
+        code=code("report.manifest"),
     output:
         "results/{study}/manifest.json",
     log:
@@ -142,7 +139,7 @@ rule manifest:
     params:
         settings=settings_of("manifest"),
     shell:
-        "python -m crosscoders.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"
+        "python -m crosscoders.report.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"
 
 
 rule report:

@@ -7,7 +7,7 @@ rule generate_responses:
     input:
         model=chat_snapshot,
         texts=texts,
-        code=code("responses"),
+        code=code("interventions.generate_responses"),
     output:
         "results/{study}/responses/{setting}.nc",
     log:
@@ -24,7 +24,7 @@ rule generate_responses:
     params:
         settings=settings_of("generate_responses"),
     shell:
-        "python -m crosscoders.responses --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
+        "python -m crosscoders.interventions.generate_responses --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -36,7 +36,7 @@ rule causal:
         activations=shards("validation"),
         normalisation=normalisation,
         models=snapshots,
-        code=code("causal"),
+        code=code("interventions.causal"),
     output:
         "results/{study}/causal/{setting}/{crosscoder}/seed-{seed}.nc",
     log:
@@ -53,7 +53,7 @@ rule causal:
     params:
         settings=settings_of("causal"),
     shell:
-        "python -m crosscoders.causal --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders.interventions.causal --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --latents {input.latents:q} --responses {input.responses:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --models {input.models:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
@@ -67,7 +67,7 @@ rule circuits:
         normalisation=normalisation,
         tokens=test_tokens,
         model=snapshots,
-        code=code("circuits"),
+        code=code("interventions.circuits"),
     output:
         "results/{study}/circuits/{setting}/{crosscoder}/seed-{seed}.nc",
     log:
@@ -86,7 +86,7 @@ rule circuits:
     params:
         settings=settings_of("circuits"),
     shell:
-        "python -m crosscoders.circuits --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders.interventions.circuits --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --saes {input.saes:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
         " --tokens {input.tokens:q} --model {input.model:q} --threads {threads} --output {output:q} --log {log:q}"
 
@@ -101,7 +101,7 @@ rule latent_page:
         tokens=test_tokens,
         models=snapshots,
         template="report/latents.html",
-        code=code("page"),
+        code=code("analysis.latent_page"),
     output:
         "results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.html",
     log:
@@ -116,7 +116,7 @@ rule latent_page:
     params:
         settings=settings_of("latent_page"),
     shell:
-        "python -m crosscoders.page --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders.analysis.latent_page --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
         " --tokens {input.tokens:q} --models {input.models:q} --template {input.template:q} --threads {threads}"
         " --output {output:q} --log {log:q}"

@@ -11,9 +11,9 @@ if shutil.which("nvidia-smi") is None:
 import torch
 import transformers
 
-from crosscoders import native
-from crosscoders.members import ACTIVATIONS
-from crosscoders.settings import CrosscoderSettings
+from crosscoders.kernels import backends, candidates, cpu, cpu_library
+from crosscoders.study.blocks import ACTIVATIONS
+from crosscoders.study.settings.crosscoders import CrosscoderSettings
 
 
 @pytest.fixture(autouse=True)
@@ -22,19 +22,27 @@ def _plain_torch():
     torch.set_grad_enabled(True)
 
 
+@pytest.fixture
+def small_problems(monkeypatch):
+    """Small problems are computed as large ones are."""
+    monkeypatch.setattr(candidates, "WORTHWHILE", 0)
+    monkeypatch.setattr(candidates, "FEW_TOKENS", 1)
+    monkeypatch.setattr(cpu, "sparse_below", lambda: 0.5)
+
+
 @pytest.fixture(params=["torch", "C++ rows", "C++ columns"])
-def way(request, monkeypatch):
-    """Which passes a training step takes on a CPU; small problems go the way of large ones."""
+def backend(request, monkeypatch, small_problems):
+    """A backend on a CPU, which is the one chosen while a test runs."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
+        found = backends.plain()
+    elif cpu_library.library() is None:
         pytest.skip("needs g++ and a processor with AVX2")
-    monkeypatch.setattr(native, "WORTHWHILE", 0)
-    monkeypatch.setattr(native, "FEW_TOKENS", 1)
-    monkeypatch.setattr(native, "sparse_below", lambda x: 0.5)
+    else:
+        found = backends.compiled()
     columns_from = dict.fromkeys((8, 4, 2), 0 if request.param == "C++ columns" else 10**9)
-    monkeypatch.setattr(native, "RECONSTRUCTED_BY_COLUMNS_FROM", columns_from)
-    return request.param
+    monkeypatch.setattr(cpu, "RECONSTRUCTED_BY_COLUMNS_FROM", columns_from)
+    monkeypatch.setattr(backends, "choose", lambda device="cpu": found)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +50,15 @@ def small_llama():
     """A Llama of four layers and width 32 with random weights that matter."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -62,10 +76,17 @@ def member():
                 "activation": {"kind": activation} | ({"k": k} if ACTIVATIONS[activation].ranked_over else {}),
                 "penalty": {"kind": penalty, "coefficient": coefficient, "target_l0": target},
                 "training": {
-                    "steps": 20, "batch_tokens": 32, "learning_rate": 1e-2, "warmup_steps": 2, "decay_share": 0.2,
-                    "gradient_clip": 1.0, "decoder_norm": 0.5, "dead_tokens": 64,
-                } | training,
+                    "steps": 20,
+                    "batch_tokens": 32,
+                    "learning_rate": 1e-2,
+                    "warmup_steps": 2,
+                    "decay_share": 0.2,
+                    "gradient_clip": 1.0,
+                    "decoder_norm": 0.5,
+                    "dead_tokens": 64,
+                }
+                | training,
             }
-        )  # fmt: skip
+        )
 
     return make

@@ -6,7 +6,8 @@ import pytest
 import torch
 from benchmarks import gpu, race, step, table, worker
 
-from crosscoders import artifacts, sparse
+from crosscoders import artifacts
+from crosscoders.kernels import backends
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "relu"])
@@ -48,7 +49,7 @@ def test_the_races_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
     """All that a GPU will be asked for but the timing: sides, floor, profile, the feed's share."""
     pytest.importorskip("triton", reason="triton is made for Linux")
     shape = {"sources": 2, "width": 8, "latents": 64, "k": 4, "batch": 16, "activation": "batchtopk"}
-    monkeypatch.setattr(sparse, "on_gpu", lambda tensor: not tensor.requires_grad)
+    monkeypatch.setattr(backends, "choose", lambda device="cpu": backends.triton())
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setattr(gpu, "RACES", {"tiny": (shape, {"dense TF32": 2.5, "dense bfloat16": 1.0})})
     monkeypatch.setattr(gpu, "WANTED", {"tiny": 1000.0})
@@ -94,12 +95,14 @@ def test_every_row_stands_beside_what_bounds_it(tmp_path, monkeypatch):
     assert step.floor(small, 1e8, 1e9, "passes")["floor"] < encoder["floor"] < code["floor"]
     race_of_two = {"rival": "other", "ratio": 2.0, "target": 1.5, "floor": 500.0, "bound": "product"}
     found = {
-        "step": [{"name": "step", "milliseconds": {"ours": 1000.0, "other": 2000.0}} | race_of_two,
-                 {"name": "growth", "milliseconds": {"ours": 1000.0}, "megabytes": {"ours": 7}} | encoder],
+        "step": [
+            {"name": "step", "milliseconds": {"ours": 1000.0, "other": 2000.0}} | race_of_two,
+            {"name": "growth", "milliseconds": {"ours": 1000.0}, "megabytes": {"ours": 7}} | encoder,
+        ],
         "extract": [{"name": "extract", "seconds": {"sorted": 1.0, "other": 2.0}} | race_of_two],
         "feed": [{"name": "feed", "thousand_rows_per_second": {"ours": 250, "other": 9}} | race_of_two],
         "latent_scaling": [{"name": "scaling", "seconds": {"ours": 1.0, "other": 2.0}} | race_of_two],
-    }  # fmt: skip
+    }
     for name, rows in found.items():
         artifacts.write_json(
             {"machine": {"cpu": "one", "cores": 2, "versions": {}}, "rows": rows}, tmp_path / f"{name}.json"

@@ -102,13 +102,6 @@ def flag(array: xr.DataArray, meaning: str) -> int:
     return array.attrs["flag_meanings"].split().index(meaning)
 
 
-def to_bits(values: np.ndarray) -> np.ndarray:
-    """Round float32 to the nearest bfloat16 (ties to even) and return its bit pattern as uint16."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), (rounded >> 16).astype(np.uint16))
-
-
 def from_bits(bits: np.ndarray) -> np.ndarray:
     """Float32 values of bfloat16 bit patterns."""
     return (np.asarray(bits, dtype=np.uint32) << 16).view(np.float32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import os
 import platform
 import sys
@@ -15,16 +14,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from pydantic import BaseModel, ValidationError
+
 from crosscoders import artifacts
 from crosscoders.errors import UserError
 
 _log: list[TextIO] = []
 
 
-def parser(description: str | None, *flags: str, lists: tuple[str, ...] = ()) -> argparse.ArgumentParser:
-    """Argument parser with `--settings`, `--log` and `--threads`, one path per flag and several per list."""
+def parser(
+    section: type[BaseModel], description: str | None, *flags: str, lists: tuple[str, ...] = ()
+) -> argparse.ArgumentParser:
+    """Argument parser of a stage.
+
+    Parameters
+    ----------
+    section : class
+        What `--settings`, JSON, is read as: the stage's section of the study.
+    description : str
+        The stage's docstring; its first line is shown.
+    flags : str
+        Required flags with one path each.
+    lists : tuple of str
+        Required flags with several paths each.
+    """
+
+    def settings(text: str) -> BaseModel:
+        try:
+            return section.model_validate_json(text)
+        except ValidationError as error:
+            lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise argparse.ArgumentTypeError(f"no {section.__name__}: {'; '.join(lines)}") from None
+
     found = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    found.add_argument("--settings", type=json.loads, required=True, help="this stage's section of the settings, JSON")
+    found.add_argument("--settings", type=settings, required=True, help="this stage's section of the settings, JSON")
     found.add_argument("--log", type=Path, help="file that gets a copy of every line printed")
     found.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the library's choice")
     for flag in flags:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from crosscoders import crosscoder, training
+from crosscoders.crosscoder import crosscoder
+from crosscoders.training import loop
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -14,11 +15,11 @@ def test_steps_equal_those_on_the_cpu_in_float64(member, activation, penalty):
     found = {}
     for device in ("cpu", "cuda"):
         coder = crosscoder.create(options, ["base", "chat"], [32, 32], 0, torch.float64).to(device)
-        state = training.start(coder, options)
+        state = loop.start(coder, options)
         weights = torch.ones(64, dtype=torch.float64, device=device)
         for step in range(20):
             x = torch.randn(64, 64, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-            training.step(state, x, options, weights)
+            loop.step(state, x, options, weights)
         found[device] = [parameter.cpu() for parameter in coder.parameters]
     for a, b in zip(found["cpu"], found["cuda"], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)

@@ -13,7 +13,8 @@ import pytest
 import xarray as xr
 import yaml
 
-from crosscoders import checks, sections
+from crosscoders.report.registry import expected_figures
+from crosscoders.study import loading, queries
 
 ROOT = Path(__file__).parents[2]
 COPIED = (
@@ -91,50 +92,97 @@ def manifest(project: Path) -> dict:
     return json.loads((project / "results/smoke/manifest.json").read_text())
 
 
+CONTRACT = {
+    "tokens/base-vs-chat/test.nc": ({"token", "document_id"}, {"token_id", "document", "position", "role", "corpus"}),
+    "activations/base-vs-chat/train/001.nc": ({"token"}, {"base", "chat", "role"}),
+    "activations/base-vs-chat/normalisation.nc": ({"source"}, {"scale", "mean_base", "mean_chat", "sink_norm"}),
+    "crosscoders/base-vs-chat/batchtopk/seed-0.nc": (
+        {"latent", "source"},
+        {
+            "encoder_base",
+            "encoder_chat",
+            "decoder_base",
+            "decoder_chat",
+            "encoder_bias",
+            "decoder_bias_base",
+            "threshold",
+            "scale",
+            "mean_base",
+        },
+    ),
+    "crosscoders/cross-layer/l1/seed-0.history.nc": ({"step"}, {"loss", "l0", "dead_fraction", "learning_rate"}),
+    "latents/base-vs-chat/batchtopk/seed-0.nc": (
+        {"latent", "source"},
+        {
+            "decoder_norm",
+            "relative_norm",
+            "decoder_cosine",
+            "norm_class",
+            "density",
+            "template_share",
+            "specific",
+            "planted_share",
+        }
+        | {
+            f"nu_{t}{s}"
+            for t in ("error", "reconstruction", "activation")
+            for s in ("", "_low", "_high", "_validation")
+        }
+        | {"called", "called_low", "called_high"},
+    ),
+    "evaluation/cross-layer/l1/seed-0.nc": (
+        {"source"},
+        {
+            "fraction_variance_explained",
+            "l0",
+            "l0_training",
+            "dead_fraction",
+            "loss",
+            "training_flops",
+            "dictionary_size",
+        },
+    ),
+    "circuits/cross-layer/l1/seed-0.nc": (
+        {"collapse", "source", "intervention"},
+        {
+            "nodes_per_token",
+            "edges_per_token_high",
+            "identity_share",
+            "collapse_factor",
+            "faithfulness",
+            "saes_explained",
+        },
+    ),
+    "circuits/pair/batchtopk/seed-0.nc": ({"collapse"}, {"recall", "recall_of_known", "matched_share"}),
+    "aligned/base-vs-chat/aligned/seed-0.nc": ({"source", "latent"}, {"encoder_base", "decoder_chat", "threshold"}),
+    "aligned_evaluation/base-vs-chat/aligned/seed-0.nc": (
+        {"source", "other_source"},
+        {"aligned_fraction_variance_explained", "aligned_overlap", "aligned_l0_low"},
+    ),
+    "responses/base-vs-chat.nc": ({"token", "document_id"}, {"token_id", "role", "response_place", "answer"}),
+    "causal/base-vs-chat/batchtopk/seed-0.nc": (
+        {"condition", "segment"},
+        {"divergence", "divergence_low", "gap_closed", "gap_closed_high", "segment_tokens"},
+    ),
+    "similarity/cross-layer.nc": ({"source", "other_source"}, {"cka", "cka_low", "svcca", "svcca_directions"}),
+    "ablations/base-vs-chat.nc": ({"document", "source", "ablation"}, {"cross_entropy", "tokens"}),
+    "evaluation/base-vs-chat/batchtopk/seed-0.nc": (
+        {"source", "ablation"},
+        {"cross_entropy_recovered", "cross_entropy_recovered_low", "cross_entropy"},
+    ),
+    "planted/pair/batchtopk/seed-0.nc": (
+        {"planted_class", "rule", "concept"},
+        {"recovered", "recall", "precision", "false_positive_rate", "called", "l0"},
+    ),
+    "summary/pair.nc": ({"crosscoder", "seed", "rule"}, {"recall", "false_positive_rate"}),
+    "summary/null-permuted-tokens.nc": ({"crosscoder", "seed", "latent"}, {"relative_norm", "specific"}),
+    "summary/base-vs-chat.nc": ({"crosscoder", "seed", "latent"}, {"relative_norm", "behaviour_rate", "training_loss"}),
+}
+"""File, the dimensions and the variables that it has at least."""
+
+
 def test_the_contract_of_files_dimensions_and_variables(results):
-    expected = {
-        "tokens/base-vs-chat/test.nc": ({"token", "document_id"}, {"token_id", "document", "position", "role", "corpus"}),
-        "activations/base-vs-chat/train/001.nc": ({"token"}, {"base", "chat", "role"}),
-        "activations/base-vs-chat/normalisation.nc": ({"source"}, {"scale", "mean_base", "mean_chat", "sink_norm"}),
-        "crosscoders/base-vs-chat/batchtopk/seed-0.nc": (
-            {"latent", "source"}, {"encoder_base", "encoder_chat", "decoder_base", "decoder_chat", "encoder_bias", "decoder_bias_base", "threshold", "scale", "mean_base"},
-        ),
-        "crosscoders/cross-layer/l1/seed-0.history.nc": ({"step"}, {"loss", "l0", "dead_fraction", "learning_rate"}),
-        "latents/base-vs-chat/batchtopk/seed-0.nc": (
-            {"latent", "source"},
-            {"decoder_norm", "relative_norm", "decoder_cosine", "norm_class", "density", "template_share", "specific", "planted_share"}
-            | {f"nu_{t}{s}" for t in ("error", "reconstruction", "activation") for s in ("", "_low", "_high", "_validation")}
-            | {"called", "called_low", "called_high"},
-        ),
-        "evaluation/cross-layer/l1/seed-0.nc": (
-            {"source"}, {"fraction_variance_explained", "l0", "l0_training", "dead_fraction", "loss", "training_flops", "dictionary_size"},
-        ),
-        "circuits/cross-layer/l1/seed-0.nc": (
-            {"collapse", "source", "intervention"},
-            {"nodes_per_token", "edges_per_token_high", "identity_share", "collapse_factor", "faithfulness", "saes_explained"},
-        ),
-        "circuits/pair/batchtopk/seed-0.nc": ({"collapse"}, {"recall", "recall_of_known", "matched_share"}),
-        "aligned/base-vs-chat/aligned/seed-0.nc": ({"source", "latent"}, {"encoder_base", "decoder_chat", "threshold"}),
-        "aligned_evaluation/base-vs-chat/aligned/seed-0.nc": (
-            {"source", "other_source"}, {"aligned_fraction_variance_explained", "aligned_overlap", "aligned_l0_low"},
-        ),
-        "responses/base-vs-chat.nc": ({"token", "document_id"}, {"token_id", "role", "response_place", "answer"}),
-        "causal/base-vs-chat/batchtopk/seed-0.nc": (
-            {"condition", "segment"}, {"divergence", "divergence_low", "gap_closed", "gap_closed_high", "segment_tokens"},
-        ),
-        "similarity/cross-layer.nc": ({"source", "other_source"}, {"cka", "cka_low", "svcca", "svcca_directions"}),
-        "ablations/base-vs-chat.nc": ({"document", "source", "ablation"}, {"cross_entropy", "tokens"}),
-        "evaluation/base-vs-chat/batchtopk/seed-0.nc": (
-            {"source", "ablation"}, {"cross_entropy_recovered", "cross_entropy_recovered_low", "cross_entropy"},
-        ),
-        "planted/pair/batchtopk/seed-0.nc": (
-            {"planted_class", "rule", "concept"}, {"recovered", "recall", "precision", "false_positive_rate", "called", "l0"},
-        ),
-        "summary/pair.nc": ({"crosscoder", "seed", "rule"}, {"recall", "false_positive_rate"}),
-        "summary/null-permuted-tokens.nc": ({"crosscoder", "seed", "latent"}, {"relative_norm", "specific"}),
-        "summary/base-vs-chat.nc": ({"crosscoder", "seed", "latent"}, {"relative_norm", "behaviour_rate", "training_loss"}),
-    }  # fmt: skip
-    for name, (dims, variables) in expected.items():
+    for name, (dims, variables) in CONTRACT.items():
         with xr.open_dataset(results / name, mask_and_scale=False) as dataset:
             assert dims <= set(dataset.sizes), name
             assert variables <= set(dataset.variables), (name, variables - set(dataset.variables))
@@ -151,10 +199,8 @@ def test_the_contract_of_files_dimensions_and_variables(results):
 
 def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
     monkeypatch.chdir(project)
-    study = checks.load("studies/smoke.yaml")
-    names = {
-        name for setting in sections.drawn_settings(study) for name in sections.figure_names(study, setting).values()
-    }
+    study = loading.load("studies/smoke.yaml")
+    names = {name for setting in queries.drawn_settings(study) for name in expected_figures(study, setting).values()}
     assert names == {path.stem for path in (results / "figures").glob("*.png")}
     assert {
         "ours-nulls",
@@ -175,11 +221,7 @@ def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
 
 def test_a_transfer_to_the_setting_itself_measures_the_same(results):
     """Crosscoders of `base-vs-chat` measured on the activations they were trained on: another path, equal numbers."""
-    for stage, name in (
-        ("evaluation", "batchtopk"),
-        ("latents", "batchtopk"),
-        ("aligned_evaluation", "aligned"),
-    ):
+    for stage, name in (("evaluation", "batchtopk"), ("latents", "batchtopk"), ("aligned_evaluation", "aligned")):
         direct, transferred = (
             xr.open_dataset(results / stage / setting / name / "seed-0.nc", mask_and_scale=False)
             for setting in ("base-vs-chat", "again")
@@ -203,12 +245,12 @@ def test_a_finished_study_has_nothing_to_do(project):
 
 
 def test_touching_a_source_file_reruns_nothing(project):
-    (project / "src/crosscoders/latents.py").touch()
+    (project / "src/crosscoders/analysis/classify_latents.py").touch()
     assert planned(project, *SMOKE) == {}
 
 
 def test_editing_the_classification_retrains_nothing(project):
-    path = project / "src/crosscoders/latents.py"
+    path = project / "src/crosscoders/analysis/classify_latents.py"
     original = path.read_text()
     path.write_text(original + "\n# edited\n")
     try:
@@ -220,7 +262,7 @@ def test_editing_the_classification_retrains_nothing(project):
 
 
 def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
-    content = checks.read(project / "studies/smoke.yaml")
+    content = loading.read(project / "studies/smoke.yaml")
     content["crosscoders"]["batchtopk"]["activation"]["k"] = 9
     path = project / "changed.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -251,7 +293,7 @@ def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, resul
         assert done.returncode != 0
         assert "latents/cross-layer/l1/seed-0.nc: corrupt" in done.stderr
         assert "Traceback" not in done.stderr
-        check = [sys.executable, "-m", "crosscoders.manifest", "--check", "results/smoke"]
+        check = [sys.executable, "-m", "crosscoders.report.manifest", "--check", "results/smoke"]
         found = subprocess.run(check, cwd=project, capture_output=True, text=True)
         assert found.returncode == 1
         assert "seed-0.nc: corrupt" in found.stderr
@@ -268,9 +310,13 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(project, tmp_path):
     environment = ENVIRONMENT | {"PYTHONPATH": str(folder / "src")}
     for i, seconds in enumerate((14, 9, 11, 13)):
         run = subprocess.Popen(
-            ["snakemake", "--cores", "2", *SMOKE], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            ["snakemake", "--cores", "2", *SMOKE],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(seconds)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
@@ -283,7 +329,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(project, tmp_path):
     assert not differing
 
 
-@pytest.mark.parametrize(("file", "reason"), [("absent.yaml", "No such file"), ("src", "Is a directory"), ("latin.yaml", "decode")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "reason"), [("absent.yaml", "No such file"), ("src", "Is a directory"), ("latin.yaml", "decode")]
+)
 @pytest.mark.parametrize("profile", ["profiles/default", "profiles/slurm"])
 def test_a_study_file_that_cannot_be_read_is_a_line(project, file, reason, profile):
     (project / "latin.yaml").write_bytes("study: café".encode("latin-1"))
@@ -296,7 +344,7 @@ def test_a_study_file_that_cannot_be_read_is_a_line(project, file, reason, profi
 
 
 def test_config_errors_are_lines_before_any_job(project):
-    content = checks.read(project / "studies/smoke.yaml")
+    content = loading.read(project / "studies/smoke.yaml")
     content["crosscoders"]["l1"]["latents"] = 0
     content["seeds"] = [True]
     (project / "bad.yaml").write_text(yaml.safe_dump(content))
@@ -326,6 +374,7 @@ def test_the_slurm_profile_plans_the_default_study(project):
         ["snakefmt", "--check", "Snakefile", "rules"],
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
+        ["lint-imports"],
     ],
     ids=lambda command: " ".join(command[:2]),
 )

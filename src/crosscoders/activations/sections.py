@@ -1,0 +1,131 @@
+"""What the stages of this room get of a study, and what later rooms get of the models that activations come from."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from crosscoders.study.blocks import differences, stored_sources
+from crosscoders.study.queries import setting_models
+from crosscoders.study.settings.base import Count, Name, Positive
+from crosscoders.study.settings.comparisons import NullSetting, Source
+from crosscoders.study.settings.study import Study
+from crosscoders.study.stage_section import Part, Seed, StageSection
+
+
+class ModelReading(Part):
+    """How a setting's models are run.
+
+    `batch_tokens` is a quarter of the setting's where next-token losses are read, whose logits need more memory than
+    activations.
+    """
+
+    sources: dict[Name, Source]
+    models: list[Name]
+    batch_tokens: Count
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, study: Study, setting: str, share: int = 4) -> ModelReading:
+        """How the models of a setting are run, on one in `share` of its tokens per pass."""
+        chosen = study.settings[setting]
+        return cls(
+            sources=stored_sources(chosen),
+            models=setting_models(study, setting),
+            batch_tokens=max(1, chosen.batch_tokens // share),
+            dtype=chosen.dtype,
+            device=study.device,
+        )
+
+
+class NullChange(Part):
+    """How a null changes the activations of the setting that it is a null of."""
+
+    kind: Literal["same_model", "permuted_tokens"]
+    base: Name
+    """Source of the contrast that stands for both models (same_model)."""
+    chat: Name
+    """Source of the contrast that is replaced or permuted."""
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> NullChange | None:
+        """The change of a setting; none where it is no null."""
+        chosen = study.settings[setting]
+        if not isinstance(chosen, NullSetting):
+            return None
+        base, chat = study.settings[chosen.null_of].contrast
+        return cls(kind=chosen.change, base=base, chat=chat)
+
+
+class ExtractActivationsSection(StageSection):
+    """One shard of the activations of one split."""
+
+    stage: ClassVar[str] = "extract_activations"
+    setting_name: Name
+    split: str
+    shard: Seed
+    shards: Count
+    reading: ModelReading
+
+    @classmethod
+    def of(cls, study: Study, setting: str, split: str, shard: str) -> ExtractActivationsSection:
+        """The section of one job."""
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            split=split,
+            shard=int(shard),
+            shards=study.settings[setting].shards[split],
+            reading=ModelReading.of(study, setting, share=1),
+        )
+
+
+class FitNormalisationSection(StageSection):
+    """The statistics of a setting's sources."""
+
+    stage: ClassVar[str] = "fit_normalisation"
+    setting_name: Name
+    sources: list[Name]
+    differences: dict[Name, list[Name]]
+    """Derived sources: name to [minuend, subtrahend]."""
+    sink_threshold: Positive
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> FitNormalisationSection:
+        """The section of one job."""
+        chosen = study.settings[setting]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            sources=list(stored_sources(chosen)),
+            differences=differences(chosen),
+            sink_threshold=chosen.sink_threshold,
+        )
+
+
+class MeasureSimilaritySection(StageSection):
+    """How alike the sources of a setting are."""
+
+    stage: ClassVar[str] = "measure_similarity"
+    setting_name: Name
+    confidence: float
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> MeasureSimilaritySection:
+        """The section of one job."""
+        return cls(study=study.study, setting_name=setting, confidence=study.classification.confidence)
+
+
+class MeasureAblationsSection(StageSection):
+    """The losses of a setting's models with its sources ablated."""
+
+    stage: ClassVar[str] = "measure_ablations"
+    setting_name: Name
+    splice_tokens: Count
+    reading: ModelReading
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> MeasureAblationsSection:
+        """The section of one job."""
+        tokens, reading = study.settings[setting].splice_tokens, ModelReading.of(study, setting)
+        return cls(study=study.study, setting_name=setting, splice_tokens=tokens, reading=reading)

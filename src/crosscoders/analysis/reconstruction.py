@@ -1,0 +1,56 @@
+"""What a crosscoder rebuilds of held-out tokens, as sums within documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from crosscoders.crosscoder.crosscoder import Crosscoder
+from crosscoders.crosscoder.encode import decode_sparse, encode_sparse
+from crosscoders.kernels import sparse_code
+
+BATCH = 2048
+
+
+def reconstruction(
+    coder: Crosscoder, data, document: np.ndarray, cost: Callable[[sparse_code.Code], torch.Tensor] | None = None
+) -> dict[str, np.ndarray]:
+    """Sums within each document that evaluation is made of.
+
+    Parameters
+    ----------
+    document : (tokens,)
+        Consecutive document numbers from 0.
+    cost : optional
+        What every active pair of a code pays, (pairs,).
+
+    Returns
+    -------
+    dict
+        `error` and `variance` (documents, sources), `active`, `penalty` and `tokens` (documents,), `fired`
+        (latents,). The variance is about the split's own mean.
+    """
+    documents, sources = int(document[-1]) + 1, len(coder.widths)
+    mean = sum(x.double().sum(0) for _, x in data.batches(BATCH)) / len(data)
+    sums = {"error": np.zeros((documents, sources)), "variance": np.zeros((documents, sources))}
+    sums |= {
+        "active": np.zeros(documents),
+        "penalty": np.zeros(documents),
+        "tokens": np.bincount(document, minlength=documents).astype(float),
+    }
+    fired = np.zeros(coder.latents, np.int64)
+    for chosen, x in data.batches(BATCH):
+        code = encode_sparse(coder, x)
+        error = (x - decode_sparse(code, coder.decoder, coder.decoder_bias)).double().pow(2)
+        variance = (x.double() - mean).pow(2)
+        inside = document[chosen]
+        for s, columns in enumerate(coder.columns):
+            for name, squares in (("error", error), ("variance", variance)):
+                sums[name][:, s] += np.bincount(inside, squares[:, columns].sum(1).numpy(), documents)
+        sums["active"] += np.bincount(inside, code.offsets.diff().numpy(), documents)
+        if cost is not None:
+            sums["penalty"] += np.bincount(inside[code.tokens.numpy()], cost(code).numpy(), documents)
+        fired += np.bincount(code.latents.numpy(), minlength=coder.latents)
+    return {**sums, "fired": fired}

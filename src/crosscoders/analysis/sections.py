@@ -1,0 +1,107 @@
+"""What the stages of this room get of a study."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from crosscoders.activations.sections import ModelReading, NullChange
+from crosscoders.study.blocks import stored_sources
+from crosscoders.study.queries import data_setting, setting_models, spliced
+from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
+from crosscoders.study.settings.base import Name
+from crosscoders.study.settings.comparisons import Source
+from crosscoders.study.settings.study import Study
+from crosscoders.study.stage_section import AlignedSection, Seed, TrainingSection
+
+
+class EvaluateSection(TrainingSection):
+    """One crosscoder on the test documents."""
+
+    stage: ClassVar[str] = "evaluate"
+    bootstrap: Bootstrap
+    null: NullChange | None
+    splice: ModelReading | None
+    """How the models are run that reconstructions are spliced into; none where they are not."""
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> EvaluateSection:
+        """The section of one job."""
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            bootstrap=study.classification.bootstrap,
+            null=NullChange.of(study, setting),
+            splice=ModelReading.of(study, setting) if spliced(study, setting) else None,
+        )
+
+
+class EvaluateAlignedSection(AlignedSection):
+    """One aligned crosscoder on the test documents."""
+
+    stage: ClassVar[str] = "evaluate_aligned"
+    bootstrap: Bootstrap
+
+    @classmethod
+    def of(cls, study: Study, setting: str, aligned: str, seed: str) -> EvaluateAlignedSection:
+        """The section of one job."""
+        bootstrap = study.classification.bootstrap
+        return cls(study=study.study, setting_name=setting, aligned_name=aligned, seed=int(seed), bootstrap=bootstrap)
+
+
+class ClassifyLatentsSection(TrainingSection):
+    """The latents of one crosscoder."""
+
+    stage: ClassVar[str] = "classify_latents"
+    contrast: list[Name]
+    classification: Classification
+    null: NullChange | None
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> ClassifyLatentsSection:
+        """The section of one job."""
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            contrast=study.settings[data_setting(study, setting)].contrast,
+            classification=study.classification,
+            null=NullChange.of(study, setting),
+        )
+
+
+class MatchSeedsSection(TrainingSection):
+    """The latents of one training beside those of all seeds."""
+
+    stage: ClassVar[str] = "match_seeds"
+    seeds: list[Seed]
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> MatchSeedsSection:
+        """The section of one job."""
+        names = {"setting_name": setting, "crosscoder_name": crosscoder}
+        return cls(study=study.study, **names, seed=int(seed), seeds=study.seeds)
+
+
+class LatentPageSection(TrainingSection):
+    """The page of one crosscoder."""
+
+    stage: ClassVar[str] = "latent_page"
+    sources: dict[Name, Source]
+    models: list[Name]
+    page: Page
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> LatentPageSection:
+        """The section of one job."""
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            sources=stored_sources(study.settings[setting]),
+            models=setting_models(study, setting),
+            page=study.page,
+        )

@@ -1,0 +1,306 @@
+"""The crosscoder: a list of latent blocks over several sources, as plain tensors; and the plain reference of its loss.
+
+Notation: T tokens, m latents, S sources of widths d_s, D = Σ d_s. Sources stand side by side in the columns, so the
+encoder and the decoder are both (m, D), a row per latent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from crosscoders.crosscoder.penalties import PENALTIES
+from crosscoders.errors import UserError
+from crosscoders.kernels import matmul
+from crosscoders.study.blocks import ACTIVATIONS, Selection, group_sizes, groups
+from crosscoders.study.settings.crosscoders import CrosscoderSettings
+
+
+@dataclass
+class Crosscoder:
+    """Weights of a crosscoder and what its blocks may read and write.
+
+    Attributes
+    ----------
+    encoder, decoder : (m, D)
+        Rows are latents; entries outside a block's `reads` and `writes` are exactly 0.
+    encoder_bias : (m,), decoder_bias : (D,)
+    sources, widths
+        Names and widths of the sources, in column order.
+    reads, writes : (m, S) bool
+    tied : (m,) bool
+        Latents whose decoder is one direction for all sources.
+    penalty : (m,)
+        Factor on the sparsity penalty.
+    activation, k
+        How pre-activations become a code, and how many latents per token are kept.
+    threshold : float or (m,)
+        Score above which a latent is on at inference, unless its rank within the token decides.
+    log_threshold : (m,), optional
+        Logarithm of the scores above which latents are on, where they are learned.
+    """
+
+    encoder: torch.Tensor
+    encoder_bias: torch.Tensor
+    decoder: torch.Tensor
+    decoder_bias: torch.Tensor
+    sources: list[str]
+    widths: list[int]
+    reads: torch.Tensor
+    writes: torch.Tensor
+    tied: torch.Tensor
+    penalty: torch.Tensor
+    activation: str
+    k: int | None
+    threshold: float | torch.Tensor = 0.0
+    log_threshold: torch.Tensor | None = None
+
+    @property
+    def selection(self) -> Selection:
+        """How active latents are chosen."""
+        return ACTIVATIONS[self.activation]
+
+    @property
+    def latents(self) -> int:
+        """Number of latents m."""
+        return self.encoder.shape[0]
+
+    @property
+    def columns(self) -> list[slice]:
+        """Columns of each source."""
+        edges = np.cumsum([0, *self.widths]).tolist()
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """Encoder, encoder bias, decoder, decoder bias, and the thresholds' logarithms where they are learned."""
+        found = [self.encoder, self.encoder_bias, self.decoder, self.decoder_bias]
+        return found if self.log_threshold is None else [*found, self.log_threshold]
+
+    @property
+    def parts(self) -> list[Crosscoder]:
+        """What a training step works on, one after the other: the crosscoder itself (compare `separate.Separate`)."""
+        return [self]
+
+    @property
+    def on_above(self) -> float | torch.Tensor:
+        """Score above which a latent is on, one number or (m,)."""
+        return self.threshold if self.log_threshold is None else self.log_threshold.exp()
+
+    def to(self, device: str) -> Crosscoder:
+        """A copy on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
+
+    def decoder_norms(self) -> torch.Tensor:
+        """n_{j,s} = ‖W_dec,j^s‖₂, (m, S)."""
+        if len(set(self.widths)) == 1:  # in one pass
+            return torch.linalg.vector_norm(self.decoder.reshape(self.latents, len(self.widths), -1), dim=2)
+        return torch.stack([self.decoder[:, c].norm(dim=1) for c in self.columns], dim=1)
+
+    def preactivations(self, x: torch.Tensor) -> torch.Tensor:
+        """P = Σ_s W_enc^s x_s + b_enc, (T, m), of normalised activations (T, D)."""
+        return matmul.linear(x, self.encoder, self.encoder_bias)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Code at inference, (T, m), not negative; a latent's score is f_j Σ_s n_{j,s}."""
+        f = self.preactivations(x).relu()
+        score = f * self.decoder_norms().sum(1)
+        if self.selection.ranked_over == "token":
+            return keep_largest(f, score, self.k)
+        return f * (score > self.on_above)
+
+    def decode(self, f: torch.Tensor) -> torch.Tensor:
+        """Reconstruction x̂ = W_dec f + b_dec, (T, D)."""
+        return matmul.linear(f, self.decoder.T, self.decoder_bias)
+
+    def forbidden(self, allowed: torch.Tensor) -> list[tuple[torch.Tensor, slice]]:
+        """Pairs (latents, columns) whose weights must stay 0, from `reads` or `writes`."""
+        masked = [(~allowed[:, s], columns) for s, columns in enumerate(self.columns)]
+        return [(latents, columns) for latents, columns in masked if latents.any()]
+
+    @property
+    def unconstrained(self) -> bool:
+        """Whether every latent may read and write every source, in a direction of its own in each."""
+        return bool(self.reads.all() and self.writes.all() and not self.tied.any())
+
+    def constrain(self, encoder: torch.Tensor, decoder: torch.Tensor) -> None:
+        """Project a pair of (m, D) tensors, weights or gradients, in place onto what the blocks allow.
+
+        Forbidden entries become 0; the parts of a tied decoder become their sum, which for gradients is the
+        derivative with respect to the one shared direction.
+        """
+        for latents, columns in self.forbidden(self.reads):
+            encoder[latents, columns] = 0
+        for latents, columns in self.forbidden(self.writes):
+            decoder[latents, columns] = 0
+        if self.tied.any():
+            parts = decoder[self.tied].view(int(self.tied.sum()), len(self.widths), -1)
+            shared = parts.sum(1, keepdim=True) * self.writes[self.tied].unsqueeze(-1)
+            decoder[self.tied] = shared.flatten(1)
+
+
+def keep_largest(f: torch.Tensor, score: torch.Tensor, k: int) -> torch.Tensor:
+    """`f` where `score` is among the k largest of its row, 0 elsewhere; of equal scores the lower index is kept."""
+    order = torch.sort(score, dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.zeros_like(f).scatter_(1, order, f.gather(1, order))
+
+
+def initial_directions(
+    latents: int, widths: list[int], seed: int, norm: float, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Decoder vectors at the start of training, (m, D), each of the given norm within a source.
+
+    Where widths are equal all sources start from the same direction, so that no source differs by chance.
+    """
+    equal = len(set(widths)) == 1
+    generator = torch.Generator().manual_seed(seed)
+    drawn = widths[:1] if equal else widths
+    draws = [torch.randn(latents, width, generator=generator, dtype=torch.float64) for width in drawn]
+    units = [draw / draw.norm(dim=1, keepdim=True) for draw in draws] * (len(widths) if equal else 1)
+    return torch.cat(units, dim=1).mul_(norm).to(dtype)
+
+
+def create(
+    settings: CrosscoderSettings, sources: list[str], widths: list[int], seed: int, dtype: torch.dtype = torch.float32
+) -> Crosscoder:
+    """A crosscoder at the start of training.
+
+    Every decoder vector has the norm `decoder_norm` (:func:`initial_directions`), and the encoder is its transpose.
+
+    Parameters
+    ----------
+    settings : CrosscoderSettings
+    sources : list of str
+    widths : list of int
+        d_s of every source.
+    seed : int
+    dtype : torch.dtype
+
+    Raises
+    ------
+    UserError
+        A tied block over sources of unequal width.
+    """
+    m, activation = settings.latents, settings.activation
+    decoder = initial_directions(m, widths, seed, settings.training.decoder_norm, dtype)
+    masks = block_masks(settings, sources, widths)
+    found = Crosscoder(
+        encoder=decoder.clone(),
+        encoder_bias=torch.zeros(m, dtype=dtype),
+        decoder=decoder,
+        decoder_bias=torch.zeros(sum(widths), dtype=dtype),
+        sources=list(sources),
+        widths=list(widths),
+        **(masks | {"penalty": masks["penalty"].to(dtype)}),
+        activation=activation.kind,
+        k=activation.k,
+    )
+    if found.selection.learns_threshold:
+        found.log_threshold = torch.full((m,), math.log(activation.initial_threshold), dtype=dtype)
+    for latents, columns in found.forbidden(found.reads):
+        found.encoder[latents, columns] = 0
+    for latents, columns in found.forbidden(found.writes):
+        found.decoder[latents, columns] = 0
+    return found
+
+
+def block_masks(settings: CrosscoderSettings, sources: list[str], widths: list[int]) -> dict[str, torch.Tensor]:
+    """What the blocks mean for every latent: `reads` and `writes`, (m, S) bool, `tied`, (m,) bool, and `penalty`, (m,).
+
+    Raises
+    ------
+    UserError
+        A tied block over sources of unequal width.
+    """
+    reads, writes, tied, penalty = [], [], [], []
+    parts = groups(settings.blocks, sources)
+    for part, size in zip(parts, group_sizes(settings.latents, [part.share for part in parts]), strict=True):
+        block = settings.blocks[part.block]
+        if block.tied and len(set(widths)) > 1:
+            raise UserError(f"blocks.{part.block}.tied: sources of widths {widths} cannot share a decoder direction")
+        reads += [part.reads] * size
+        writes += [part.writes] * size
+        tied += [block.tied] * size
+        penalty += [block.penalty] * size
+    masks = {"reads": reads, "writes": writes, "tied": tied}
+    return {name: torch.tensor(values) for name, values in masks.items()} | {
+        "penalty": torch.tensor(penalty, dtype=torch.float64)
+    }
+
+
+class StepThreshold(torch.autograd.Function):
+    """f · 1[score > θ], whose gradient reaches θ through a rectangle around the step.
+
+    A latent at its threshold is worth f = θ / N_j, so ∂f/∂θ is −θ / (N_j ε) within ε/2 of the step and 0 elsewhere
+    (Rajamanoharan et al. 2024, Eq. 11, for scores in place of pre-activations).
+    """
+
+    @staticmethod
+    def forward(ctx, f, score, norms, theta, bandwidth):  # noqa: D102
+        ctx.save_for_backward(score, norms, theta)
+        ctx.bandwidth = bandwidth
+        return f.relu() * (score > theta)
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: D102
+        score, norms, theta = ctx.saved_tensors
+        near = (score - theta).abs() < ctx.bandwidth / 2
+        return gradient * (score > theta), None, None, -(gradient * near).sum(0) * theta / (norms * ctx.bandwidth), None
+
+
+def reference_loss(
+    crosscoder: Crosscoder,
+    x: torch.Tensor,
+    penalty_kind: str,
+    coefficient: float,
+    weights: torch.Tensor,
+    k: int | None = None,
+    scale: float = 1.0,
+    bandwidth: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The training loss in plain operations, for autograd: what every fast path is tested against.
+
+    Σ_s w_s ‖x_s − x̂_s‖², mean over tokens, plus a penalty of :mod:`crosscoders.crosscoder.penalties` [L24; A25]. BatchTopK keeps
+    the T·k largest scores f_j Σ_s n_{j,s} [B24].
+
+    Returns
+    -------
+    loss : scalar
+    code : (T, m)
+    """
+    norms, selection = crosscoder.decoder_norms(), crosscoder.selection
+    preactivations = crosscoder.preactivations(x)
+    f = preactivations.relu()
+    score = f * norms.sum(1)
+    if selection.ranked_over == "batch":
+        f = keep_largest(f.reshape(1, -1), score.reshape(1, -1), k * len(x)).view_as(f)
+    elif selection.ranked_over == "token":
+        f = keep_largest(f, score, k)
+    elif selection.learns_threshold:
+        size = norms.sum(1).detach()
+        f = StepThreshold.apply(preactivations, (preactivations * size).detach(), size, crosscoder.on_above, bandwidth)
+    error = x - crosscoder.decode(f)
+    loss = ((error**2).sum(0) * weights).sum() / len(x)
+    if penalty_kind != "none":
+        penalty = PENALTIES[penalty_kind]
+        penalised = f if penalty.penalises_code else f.detach()
+        value = penalty.value(penalised * penalty.join(norms), scale)
+        loss = loss + coefficient * (value * crosscoder.penalty).sum() / len(x)
+    return loss, f
+
+
+def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float) -> None:
+    """Set encoder biases so that over x, (T, D), every latent fires equally often and `l0` of them per token.
+
+    A dense start costs the first hundred steps of a penalised training: latents have to be silenced one by one.
+    """
+    wanted = max(1, round(len(x) * l0 / crosscoder.latents))
+    crosscoder.encoder_bias.zero_()
+    ordered = crosscoder.preactivations(x).topk(wanted + 1, dim=0).values
+    crosscoder.encoder_bias.copy_(-(ordered[-2] + ordered[-1]) / 2)
+    if crosscoder.log_threshold is not None:  # a latent is on where its score exceeds the threshold, not 0
+        crosscoder.encoder_bias += crosscoder.on_above / crosscoder.decoder_norms().sum(1)

@@ -1,0 +1,51 @@
+"""What the stages of this room get of a study."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from crosscoders.study.queries import setting_corpora
+from crosscoders.study.settings.base import Count, Name, Share
+from crosscoders.study.settings.corpora import ChatTemplate, Corpus
+from crosscoders.study.settings.study import Study
+from crosscoders.study.stage_section import StageSection
+
+
+class FetchTextSection(StageSection):
+    """One corpus."""
+
+    stage: ClassVar[str] = "fetch_text"
+    name: Name
+    corpus: Corpus
+
+    @classmethod
+    def of(cls, study: Study, corpus: str) -> FetchTextSection:
+        """The section of one job."""
+        return cls(study=study.study, name=corpus, corpus=study.corpora[corpus])
+
+
+class TokenizeSection(StageSection):
+    """The tokens of one setting, all splits."""
+
+    stage: ClassVar[str] = "tokenize"
+    setting_name: Name
+    tokens: dict[str, dict[Name, int]]
+    """Tokens of each corpus, by split."""
+    context: Count
+    corpora: list[Name]
+    chat_template: ChatTemplate
+    splits: dict[str, list[Share]]
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> TokenizeSection:
+        """The section of one job."""
+        chosen = study.settings[setting]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            tokens=chosen.tokens,
+            context=chosen.context,
+            corpora=setting_corpora(study, setting),
+            chat_template=study.chat_template,
+            splits={name: study.splits[name] for name in chosen.tokens},
+        )

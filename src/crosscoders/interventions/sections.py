@@ -1,0 +1,114 @@
+"""What the stages of this room get of a study."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from crosscoders.activations.sections import ModelReading
+from crosscoders.study.settings.analysis import Bootstrap
+from crosscoders.study.settings.base import Count, Name, Share
+from crosscoders.study.settings.comparisons import Causal, Circuits, Source
+from crosscoders.study.settings.corpora import ChatTemplate
+from crosscoders.study.settings.study import Study
+from crosscoders.study.stage_section import Part, StageSection, TrainingSection
+
+
+class Asking(Part):
+    """What the chat model's answers depend on."""
+
+    prompts: Count
+    new_tokens: Count
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seed: int
+
+
+class GenerateResponsesSection(StageSection):
+    """The chat model's own answers to prompts from test documents."""
+
+    stage: ClassVar[str] = "generate_responses"
+    setting_name: Name
+    asking: Asking
+    chat_template: ChatTemplate
+    split: list[Share]
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> GenerateResponsesSection:
+        """The section of one job."""
+        chosen = study.settings[setting]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            asking=Asking(**{name: getattr(chosen.causal, name) for name in Asking.model_fields}),
+            chat_template=study.chat_template,
+            split=study.splits["test"],
+            dtype=chosen.dtype,
+            device=study.device,
+        )
+
+
+class CausalSection(TrainingSection):
+    """Patches made of one crosscoder."""
+
+    stage: ClassVar[str] = "causal"
+    contrast: list[Name]
+    base: Name
+    """Model of the contrast's first source."""
+    chat: Name
+    """Model of the contrast's second source, which is patched."""
+    layer: Annotated[int, Field(ge=0)]
+    models: list[Name]
+    batch_tokens: Count
+    dtype: str
+    device: str
+    causal: Causal
+    bootstrap: Bootstrap
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> CausalSection:
+        """The section of one job."""
+        chosen, reading = study.settings[setting], ModelReading.of(study, setting)
+        base, chat = (chosen.sources[name] for name in chosen.contrast)
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            contrast=chosen.contrast,
+            base=base.model,
+            chat=chat.model,
+            layer=chat.layer,
+            **reading.model_dump(exclude={"sources"}),
+            causal=chosen.causal,
+            bootstrap=study.classification.bootstrap,
+        )
+
+
+class CircuitsSection(TrainingSection):
+    """The graph of SAEs that one crosscoder simplifies."""
+
+    stage: ClassVar[str] = "circuits"
+    circuits: Circuits
+    bootstrap: Bootstrap
+    sources: dict[Name, Source]
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> CircuitsSection:
+        """The section of one job."""
+        chosen, reading = study.settings[setting], ModelReading.of(study, setting)
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            circuits=chosen.circuits,
+            bootstrap=study.classification.bootstrap,
+            sources=reading.sources,
+            dtype=reading.dtype,
+            device=reading.device,
+        )

@@ -1,0 +1,42 @@
+"""The choice of a backend, made once for whoever computes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import torch
+
+from crosscoders.kernels.cpu import CompiledBackend
+from crosscoders.kernels.cpu_library import library
+from crosscoders.kernels.interface import Backend
+from crosscoders.kernels.plain import PlainBackend
+
+
+def choose(device: str | torch.device = "cpu") -> Backend:
+    """The fastest backend for a device.
+
+    On a GPU the passes are Triton's; on a CPU they are compiled where a C++ compiler is found and the processor has
+    AVX2; torch makes them elsewhere.
+    """
+    if torch.device(device).type == "cuda":
+        return triton()
+    return compiled() if library() is not None else plain()
+
+
+@functools.cache
+def plain() -> Backend:
+    """Plain torch."""
+    return PlainBackend()
+
+
+@functools.cache
+def compiled() -> Backend:
+    """The kernels of cpu.cpp; :func:`crosscoders.kernels.cpu_library.library` must have been found."""
+    return CompiledBackend()
+
+
+@functools.cache
+def triton() -> Backend:
+    """Triton's kernels; they are imported when first used, because Triton comes with torch's CUDA builds alone."""
+    return importlib.import_module("crosscoders.kernels.gpu").TritonBackend()

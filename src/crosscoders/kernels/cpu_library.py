@@ -1,0 +1,74 @@
+"""The compiled library of cpu.cpp: built once per machine, opened with the signatures of its functions."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from crosscoders.kernels import machine
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC"]
+NAMES = {torch.float32: "float32", torch.float64: "float64"}
+"""Types of numbers that the library is compiled for."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there is no compiler or the processor lacks AVX2."""
+    if compiler() is None or not {"avx2", "fma"} <= set(machine.processor().split()):
+        return None
+    try:
+        version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+        parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, version, machine.processor()]
+        return opened(built(compiler(), hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or g++."""
+    return os.environ.get("CXX") or shutil.which("g++")
+
+
+def built(compiler: str, key: str) -> Path:
+    """The compiled file, from the user's cache where it was compiled before."""
+    cache = machine.cache_folder()
+    built = cache / f"kernels-{key}.so"
+    if not built.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            part = Path(folder) / built.name
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], capture_output=True, check=True)
+            part.replace(built)  # complete or absent, also with many jobs starting at once
+    return built
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """The library with its signatures."""
+    found = ctypes.CDLL(str(path))
+    p, n, i, x, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
+    found.adam_float32.argtypes = [p] * 3 + [i] + [p] * 2 + [n] * 3 + [ctypes.c_uint32, p]
+    found.adam_float32.restype = None
+    found.register_bytes.argtypes, found.register_bytes.restype = [], n
+    found.normalised_rows.argtypes, found.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
+    found.stored_rows.argtypes, found.stored_rows.restype = [p, n, n, p, n], None
+    for name in NAMES.values():
+        getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
+        getattr(found, f"quantise_{name}").restype = None
+        getattr(found, f"scan_{name}").argtypes = [p] * 6 + [n] + [p] * 4 + [n] * 4 + [x, p, p, n]
+        getattr(found, f"scan_{name}").restype = n
+        getattr(found, f"reconstruct_{name}").argtypes = [p] * 3 + [n] * 2 + [p] * 4 + [d, n, n] + [p] * 3 + [i]
+        getattr(found, f"reconstruct_{name}").restype = None
+        getattr(found, f"reconstruct_rows_{name}").argtypes = [p] * 7 + [d] + [n] * 3 + [p] * 3
+        getattr(found, f"reconstruct_rows_{name}").restype = None
+        getattr(found, f"weight_gradient_{name}").argtypes = [p] * 3 + [n] * 2 + [p] + [n] * 2 + [p] * 2 + [i]
+        getattr(found, f"weight_gradient_{name}").restype = None
+    return found

@@ -1,0 +1,48 @@
+"""The machine that kernels run on: its processor, its caches, and a folder for what is made once per machine."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+HALF_A_MEGABYTE = 512 << 10
+
+
+@functools.cache
+def processor() -> str:
+    """Vendor, model and instructions of the processor, one line each; one cache folder may serve several processors."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    first = lines[: lines.index("")] if "" in lines else lines
+    return "\n".join(line for line in first if line.startswith(("vendor_id", "model", "stepping", "flags")))
+
+
+def made_by_intel() -> bool:
+    """Whether the processor is Intel's, for which MKL is made."""
+    return "GenuineIntel" in processor()
+
+
+@functools.cache
+def second_cache() -> int:
+    """Bytes of a core's second-level cache; half a megabyte where the system does not say."""
+    told = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+    size = told.read_text().strip() if told.exists() else ""
+    return int(size[:-1]) << 10 if size.endswith("K") else HALF_A_MEGABYTE
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this package; a temporary folder where the user's cannot be written."""
+    folder = Path(platformdirs.user_cache_dir("crosscoders"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="crosscoders-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,87 @@
+"""Hugging Face snapshots with checked provenance: written whole, verified before they are loaded, and asked for answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+
+from crosscoders import artifacts
+from crosscoders.errors import UserError
+
+PROVENANCE = "provenance.json"
+
+
+def publish(folder: Path, target: Path, provenance: dict) -> None:
+    """Write `provenance.json` with the SHA-256 of every file and move the finished folder to its place."""
+    files = {file.name: artifacts.sha256(file) for file in sorted(folder.iterdir())}
+    artifacts.write_json({**provenance, "files": files}, folder / PROVENANCE)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(folder, target)
+
+
+def working_folder(target: Path) -> tempfile.TemporaryDirectory:
+    """A folder beside `target`, so that the finished snapshot can be renamed into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True)
+
+
+def verify(folder: Path) -> dict:
+    """Check every file of a snapshot against its provenance, and return the provenance.
+
+    Raises
+    ------
+    UserError
+        A file is missing or differs; the line names it.
+    """
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / PROVENANCE}: cannot be read ({error}); delete the folder and run again") from None
+    for name, expected in provenance["files"].items():
+        if not (folder / name).is_file() or artifacts.sha256(folder / name) != expected:
+            raise UserError(f"{folder / name}: missing or not as written; delete the folder and run again")
+    return provenance
+
+
+def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """A verified snapshot, ready for inference."""
+    verify(folder)
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+    )
+    return model.eval().to(device)
+
+
+@torch.inference_mode()
+def continuations(
+    model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int, temperature: float = 0.0
+) -> list[list[int]]:
+    """Continuations of several prompts, padded on the left, up to and with the token `stop`.
+
+    Greedy where the temperature is 0; else sampled with torch's generator.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[stop] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    found = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=stop, pad_token_id=stop, **sampling
+    )
+    rows = found[:, longest:].tolist()
+    return [row[: row.index(stop) + 1] if stop in row else row for row in rows]
+
+
+def greedy(
+    model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int
+) -> list[list[int]]:
+    """Greedy continuations, ended before the token `stop`."""
+    rows = continuations(model, prompts, new_tokens, stop)
+    return [row[:-1] if row[-1] == stop else row for row in rows]

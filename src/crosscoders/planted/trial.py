@@ -1,0 +1,127 @@
+"""Stage trial: one member of the family trained and judged on synthetic sources whose concepts are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+
+from crosscoders import artifacts, stage
+from crosscoders.analysis import bootstrap, classification
+from crosscoders.analysis.reconstruction import reconstruction
+from crosscoders.crosscoder.crosscoder import Crosscoder
+from crosscoders.errors import UserError
+from crosscoders.planted import concepts
+from crosscoders.planted.concepts import PLANTED_CLASSES, Sample, World
+from crosscoders.planted.sections import TrialSection
+from crosscoders.study.settings.analysis import Classification
+from crosscoders.training import loop
+from crosscoders.training.recipes import CrosscoderRecipe
+
+RULES = ("norm", "norm and scaling")
+
+
+def calls(found: xr.Dataset, specific: xr.Dataset) -> dict[str, np.ndarray]:
+    """What each rule calls every latent: its class by norm; that class, where latent scaling confirms it."""
+    by_norm = np.array(classification.NORM_CLASSES)[found["norm_class"].values]
+    by_scaling = np.array(classification.SPECIFIC)[specific["specific"].values]
+    confirmed = ((by_norm == "chat-only") & (by_scaling == "chat")) | (
+        (by_norm == "base-only") & (by_scaling == "base")
+    )
+    return dict(zip(RULES, (by_norm, np.where(confirmed, by_norm, "other")), strict=True))
+
+
+def onset(truth: World, coder: Crosscoder, cosine: np.ndarray, alive: np.ndarray, threshold: float) -> float:
+    """Share of spanning concepts, of those recovered, whose best latent begins in the layer where the concept begins.
+
+    A latent begins in the first source with half its largest decoder norm.
+    """
+    norms = coder.decoder_norms().numpy()
+    begins = (norms >= 0.5 * norms.max(1, keepdims=True)).argmax(1)
+    cosine = np.where(alive, cosine, 0)
+    chosen = truth.is_class("spanning") & (cosine.max(1) > threshold)
+    return float((begins[cosine.argmax(1)] == truth.first)[chosen].mean()) if chosen.any() else np.nan
+
+
+def score(
+    truth: World,
+    coder: Crosscoder,
+    data: Sample,
+    held_out: Sample,
+    parts: list[list[int]],
+    contrast: tuple[int, ...],
+    settings: Classification,
+    threshold: float,
+) -> xr.Dataset:
+    """Reconstruction, classes and the judgement of one crosscoder on test tokens `data`.
+
+    Latent scaling is fitted on the validation tokens `held_out`. `parts` holds, per source of the crosscoder, the planted sources it is made of: one, or the two of a difference.
+    """
+    weights = bootstrap.resamples(int(data.document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
+    sums = reconstruction(coder, data, data.document)
+    scaling, _ = classification.scan(coder, data, data.document, contrast, weights)
+    geometry = classification.geometry_dataset(coder, contrast, settings)
+    validation, _ = classification.scan(coder, held_out, held_out.document, contrast)
+    specific = classification.scaling_dataset(scaling, validation, geometry["relative_norm"].values, settings)
+    alive = sums["fired"] > 0
+    made_of = [
+        (coder.decoder[:, columns].numpy(), s) for columns, part in zip(coder.columns, parts, strict=True) for s in part
+    ]
+    cosine, concept = concepts.match(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], threshold)
+    called = calls(geometry, specific) if contrast and not truth.is_class("spanning").any() else {}  # spans say more
+    judged = concepts.judge(truth, cosine, concept, alive, called, threshold)
+    v = artifacts.variable
+    explained = 1 - sums["error"].sum(0) / sums["variance"].sum(0)
+    best = np.where(alive, cosine, 0).argmax(1)
+    judged = judged.assign(
+        fraction_variance_explained=v("source", explained, "fraction of variance explained"),
+        l0=v((), sums["active"].sum() / sums["tokens"].sum(), "active latents per token at inference"),
+        dead_fraction=v((), 1 - alive.mean(), "share of latents that fire on no test token"),
+        latents=v((), np.int64(coder.latents), "latents of the dictionary"),
+        onset_accuracy=v(
+            (), onset(truth, coder, cosine, alive, threshold), "share of concepts begun in the right layer"
+        ),
+        concept_class=artifacts.flags("concept", truth.planted_class, PLANTED_CLASSES, "class of the concept"),
+        concept_cosine=v("concept", cosine[np.arange(len(cosine)), best], "cosine of the concept with its best latent"),
+        concept_relative_norm=v("concept", geometry["relative_norm"].values[best], "relative norm of that latent"),
+        concept_nu_error=v("concept", specific["nu_error"].values[best], "ν of the error of that latent"),
+        concept_nu_reconstruction=v("concept", specific["nu_reconstruction"].values[best], "ν of its reconstruction"),
+    )
+    return judged.assign_coords(source=("source", np.array(coder.sources, dtype=object)))
+
+
+def main(arguments) -> None:
+    """Plant, train, judge, save."""
+    section: TrialSection = arguments.settings
+    synthetic, options, member = section.synthetic, section.synthetic.planted, section.crosscoder
+    stored, seed = list(synthetic.widths), section.seed
+    torch.set_grad_enabled(False)
+    truth = concepts.world(options, list(synthetic.widths.values()), seed)
+    drawn, _ = concepts.samples(truth, options, stored, synthetic.differences, synthetic.tokens, seed)
+    chosen = {split: sample.only(section.sources) for split, sample in drawn.items()}
+    name = f"trial {section.label}"
+    progress = stage.Progress(name, member.training.steps, "steps")
+    report = lambda state: progress.reach(state.step, loss=state.history["loss"][-1], l0=state.history["l0"][-1])  # noqa: E731
+    try:
+        state = loop.fit(CrosscoderRecipe(member), chosen["train"], chosen["validation"], seed, report=report)
+    except FloatingPointError as error:
+        raise UserError(f"crosscoders.{section.crosscoder_name}: {error}; expected a lower learning_rate") from None
+    coder = state.crosscoder
+    contrast = tuple(coder.sources.index(source) for source in section.contrast if source in coder.sources)
+    parts = [[stored.index(part) for part in synthetic.differences.get(source, [source])] for source in coder.sources]
+    settings = section.classification
+    contrast = contrast if len(contrast) == 2 else ()
+    dataset = score(
+        truth, coder, chosen["test"], chosen["validation"], parts, contrast, settings, options.recovered_above
+    )
+    dataset.attrs = section.provenance() | {"title": name}
+    artifacts.write(dataset, arguments.output)
+    recovered = ", ".join(
+        f"{kind} {float(value):.2f}"
+        for kind, value in zip(dataset["planted_class"].values, dataset["recovered"].values, strict=True)
+    )
+    stage.say(f"{name}: L0 {float(dataset['l0']):.1f}, recovered: {recovered}")
+
+
+if __name__ == "__main__":
+    stage.run(main, stage.parser(TrialSection, __doc__, "output").parse_args())

@@ -1,0 +1,67 @@
+"""Stage collate: everything the notebooks read about one setting, over crosscoders and seeds, in one dataset."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from crosscoders import artifacts, stage
+from crosscoders.report.sections import CollateSection
+from crosscoders.report.stacking import stack, stack_seeds
+
+
+def main(arguments) -> None:
+    """Collate one setting."""
+    section: CollateSection = arguments.settings
+    keys = [(name, seed) for name in section.crosscoders for seed in section.seeds]
+    parts = []
+    for paths in (arguments.latents, arguments.evaluations, arguments.histories):
+        parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
+    parts[2] = parts[2].rename({name: f"training_{name}" for name in parts[2].data_vars})
+    for paths in (arguments.stability, arguments.causal):
+        if paths:
+            parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
+    if arguments.circuits:
+        found = map(artifacts.read, arguments.circuits)
+        parts.append(stack_seeds(dict(zip(section.seeds, found, strict=True)), "circuit_"))
+    normalisation = artifacts.read(arguments.normalisation)
+    if arguments.aligned:
+        pairs = [(name, seed) for name in section.aligned for seed in section.seeds]
+        found = stack({key: artifacts.read(path) for key, path in zip(pairs, arguments.aligned, strict=True)})
+        names = [name for name in found.data_vars if name.startswith("aligned_")]
+        labels = {dim: parts[0][dim].values for dim in ("source", "other_source")}
+        parts.append(found[names].reindex(labels).rename(crosscoder="aligned"))
+    statistics = normalisation[["scale", "median_norm", "sink_norm", "sink_share"]]
+    parts.append(statistics.sel(source=parts[0]["source"].values))
+    if arguments.similarity:
+        found = artifacts.read(arguments.similarity)
+        names = [name for name in parts[0]["source"].values if name in found["source"].values]
+        parts.append(
+            found.sel(source=names).reindex(source=parts[0]["source"].values).rename(other_source="compared_source")
+        )
+    if arguments.behaviours:
+        measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
+        parts.append(
+            measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")})
+        )
+    dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts", join="exact")
+    dataset.attrs = section.provenance()
+    dataset.attrs |= {
+        "title": f"summary of {section.setting_name}",
+        "setting": section.setting_name,
+        "base": section.contrast[0],
+        "chat": section.contrast[1],
+        "classification": section.classification.model_dump_json(),
+        "sources": artifacts.json_text({name: source.model_dump() for name, source in section.sources.items()}),
+    }
+    artifacts.write(dataset, arguments.output)
+
+
+if __name__ == "__main__":
+    flags = stage.parser(
+        CollateSection, __doc__, "normalisation", "output", lists=("latents", "evaluations", "histories")
+    )
+    for flag in ("--behaviours", "--similarity"):
+        flags.add_argument(flag, type=stage.Path)
+    for flag in ("--stability", "--aligned", "--causal", "--circuits"):
+        flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
+    stage.run(main, flags.parse_args())

@@ -1,0 +1,125 @@
+"""Which crosscoder should I use? Members trained on one set of activations, side by side, from a summary alone."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+
+from crosscoders.report.figures import PALETTE, crosscoders
+from crosscoders.report.null_figures import rates
+
+MATCHED = 0.2
+"""Largest relative distance of L0 from the median of the members at which it counts as matched."""
+COLUMNS = {
+    "fve": "fraction of variance explained\n(mean of its sources)",
+    "l0": "L0",
+    "dead": "dead share",
+    "chat_only": "chat-only by norm\n(share of alive latents)",
+    "specific": "chat-specific by ν\n(share of alive latents)",
+    "lift": "lift of planted and template tokens,\nhighest Δ",
+}
+
+
+def measures(summary: xr.Dataset, crosscoder: str, seed: int) -> dict[str, tuple[float, float, float]]:
+    """What is compared, for one training: value and ends of its 95% interval; NaN where there is none.
+
+    Intervals are over documents; those of rates of latents are as in `null_figures.rates`.
+    """
+    one = summary.sel(crosscoder=crosscoder, seed=seed)
+    called = rates(summary.sel(seed=[seed]), crosscoder) if float(one["called"].sel(call="alive")) > 0 else {}
+
+    def of(variable: xr.DataArray, name: str) -> tuple[float, float, float]:
+        return tuple(float(variable[f"{name}{end}"].mean()) for end in ("", "_low", "_high"))
+
+    lift = (np.nan,) * 3
+    if "category" in one.dims:
+        lift = of(one.sel(category="planted_or_template").isel(group=-1), "enrichment_lift")
+    return {
+        "fve": of(one, "fraction_variance_explained"),
+        "l0": of(one, "l0"),
+        "dead": (float(one["dead_fraction"]), np.nan, np.nan),
+        "chat_only": called.get("chat-only", (np.nan,) * 3)[:3],
+        "specific": called.get("chat-specific", (np.nan,) * 3)[:3],
+        "lift": lift,
+    }
+
+
+def table(summary: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """Measures of every member, (seeds, 3): value, lower and upper end."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in crosscoders(summary):
+        rows = [measures(summary, name, int(seed)) for seed in summary["seed"].values]
+        found[name] = {key: np.array([row[key] for row in rows]) for key in COLUMNS}
+    return found
+
+
+def compare(summary: xr.Dataset) -> plt.Figure:
+    """ours-compare: every measure by member; a mark per seed, with its interval."""
+    found = table(summary)
+    figure, axes = plt.subplots(1, len(COLUMNS), figsize=(3.1 * len(COLUMNS), 0.9 + 0.42 * len(found)), sharey=True)
+    for axis, (key, label) in zip(axes, COLUMNS.items(), strict=True):
+        for row, columns in enumerate(found.values()):
+            value, low, high = columns[key].T
+            place = row + 0.16 * (np.arange(len(value)) - (len(value) - 1) / 2)
+            bars = np.nan_to_num([value - low, high - value]).clip(min=0)
+            axis.errorbar(value, place, xerr=bars, fmt="o", ms=5, capsize=2, color=PALETTE[0])
+        axis.set_xlabel(label, fontsize=10)
+        axis.grid(axis="y", lw=0.4)
+    axes[0].set_yticks(range(len(found)), list(found))
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(None, 1)
+    figure.suptitle("a mark per seed; bars: 95% over documents, of rates also over latents", fontsize=10)
+    sns.despine(figure, left=True)
+    return figure
+
+
+def as_markdown(summary: xr.Dataset) -> str:
+    """The table in Markdown: the mean over seeds, and the widest ends of their intervals."""
+
+    def shown(values: np.ndarray, form: str) -> str:
+        if np.isnan(values[:, 0]).all():
+            return "–"
+        text = form.format(np.nanmean(values[:, 0]))
+        if np.isnan(values[:, 1:]).all():
+            return text
+        return f"{text} [{form.format(np.nanmin(values[:, 1]))}, {form.format(np.nanmax(values[:, 2]))}]"
+
+    forms = {
+        "fve": "{:.3f}",
+        "l0": "{:.1f}",
+        "dead": "{:.3f}",
+        "chat_only": "{:.4f}",
+        "specific": "{:.4f}",
+        "lift": "{:.1f}",
+    }
+    heads = ["member", "FVE", "L0", "dead", "chat-only", "chat-specific", "lift"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name, columns in table(summary).items():
+        lines.append("| " + " | ".join([name, *(shown(columns[key], form) for key, form in forms.items())]) + " |")
+    return "\n".join(lines)
+
+
+def answer(summary: xr.Dataset) -> str:
+    """Three lines: the best reconstruction at matched L0, the best ranking, and the member that claims most."""
+    found = {
+        name: {key: np.mean(values[:, 0]) for key, values in columns.items()}
+        for name, columns in table(summary).items()
+    }
+    middle = float(np.median([columns["l0"] for columns in found.values()]))
+    diffing = {name: columns for name, columns in found.items() if np.isfinite(columns["chat_only"])}
+    matched = {name: columns for name, columns in diffing.items() if abs(columns["l0"] / middle - 1) <= MATCHED}
+    best = lambda group, key: max(group, key=lambda name: np.nan_to_num(group[name][key], nan=-1))  # noqa: E731
+    rebuilt, ranked, claims = best(matched, "fve"), best(diffing, "lift"), best(diffing, "chat_only")
+    outside = sorted(set(diffing) - set(matched))
+    return "\n".join(
+        [
+            f"- **Reconstruction**: {rebuilt} explains most ({found[rebuilt]['fve']:.3f}) among members with L0 within "
+            f"{MATCHED:.0%} of {middle:.0f}" + (f"; not matched: {', '.join(outside)}." if outside else "."),
+            f"- **Ranking**: the highest Δ of {ranked} fall most on what was planted "
+            f"({found[ranked]['lift']:.1f} times the base rate).",
+            f"- **Claims**: {claims} calls the largest share of its latents chat-only ({found[claims]['chat_only']:.2%}); "
+            f"{found[claims]['specific']:.2%} pass latent scaling.",
+        ]
+    )

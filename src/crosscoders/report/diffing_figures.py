@@ -1,0 +1,418 @@
+"""Figures that compare two models latent by latent [L24, K24, M25]."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+
+from crosscoders import artifacts
+from crosscoders.report.figures import (
+    CHAT_SAMPLE,
+    CLASS_COLOURS,
+    CLASSES,
+    PALETTE,
+    SEED_MARKS,
+    alive,
+    crosscoders,
+    leaning,
+    panels,
+    sample,
+    select,
+    shared,
+    thresholds,
+)
+
+LOWEST_LIFT = 0.03
+"""Lowest lift shown: groups that never fire on a category stand on the floor of the panel."""
+CONTROLS = ("random", "mean difference", "components")
+"""Conditions of causal patching, by how their names begin, that use no chosen latents."""
+SEGMENT_LABELS = {"all": "all response tokens", "first": "the first 9", "rest": "the rest"}
+
+
+def relative_norm(summary: xr.Dataset) -> plt.Figure:
+    """l24-relative-norm: histogram of Δ, mean over seeds, with the range of the seeds."""
+    figure, axes = panels(summary, sharey=True)
+    edges = np.linspace(0, 1, 51)
+    for name, axis in axes.items():
+        counts = np.array(
+            [_histogram(summary.sel(crosscoder=name, seed=seed), edges) for seed in summary["seed"].values]
+        )
+        axis.stairs(counts.mean(0), edges, fill=True, color=PALETTE[0], alpha=0.6)
+        middle = (edges[1:] + edges[:-1]) / 2
+        axis.vlines(middle, counts.min(0), counts.max(0), color="black", lw=1, label="range of seeds")
+        axis.set(yscale="log", xlabel=_delta_label(summary))
+    first = next(iter(axes.values()))
+    first.set(ylabel="alive latents", ylim=(0.5, 2 * max(axis.dataLim.ymax for axis in axes.values())))
+    first.legend(loc="upper left")
+    sns.despine(figure)
+    return figure
+
+
+def _histogram(one: xr.Dataset, edges: np.ndarray) -> np.ndarray:
+    return np.histogram(one["relative_norm"].values[alive(one)], edges)[0]
+
+
+def _delta_label(summary: xr.Dataset) -> str:
+    return f"relative norm Δ (0: {summary.attrs['base']}, 1: {summary.attrs['chat']})"
+
+
+def shared_cosine(summary: xr.Dataset) -> plt.Figure:
+    """l24-shared-cosine: cosine of the two decoder vectors of shared latents."""
+    figure, axes = panels(summary, sharey=True)
+    for name, axis in axes.items():
+        one = select(summary, name)
+        values = one["decoder_cosine"].values[shared(one)]
+        axis.hist(values, np.linspace(-1, 1, 81), color=CLASS_COLOURS["shared"])
+        axis.axvline(np.median(values), color="black", lw=1, ls="--", label=f"median {np.median(values):.2f}")
+        axis.set(yscale="log", xlabel="cosine of the decoder vectors")
+        axis.legend(loc="upper left")
+    next(iter(axes.values())).set_ylabel("shared latents")
+    sns.despine(figure)
+    return figure
+
+
+def penalty_field() -> plt.Figure:
+    """m25-penalty-field: descent direction of two sparsity penalties in the plane of a latent's decoder norms."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True)
+    base, chat = np.meshgrid(np.linspace(0.05, 1, 14), np.linspace(0.05, 1, 14))
+    fields = {
+        "crosscoder, L1 of norms: λ f (n_base + n_chat)": (np.ones_like(base), np.ones_like(chat)),
+        "stacked SAE, L2 of norms: λ f √(n_base² + n_chat²)": (
+            base / np.hypot(base, chat),
+            chat / np.hypot(base, chat),
+        ),
+    }
+    for axis, (name, (along_base, along_chat)) in zip(axes, fields.items(), strict=True):
+        axis.quiver(base, chat, -along_base, -along_chat, color=PALETTE[0], width=0.004)
+        axis.set(xlabel="decoder norm in base", title=name, xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
+        axis.title.set_fontsize(11)
+    axes[0].set_ylabel("decoder norm in chat")
+    sns.despine(figure)
+    return figure
+
+
+def delta_histogram(summary: xr.Dataset) -> plt.Figure:
+    """m25-delta-histogram: Δ coloured by class, latents that pass latent scaling overlaid, the chat end enlarged."""
+    figure, axes = panels(summary, width=6, sharey=True)
+    limit, below_inset = thresholds(summary)["chat_only_above"], 0
+    for name, axis in axes.items():
+        one = select(summary, name)
+        indices = alive(one)
+        delta, kind = one["relative_norm"].values[indices], one["norm_class"].values[indices]
+        specific = one["specific"].values[indices] == artifacts.flag(one["specific"], "chat")
+        parts = [(delta[kind == i], CLASS_COLOURS[label], label) for i, label in enumerate(CLASSES)]
+        _stacked(axis, parts, delta[specific], np.linspace(0, 1, 51))
+        if (delta >= limit).any():
+            below_inset = max(below_inset, np.histogram(delta, np.linspace(0, 1, 51))[0][33:].max())
+            inset = axis.inset_axes([0.72, 0.55, 0.27, 0.42])
+            _stacked(inset, parts, delta[specific], np.linspace(limit, 1, 11))
+            inset.set_title(f"Δ ≥ {limit:g}: {(delta >= limit).sum()} latents", fontsize=9)
+            inset.tick_params(labelsize=8)
+        else:
+            axis.text(
+                0.98, 0.95, f"no latent with Δ ≥ {limit:g}", ha="right", va="top", transform=axis.transAxes, fontsize=10
+            )
+        axis.set_xlabel(_delta_label(summary))
+        axis.legend(fontsize=8, loc="upper left")
+    top = max(axis.get_ylim()[1] for axis in axes.values())
+    room = 0.5 * (2 * below_inset) ** 1.9  # on a logarithmic scale: bars below the inset take half of the height
+    next(iter(axes.values())).set(ylabel="alive latents", ylim=(0.5, max(8 * top, room)))
+    sns.despine(figure)
+    return figure
+
+
+def _stacked(axis: plt.Axes, parts: list, specific: np.ndarray, edges: np.ndarray) -> None:
+    """Histograms of the classes on a logarithmic scale, those that pass latent scaling outlined."""
+    for values, colour, label in parts:
+        axis.hist(values, edges, color=colour, label=f"{label} ({len(values)})")
+    axis.hist(specific, edges, histtype="step", color="black", lw=1.5, label=f"chat-specific by ν ({len(specific)})")
+    axis.set(yscale="log", ylim=(0.5, None))
+
+
+def nu_scatter(summary: xr.Dataset) -> plt.Figure:
+    """m25-nu-scatter: ν of the error against ν of the reconstruction, chat-leaning beside as many shared latents."""
+    names = crosscoders(summary)
+    figure = plt.figure(figsize=(6 * len(names), 5.6))
+    limits = thresholds(summary)
+    edges = np.linspace(-0.5, 1.5, 41)
+    for part, name in zip(figure.subfigures(1, len(names), squeeze=False)[0], names, strict=True):
+        grid = part.add_gridspec(2, 2, width_ratios=[4, 1], height_ratios=[1, 4])
+        axis = part.add_subplot(grid[1, 0])
+        above, beside = part.add_subplot(grid[0, 0], sharex=axis), part.add_subplot(grid[1, 1], sharey=axis)
+        one = select(summary, name)
+        chat = leaning(one)
+        groups = {_leaning_label(one, chat): (chat, CLASS_COLOURS["chat-only"])}
+        groups["shared sample"] = (sample(np.setdiff1d(shared(one), chat), len(chat)), CLASS_COLOURS["shared"])
+        for label, (chosen, colour) in groups.items():
+            x, y = one["nu_reconstruction"].values[chosen], one["nu_error"].values[chosen]
+            spans = [
+                [v - one[f"nu_{t}_low"].values[chosen], one[f"nu_{t}_high"].values[chosen] - v]
+                for t, v in (("reconstruction", x), ("error", y))
+            ]
+            axis.errorbar(
+                x,
+                y,
+                xerr=np.abs(spans[0]),
+                yerr=np.abs(spans[1]),
+                fmt="none",
+                ecolor=colour,
+                elinewidth=0.5,
+                alpha=0.35,
+            )
+            axis.scatter(x, y, s=12, color=colour, label=label)
+            above.hist(x, edges, color=colour, alpha=0.6)
+            beside.hist(y, edges, color=colour, alpha=0.6, orientation="horizontal")
+        axis.axhline(limits["specific_error_below"], color="black", lw=0.8, ls="--")
+        axis.axvline(limits["specific_reconstruction_below"], color="black", lw=0.8, ls="--")
+        axis.set(xlim=(-0.5, 1.5), ylim=(-0.5, 1.5), xlabel="ν of the reconstruction", ylabel="ν of the error")
+        axis.set(xticks=np.arange(-0.5, 1.6, 0.5), yticks=np.arange(-0.5, 1.6, 0.5))
+        axis.legend(fontsize=8, loc="upper left", title=f"{name}; bars: 95% over documents", title_fontsize=8)
+        above.tick_params(labelbottom=False)
+        beside.tick_params(labelleft=False)
+    sns.despine(figure)
+    return figure
+
+
+def _leaning_label(one: xr.Dataset, chosen: np.ndarray) -> str:
+    lowest = one["relative_norm"].values[chosen].min() if len(chosen) else np.nan
+    return f"{len(chosen)} most chat-leaning (Δ ≥ {lowest:.2f})"
+
+
+def nu_threshold_counts(summary: xr.Dataset) -> plt.Figure:
+    """m25-nu-threshold-counts: among equally many chat-leaning latents, how many have both ν below a threshold π."""
+    figure, axis = plt.subplots(figsize=(6, 4.2))
+    steps = np.linspace(0, 1.2, 61)
+    for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
+        counts = []
+        for seed in summary["seed"].values:
+            one = summary.sel(crosscoder=name, seed=seed)
+            indices = alive(one)
+            chosen = indices[np.argsort(one["relative_norm"].values[indices], kind="stable")[::-1][:CHAT_SAMPLE]]
+            largest = np.fmax(one["nu_error"].values[chosen], one["nu_reconstruction"].values[chosen])
+            counts.append([(largest < step).sum() for step in steps])
+        counts = np.array(counts)
+        axis.plot(steps, counts.mean(0), color=colour, label=name)
+        axis.fill_between(steps, counts.min(0), counts.max(0), color=colour, alpha=0.2)
+    axis.set(xlabel="threshold π", ylabel=f"both ν < π, of the {CHAT_SAMPLE} largest Δ", ylim=(0, None))
+    axis.legend(title="band: range of seeds")
+    sns.despine(figure)
+    return figure
+
+
+def delta_vs_rank(summary: xr.Dataset) -> plt.Figure:
+    """m25-delta-vs-rank: Δ against the sum of the ranks of ν of error and reconstruction (low: chat-specific)."""
+    figure, axes = panels(summary, sharey=True)
+    for name, axis in axes.items():
+        one = select(summary, name)
+        chosen = leaning(one, 10 * CHAT_SAMPLE)
+        ranks = sum(_rank(one[f"nu_{target}"].values[chosen]) for target in ("error", "reconstruction"))
+        axis.scatter(ranks, one["relative_norm"].values[chosen], s=8, alpha=0.6, color=PALETTE[3])
+        axis.set_xlabel("rank of ν error + rank of ν reconstruction")
+        axis.set_title(f"{name}: {len(chosen)} most chat-leaning latents")
+    next(iter(axes.values())).set_ylabel("relative norm Δ")
+    sns.despine(figure)
+    return figure
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(values, kind="stable"), kind="stable")
+
+
+def cosine_by_class(summary: xr.Dataset) -> plt.Figure:
+    """m25-cosine-by-class: cosine of the two decoder vectors by class of relative norm."""
+    figure, axes = panels(summary, sharey=True)
+    for name, axis in axes.items():
+        one = select(summary, name)
+        indices = alive(one)
+        kind = one["norm_class"].values[indices]
+        groups = [one["decoder_cosine"].values[indices[kind == i]] for i in range(len(CLASSES))]
+        shown = [i for i, values in enumerate(groups) if len(values)]
+        boxes = axis.boxplot(
+            [groups[i] for i in shown], positions=shown, widths=0.6, patch_artist=True, flierprops={"ms": 2}
+        )
+        for patch, i in zip(boxes["boxes"], shown, strict=True):
+            patch.set_facecolor(CLASS_COLOURS[CLASSES[i]])
+        labels = [f"{label}\n({len(values)})" for label, values in zip(CLASSES, groups, strict=True)]
+        axis.set(xticks=range(len(CLASSES)), xticklabels=labels, xlim=(-0.6, len(CLASSES) - 0.4))
+    next(iter(axes.values())).set_ylabel("cosine of the decoder vectors")
+    sns.despine(figure)
+    return figure
+
+
+def twin_divergence(summary: xr.Dataset) -> plt.Figure:
+    """m25-twin-divergence: of twins, a chat-only and a base-only latent of one direction, how apart they fire."""
+    figure, axes = panels(summary, sharey=True)
+    for name, axis in axes.items():
+        values = summary["twin_divergence"].sel(crosscoder=name).values.ravel()
+        values = values[np.isfinite(values)]
+        axis.hist(values, np.linspace(0, 1, 21), color=PALETTE[3])
+        axis.set(
+            xlabel="tokens on which only one is high / either is high", title=f"{name}: {len(values)} twins, all seeds"
+        )
+        if not len(values):
+            axis.text(
+                0.5,
+                0.5,
+                "no twins:\nno chat-only latent has the direction\nof a base-only one (cosine > 0.9)",
+                transform=axis.transAxes,
+                ha="center",
+                va="center",
+            )
+    next(iter(axes.values())).set_ylabel("twins")
+    sns.despine(figure)
+    return figure
+
+
+def template(summary: xr.Dataset) -> plt.Figure:
+    """m25-template: ν of chat-leaning latents, template-heavy ones overlaid; share of activation on template tokens."""
+    names = crosscoders(summary)
+    figure, axes = plt.subplots(len(names), 3, figsize=(14, 3.6 * len(names)), squeeze=False)
+    edges = np.linspace(-0.5, 1.5, 41)
+    for row, name in zip(axes, names, strict=True):
+        one = select(summary, name)
+        chosen = leaning(one)
+        heavy = chosen[one["template_share"].values[chosen] > 0.5]
+        for axis, target in zip(row, ("error", "reconstruction"), strict=False):
+            axis.hist(one[f"nu_{target}"].values[chosen], edges, color=PALETTE[7], label=_leaning_label(one, chosen))
+            axis.hist(
+                one[f"nu_{target}"].values[heavy], edges, color=PALETTE[1], label=f"template share > ½ ({len(heavy)})"
+            )
+            axis.set(xlabel=f"ν of the {target}", ylabel="latents", title=name)
+            axis.margins(y=0.35)
+        row[0].legend(fontsize=8)
+        bins = np.linspace(0, 1, 26)
+        for group, label, colour in ((alive(one), "all alive", PALETTE[7]), (chosen, "chat-leaning", PALETTE[3])):
+            weights = np.full(len(group), 1 / max(len(group), 1))
+            row[2].hist(
+                one["template_share"].values[group],
+                bins,
+                weights=weights,
+                histtype="step",
+                lw=1.8,
+                color=colour,
+                label=label,
+            )
+        row[2].set(xlabel="share of activation on template tokens", ylabel="share of latents", yscale="log", title=name)
+        row[2].legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def _patched_conditions(one: xr.Dataset) -> list[str]:
+    """The conditions that one crosscoder has, but the check that all and error together are the chat model."""
+    measured = np.isfinite(one["divergence"]).all(["seed", "segment"])
+    return [str(name) for name in one["condition"].values[measured.values] if str(name) != "all and error"]
+
+
+def divergence(summary: xr.Dataset) -> plt.Figure:
+    """m25-kl-bars: KL from the chat model's own next-token distributions under every patch, by segment of the response."""
+    segments = [str(name) for name in summary["segment"].values]
+    rows = {name: _patched_conditions(summary.sel(crosscoder=name)) for name in crosscoders(summary)}
+    heights = [2 + len(conditions) for conditions in rows.values()]
+    figure, axes = plt.subplots(
+        len(rows),
+        len(segments),
+        figsize=(4.6 * len(segments), 0.24 * sum(heights)),
+        squeeze=False,
+        sharey="row",
+        height_ratios=heights,
+    )
+    tokens = summary["segment_tokens"].values.reshape(-1, len(segments)).max(0)
+    for row, (name, conditions) in zip(axes, rows.items(), strict=True):
+        place = np.arange(len(conditions))
+        colours = [PALETTE[7] if condition.startswith(CONTROLS) else PALETTE[3] for condition in conditions]
+        for axis, segment, count in zip(row, segments, tokens, strict=True):
+            one = summary.sel(crosscoder=name, segment=segment, condition=conditions)
+            for s, seed in enumerate(summary["seed"].values):
+                here = one.sel(seed=seed)
+                value = here["divergence"].values
+                bars = np.abs([value - here["divergence_low"], here["divergence_high"] - value])
+                shifted = place + 0.3 * (s - (summary.sizes["seed"] - 1) / 2)
+                axis.barh(shifted, value, 0.28, xerr=bars, color=colours, error_kw={"lw": 0.8, "capsize": 1.5})
+            axis.axvline(float(one["divergence"].sel(condition="none").mean()), color="black", lw=0.8, ls="--")
+            axis.set_title(f"{name}: {SEGMENT_LABELS[segment]} ({count:,})", fontsize=10)
+            axis.tick_params(axis="y", labelsize=8)
+        row[0].set_yticks(place, conditions)
+        row[0].set_ylim(len(conditions) - 0.4, -0.6)
+    figure.supxlabel(
+        "KL from the chat model, nats per token (grey: controls; dashed: none; bars: seeds, 95% over conversations)",
+        fontsize=10,
+    )
+    sns.despine(figure)
+    return figure
+
+
+# -- the known answer --------------------------------------------------------------------------------------------------
+
+
+def _lift_bars(axis: plt.Axes, one: xr.Dataset) -> None:
+    """The lift of every group and seed of one crosscoder, with intervals."""
+    for s, seed in enumerate(one["seed"].values):
+        here = one.sel(seed=seed)
+        value = np.fmax(here["enrichment_lift"].values, LOWEST_LIFT)
+        bars = np.abs([value - here["enrichment_lift_low"], here["enrichment_lift_high"] - value])
+        style = {"fmt": SEED_MARKS[s % 4], "ms": 4, "capsize": 2, "color": PALETTE[3 + s], "label": f"seed {seed}"}
+        axis.errorbar(np.arange(len(value)) + 0.15 * s, value, yerr=bars, **style)
+
+
+def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
+    """ours-planted-enrichment: lift of planted behaviours and template tokens by quantile of Δ, beside its null."""
+    names = crosscoders(summary)
+    labels = [str(name) for name in summary["category"].values]
+    figure, axes = plt.subplots(
+        len(names), len(labels), figsize=(3.1 * len(labels), 3.3 * len(names)), squeeze=False, sharey=True
+    )
+    quantiles = summary["delta_quantile"].values.reshape(-1, summary.sizes["edge"])[0]
+    ticks = [f"{100 * a:g}–{100 * b:g}" for a, b in zip(quantiles, quantiles[1:], strict=False)]
+    for row, name in zip(axes, names, strict=True):
+        for axis, label in zip(row, labels, strict=True):
+            one = select(summary, name).sel(category=label)
+            place = np.arange(len(ticks))
+            axis.fill_between(
+                place,
+                np.fmax(one["enrichment_null_low"], LOWEST_LIFT),
+                one["enrichment_null_high"],
+                color=PALETTE[7],
+                alpha=0.4,
+                label="latents permuted",
+            )
+            _lift_bars(axis, summary.sel(crosscoder=name, category=label))
+            axis.axhline(1, color="black", lw=0.8)
+            axis.set(title=f"{name}: {label.replace('_', ' ')}", xticks=place)
+            axis.title.set_fontsize(10)
+            axis.set_xticklabels(ticks, rotation=60, fontsize=8)
+            axis.set(yscale="log")
+            axis.minorticks_off()
+        row[0].set_ylabel("lift over the token base rate")
+    top = float(summary["enrichment_lift_high"].max())
+    axes[0, 0].set_ylim(LOWEST_LIFT, 1.3 * max(top, 1.0))
+    axes[0, 0].legend(fontsize=8)
+    figure.supxlabel(f"quantile group of Δ among alive latents, % (right: {summary.attrs['chat']})", fontsize=11)
+    sns.despine(figure)
+    return figure
+
+
+def behaviour_rates(summary: xr.Dataset) -> plt.Figure:
+    """ours-behaviour-rates: how often each planted behaviour shows before and after fine-tuning."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    behaviours = [str(name) for name in summary["measured_behaviour"].values]
+    for i, model in enumerate(summary["model"].values):
+        one = summary.sel(model=model)
+        rate = one["behaviour_rate"].values
+        bars = np.abs([rate - one["behaviour_rate_low"].values, one["behaviour_rate_high"].values - rate])
+        axis.bar(
+            np.arange(len(behaviours)) + 0.4 * i - 0.2,
+            rate,
+            0.38,
+            yerr=bars,
+            capsize=3,
+            color=PALETTE[[7, 3][i % 2]],
+            label=str(model),
+        )
+    axis.set(xticks=range(len(behaviours)), ylabel="share of held-out prompts", ylim=(0, 1.05))
+    axis.set_xticklabels([name.replace("_", "\n") for name in behaviours])
+    figure.legend(title="bars: 95% Wilson", loc="outside right upper")
+    sns.despine(figure)
+    return figure

@@ -1,0 +1,195 @@
+"""What all figures share, and those of training and evaluation; every figure is drawn from a summary dataset alone.
+
+A function that draws takes the dataset (and, where it compares crosscoders, finds them in it) and returns a figure;
+`save` writes it as PNG and SVG with bytes that depend on the data alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+
+from crosscoders import artifacts
+
+PALETTE = sns.color_palette("colorblind")
+CLASS_COLOURS = {"base-only": PALETTE[0], "shared": PALETTE[7], "chat-only": PALETTE[3], "other": PALETTE[2]}
+CLASSES = list(CLASS_COLOURS)
+SEED_MARKS = "os^D"
+CHAT_SAMPLE = 100
+"""Most chat-leaning latents shown where no or few latents pass the threshold of a class."""
+
+
+def style() -> None:
+    """The look of all figures; SVG ids come from a fixed salt, so that equal data give equal bytes."""
+    sns.set_theme(style="ticks", context="notebook", palette="colorblind")
+    matplotlib.rcParams.update(
+        {
+            "svg.hashsalt": "crosscoders",
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 150,
+            "svg.fonttype": "path",
+        }
+    )
+
+
+def save(figure: plt.Figure, folder: Path | str, name: str) -> None:
+    """Write `{name}.png` and `{name}.svg`; the layout is solved once for both."""
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        artifacts.atomic(
+            Path(folder) / f"{name}.{suffix}",
+            lambda path, suffix=suffix, metadata=metadata: figure.savefig(path, format=suffix, metadata=metadata),
+        )
+
+
+# -- access ------------------------------------------------------------------------------------------------------------
+
+
+def crosscoders(summary: xr.Dataset) -> list[str]:
+    """Names of the crosscoders in a summary."""
+    return [str(name) for name in summary["crosscoder"].values]
+
+
+def contrasted(summary: xr.Dataset) -> xr.Dataset:
+    """The crosscoders that write both sources of the contrast: an SAE on their difference has no relative norms."""
+    comparable = np.isfinite(summary["relative_norm"]).any(["latent", "seed"]) & (summary["written_sources"] > 1).all(
+        "seed"
+    )
+    return summary.sel(crosscoder=comparable)
+
+
+def spanning(summary: xr.Dataset) -> xr.Dataset:
+    """The crosscoders whose latents write several sources: SAEs per source follow no latent from one to the next."""
+    return summary.sel(crosscoder=(summary["written_sources"] > 1).all("seed"))
+
+
+def alive(one: xr.Dataset) -> np.ndarray:
+    """Indices of latents that fire on test tokens and write something."""
+    return np.flatnonzero((one["density"].values > 0) & np.isfinite(one["relative_norm"].values))
+
+
+def select(summary: xr.Dataset, crosscoder: str, seed: int | None = None) -> xr.Dataset:
+    """One training of a summary; the first seed by default."""
+    return summary.sel(crosscoder=crosscoder, seed=int(summary["seed"][0]) if seed is None else seed)
+
+
+def leaning(one: xr.Dataset, count: int = CHAT_SAMPLE) -> np.ndarray:
+    """Chat-only latents, or, where there are fewer than `count`, the `count` with the largest relative norm."""
+    indices = alive(one)
+    delta = one["relative_norm"].values[indices]
+    chosen = indices[delta >= thresholds(one)["chat_only_above"]]
+    return chosen if len(chosen) >= count else indices[np.argsort(delta, kind="stable")[::-1][:count]]
+
+
+def thresholds(summary: xr.Dataset) -> dict:
+    """The settings of the classification."""
+    return json.loads(summary.attrs["classification"])
+
+
+def shared(one: xr.Dataset) -> np.ndarray:
+    """Indices of alive latents of class `shared`."""
+    indices = alive(one)
+    return indices[one["norm_class"].values[indices] == artifacts.flag(one["norm_class"], "shared")]
+
+
+def sample(indices: np.ndarray, count: int) -> np.ndarray:
+    """A fixed random sample."""
+    return np.sort(np.random.default_rng(0).permutation(indices)[:count])
+
+
+def panels(summary: xr.Dataset, width: float = 5.0, height: float = 4.0, **keywords):
+    """A figure with a panel per crosscoder, in one row, and the panels by name."""
+    names = crosscoders(summary)
+    figure, axes = plt.subplots(1, len(names), figsize=(width * len(names), height), squeeze=False, **keywords)
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set_title(name)
+    return figure, dict(zip(names, axes[0], strict=True))
+
+
+# -- training and evaluation -------------------------------------------------------------------------------------------
+
+
+def training_curves(summary: xr.Dataset) -> plt.Figure:
+    """Normalised error per source, L0 and dead share over training, every seed."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
+    for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
+        for i, seed in enumerate(summary["seed"].values):
+            one = summary.sel(crosscoder=name, seed=seed)
+            label, style = (name if i == 0 else None), ["-", "--", ":", "-."][i % 4]
+            curves = (
+                one["training_normalised_error"].mean("source"),
+                one["training_l0"],
+                one["training_dead_fraction"],
+            )
+            for axis, curve in zip(axes, curves, strict=True):
+                axis.plot(np.arange(curve.size) + 1, curve.values, color=colour, ls=style, lw=1, label=label)
+    axes[0].set(
+        xlabel="step", ylabel="squared error / squared norm", yscale="log", title="reconstruction, training batches"
+    )
+    axes[1].set(xlabel="step", ylabel="L0 (latents per token)", yscale="log", title="sparsity")
+    axes[2].set(xlabel="step", ylabel="share of latents", title="dead latents", ylim=(-0.02, None))
+    axes[0].legend(title="line style: seed")
+    sns.despine(figure)
+    return figure
+
+
+def evaluation(summary: xr.Dataset) -> plt.Figure:
+    """Variance explained per source on test documents, and loss recovered where reconstructions were spliced in.
+
+    Bars are intervals over documents, marks are seeds.
+    """
+    panels = {"fraction of variance explained": (summary, "fraction_variance_explained")}
+    if "cross_entropy_recovered" in summary:
+        panels |= {
+            f"loss recovered, against {ablation} ablation": (summary.sel(ablation=ablation), "cross_entropy_recovered")
+            for ablation in summary["ablation"].values
+        }
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 6 * len(panels), 4), squeeze=False)
+    names, seeds = crosscoders(summary), summary["seed"].values
+    for axis, (label, (found, variable)) in zip(axes[0], panels.items(), strict=True):
+        found = found.sel(source=np.isfinite(found[variable]).any(["crosscoder", "seed"]))
+        sources = [str(name) for name in found["source"].values]
+        for c, name in enumerate(names):
+            for s, seed in enumerate(seeds):
+                one = found.sel(crosscoder=name, seed=seed)
+                value = one[variable].values
+                place = np.arange(len(sources)) + 0.12 * (c * len(seeds) + s - (len(names) * len(seeds) - 1) / 2)
+                bars = np.abs([value - one[f"{variable}_low"], one[f"{variable}_high"] - value])
+                title = f"{name}, L0 {float(one['l0']):.0f}" if s == 0 and axis is axes[0, 0] else None
+                axis.errorbar(
+                    place, value, yerr=bars, fmt=SEED_MARKS[s % 4], ms=5, color=PALETTE[c], capsize=2, label=title
+                )
+        axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel=label, xlim=(-0.5, len(sources) - 0.5))
+    axes[0, 0].set_ylim(None, 1)
+    figure.legend(title="marks: seeds", loc="outside right upper", fontsize=9)
+    sns.despine(figure)
+    return figure
+
+
+def heatmap(axis: plt.Axes, mean, low, high, labels: list[str], label: str) -> None:
+    """A matrix between sources with its intervals written into the cells."""
+    text = [
+        [f"{m:.2f}\n[{a:.2f}, {b:.2f}]" if np.isfinite(m) else "" for m, a, b in zip(*cells, strict=True)]
+        for cells in zip(mean, low, high, strict=True)
+    ]
+    sns.heatmap(
+        mean,
+        ax=axis,
+        annot=np.array(text),
+        fmt="",
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        square=True,
+        annot_kws={"size": 8},
+        xticklabels=labels,
+        yticklabels=labels,
+        cbar_kws={"label": label},
+    )

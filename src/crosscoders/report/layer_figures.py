@@ -1,0 +1,282 @@
+"""Figures of crosscoders across the layers of one model [L24]."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+
+from crosscoders.report.figures import PALETTE, SEED_MARKS, alive, crosscoders, heatmap, panels, sample, select
+
+SHOWN_LATENTS = 50
+
+
+def norms_by_layer(summary: xr.Dataset) -> plt.Figure:
+    """l24-norms-by-layer: decoder norm against source for a sample of latents, each scaled to a maximum of 1."""
+    figure, axes = panels(summary, sharey=True)
+    sources = [str(name) for name in summary["source"].values]
+    for name, axis in axes.items():
+        one = select(summary, name)
+        norms = one["decoder_norm"].values[sample(alive(one), SHOWN_LATENTS)]
+        norms = norms / norms.max(axis=1, keepdims=True)
+        for row in norms[np.argsort(norms.argmax(axis=1), kind="stable")]:
+            axis.plot(sources, row, color=sns.color_palette("viridis", len(sources))[row.argmax()], alpha=0.5, lw=1)
+        axis.plot(sources, norms.mean(axis=0), color="black", lw=2, label="mean of the sample")
+        axis.set(xlabel="source (colour: source of the peak)")
+        axis.tick_params(axis="x", rotation=30)
+        axis.legend(loc="lower center")
+    next(iter(axes.values())).set_ylabel("decoder norm (maximum = 1)")
+    sns.despine(figure)
+    return figure
+
+
+def mean_cosine(one: xr.Dataset, chosen: np.ndarray) -> np.ndarray:
+    """Mean cosine of some latents' decoder vectors between all sources, (S, S); NaN where no latent has one."""
+    values = one["source_cosine"].values[chosen]
+    counts = np.isfinite(values).sum(0)
+    return np.divide(np.nansum(values, axis=0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+
+def drift(summary: xr.Dataset) -> plt.Figure:
+    """l24-drift: cosine to the direction at the peak against decoder norm, and mean cosine between sources."""
+    names = crosscoders(summary)
+    figure, axes = plt.subplots(2, len(names), figsize=(5.2 * len(names), 8.4), squeeze=False)
+    sources = [str(name) for name in summary["source"].values]
+    colours = sns.color_palette("viridis", len(sources))
+    for column, name in enumerate(names):
+        one = select(summary, name)
+        chosen = sample(alive(one), 10 * SHOWN_LATENTS)
+        norms, peak = one["decoder_norm"].values[chosen], one["peak_source"].values[chosen].astype(int)
+        cosine = one["source_cosine"].values[chosen]
+        to_peak = cosine[np.arange(len(chosen)), :, peak]
+        for s, source in enumerate(sources):
+            away = peak != s
+            place = (norms[:, s] / norms.max(axis=1))[away]
+            axes[0, column].scatter(place, to_peak[away, s], s=6, alpha=0.5, color=colours[s], label=source)
+        axes[0, column].set(
+            xlabel="decoder norm / norm at the peak",
+            ylabel="cosine to the peak's direction",
+            title=name,
+            ylim=(-0.5, 1.02),
+        )
+        matrix = mean_cosine(one, alive(one))
+        if not np.isfinite(matrix[~np.eye(len(sources), dtype=bool)]).any():
+            axes[0, column].text(
+                0.5, 0.5, "sources of unequal width\nhave no cosine", ha="center", transform=axes[0, column].transAxes
+            )
+        style = {"annot": True, "fmt": ".2f", "vmin": 0, "vmax": 1, "cmap": "viridis", "square": True}
+        labels = {"xticklabels": sources, "yticklabels": sources}
+        sns.heatmap(matrix, ax=axes[1, column], **style, **labels, cbar_kws={"label": "mean cosine of decoder vectors"})
+    axes[0, 0].legend(markerscale=2.5, title="source")
+    return figure
+
+
+def similarity(summary: xr.Dataset) -> plt.Figure:
+    """ours-similarity: CKA and SVCCA between sources, and beside them the mean cosine of latents' decoder vectors."""
+    names = crosscoders(summary)
+    figure, axes = plt.subplots(1, 2 + len(names), figsize=(5.6 * (2 + len(names)), 5))
+    sources = [str(name) for name in summary["compared_source"].values]
+    for axis, name in zip(axes, ("cka", "svcca"), strict=False):
+        found = [summary[f"{name}{end}"].sel(source=sources).values for end in ("", "_low", "_high")]
+        heatmap(axis, *found, sources, summary[name].attrs["long_name"])
+        axis.set_title(f"{name.upper()} (brackets: 95%, jackknife over documents)", fontsize=10)
+    for axis, name in zip(axes[2:], names, strict=True):
+        seeds = []
+        for seed in summary["seed"].values:
+            one = select(summary, name, int(seed))
+            seeds.append(mean_cosine(one, np.flatnonzero(one["density"].values > 0)))
+        heatmap(
+            axis,
+            np.mean(seeds, 0),
+            np.min(seeds, 0),
+            np.max(seeds, 0),
+            [str(s) for s in summary["source"].values],
+            "mean cosine of decoder vectors of alive latents",
+        )
+        axis.set_title(f"{name} (brackets: range of seeds)", fontsize=10)
+    return figure
+
+
+# -- dictionaries of several sizes -------------------------------------------------------------------------------------
+
+KINDS = {"crosscoder": PALETTE[3], "SAEs per source": PALETTE[0]}
+
+
+def kind(one: xr.Dataset) -> str:
+    """Whether latents write several sources or one."""
+    return "crosscoder" if float(one["written_sources"].max()) > 1 else "SAEs per source"
+
+
+def over_seeds(one: xr.Dataset, name: str) -> tuple[float, float, float]:
+    """Mean over seeds, and the widest ends of the seeds' intervals over documents."""
+    return (
+        float(one[name].mean()),
+        float(one.get(f"{name}_low", one[name]).min()),
+        float(one.get(f"{name}_high", one[name]).max()),
+    )
+
+
+def same_coefficient(summary: xr.Dataset) -> list[str]:
+    """The crosscoders of the penalty coefficient that most of them share: their losses are of one objective."""
+    found = {
+        name: round(float(summary["penalty_coefficient"].sel(crosscoder=name).mean()), 6)
+        for name in crosscoders(summary)
+    }
+    values = list(found.values())
+    chosen = max(dict.fromkeys(values), key=values.count)
+    return [name for name, value in found.items() if value == chosen]
+
+
+def curves(summary: xr.Dataset, names: list[str], x: str, y: str) -> dict[str, np.ndarray]:
+    """For either kind: rows of x, then y with its ends, in the order of x."""
+    found: dict[str, list] = {}
+    for name in names:
+        one = summary.sel(crosscoder=name)
+        found.setdefault(kind(one), []).append((float(one[x].mean()), *over_seeds(one, y)))
+    return {label: np.array(sorted(found[label])) for label in KINDS if label in found}
+
+
+def loss_against_features(summary: xr.Dataset) -> plt.Figure:
+    """l24-loss-vs-features: loss against the size of the dictionary."""
+    return loss_curve(summary, "dictionary_size")
+
+
+def loss_against_flops(summary: xr.Dataset) -> plt.Figure:
+    """l24-loss-vs-flops: loss against floating-point operations of training."""
+    return loss_curve(summary, "training_flops")
+
+
+def loss_curve(summary: xr.Dataset, x: str) -> plt.Figure:
+    """l24-loss-vs-features, l24-loss-vs-flops: loss on test documents against `dictionary_size` or `training_flops`."""
+    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    for label, rows in curves(summary, same_coefficient(summary), x, "loss").items():
+        size, value, low, high = rows.T
+        axis.errorbar(
+            size, value, yerr=[value - low, high - value], fmt="o-", ms=5, capsize=3, color=KINDS[label], label=label
+        )
+    axis.set(
+        xscale="log",
+        xlabel=f"{summary[x].attrs['long_name']}, all sources together",
+        ylabel="squared error and penalty per token",
+    )
+    axis.legend(title="bars: 95% over documents")
+    sns.despine(figure)
+    return figure
+
+
+def error_against_l0(summary: xr.Dataset) -> plt.Figure:
+    """l24-mse-vs-l0: normalised squared error against latents per token; FLOP-matched pairs of one coefficient joined."""
+    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    summary = summary.assign(
+        error=1 - summary["fraction_variance_explained"].mean("source"),
+        error_low=1 - summary["fraction_variance_explained_high"].mean("source"),
+        error_high=1 - summary["fraction_variance_explained_low"].mean("source"),
+    )
+    pairs: dict[tuple, list] = {}
+    drawn = set()
+    for name in crosscoders(summary):
+        one = summary.sel(crosscoder=name)
+        l0, (value, low, high), label = float(one["l0"].mean()), over_seeds(one, "error"), kind(one)
+        key = round(float(one["training_flops"].mean()), -6), round(float(one["penalty_coefficient"].mean()), 6)
+        pairs.setdefault(key, []).append((l0, value))
+        first = label not in drawn
+        drawn.add(label)
+        axis.errorbar(
+            l0,
+            value,
+            yerr=[[value - low], [high - value]],
+            fmt="o",
+            ms=5,
+            capsize=3,
+            color=KINDS[label],
+            label=label if first else None,
+        )
+    for points in pairs.values():
+        if len(points) > 1:
+            axis.plot(*np.array(sorted(points)).T, color="black", lw=0.8, ls="--", zorder=0)
+    axis.set(
+        xscale="log",
+        xlabel="latents per token, all sources together",
+        ylabel="squared error / variance (mean of the sources)",
+    )
+    title = "bars: 95% over documents\ndashed: as many FLOPs, same coefficient"
+    axis.legend(title=title, fontsize=9, title_fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    sns.despine(figure)
+    return figure
+
+
+# -- circuits ----------------------------------------------------------------------------------------------------------
+
+COLLAPSE_COLOURS = {
+    "none": PALETTE[7],
+    "crosscoder": PALETTE[3],
+    "clustering": PALETTE[1],
+    "shuffled tokens": PALETTE[4],
+}
+
+
+def circuits(summary: xr.Dataset) -> plt.Figure:
+    """ours-circuits: nodes, edges and identity share of the graph of SAE latents, by how its latents are collapsed."""
+    figure, axes = plt.subplots(1, 5, figsize=(20, 4.4), width_ratios=[1, 1, 1, 1, 1.3])
+    ways, seeds = [str(name) for name in summary["collapse"].values], summary["seed"].values
+    measured = ("nodes_per_token", "edges_per_token", "identity_share", "collapse_factor")
+    for axis, name in zip(axes, measured, strict=False):
+        for w, way in enumerate(ways):
+            for s, seed in enumerate(seeds):
+                one = summary.sel(seed=seed, collapse=way)
+                value = float(one[f"circuit_{name}"])
+                place = w + 0.2 * (s - (len(seeds) - 1) / 2)
+                ends = [float(one.get(f"circuit_{name}{end}", value)) for end in ("_low", "_high")]
+                bars = np.abs([[value - ends[0]], [ends[1] - value]])
+                axis.errorbar(place, value, yerr=bars, fmt=SEED_MARKS[s % 4], capsize=3, color=COLLAPSE_COLOURS[way])
+        axis.set(
+            xticks=range(len(ways)), title=summary[f"circuit_{name}"].attrs["long_name"], xlim=(-0.5, len(ways) - 0.5)
+        )
+        axis.set_xticklabels([way.replace(" ", "\n") for way in ways], fontsize=9)
+        axis.set_ylim(0, 1.1 * float(summary.get(f"circuit_{name}_high", summary[f"circuit_{name}"]).max()))
+        axis.title.set_fontsize(9)
+    for s, seed in enumerate(seeds):
+        axes[0].axhline(
+            float(summary["circuit_crosscoder_l0"].sel(seed=seed)),
+            color="black",
+            lw=0.8,
+            ls="--",
+            label="crosscoder at the same variance explained" if s == 0 else None,
+        )
+    axes[0].legend(fontsize=8, loc="center")
+    (_faithfulness if "circuit_faithfulness" in summary else _recall)(axes[4], summary)
+    sns.despine(figure)
+    return figure
+
+
+def _faithfulness(axis: plt.Axes, summary: xr.Dataset) -> None:
+    """Measured against predicted changes of logits, of the first seed."""
+    one = summary.isel(seed=0)
+    for colour, which in ((PALETTE[7], "another latent"), (PALETTE[3], "same latent")):
+        found = one.sel(prediction=which)
+        value, low, high = (float(found[f"circuit_faithfulness{end}"]) for end in ("", "_low", "_high"))
+        label = f"{which}: r = {value:.2f} [{low:.2f}, {high:.2f}]"
+        axis.scatter(
+            found["circuit_predicted_change"],
+            found["circuit_measured_change"],
+            s=12,
+            alpha=0.7,
+            color=colour,
+            label=label,
+        )
+    axis.set(xlabel="predicted change of the logit", ylabel="measured change")
+    axis.set_title(f"a node ablated where it begins (seed {int(summary['seed'][0])})", fontsize=9)
+    axis.legend(fontsize=8)
+
+
+def _recall(axis: plt.Axes, summary: xr.Dataset) -> None:
+    """Planted persistent concepts that collapsed nodes hold, every seed."""
+    ways = [str(name) for name in summary["collapse"].values if str(name) != "none"]
+    for w, way in enumerate(ways):
+        value = summary["circuit_recall"].sel(collapse=way).values
+        place = w + 0.1 * (np.arange(len(value)) - (len(value) - 1) / 2)
+        axis.scatter(place, value, color=COLLAPSE_COLOURS[way])
+    axis.set(xticks=range(len(ways)), ylim=(-0.02, 1.02))
+    axis.set_xticklabels([way.replace(" ", "\n") for way in ways], fontsize=9)
+    axis.set_title(summary["circuit_recall"].attrs["long_name"], fontsize=9)

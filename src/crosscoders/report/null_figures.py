@@ -1,0 +1,265 @@
+"""Figures and sentences that say how far a result can be trusted: null controls and agreement of seeds."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy.stats
+import seaborn as sns
+import xarray as xr
+
+from crosscoders.analysis import bootstrap
+from crosscoders.report.figures import CLASS_COLOURS, CLASSES, PALETTE, alive, crosscoders, heatmap
+
+FLOOR = 1e-4
+"""Rates of 0 stand on this floor of a logarithmic axis."""
+MATCHED_ABOVE = 0.7
+RATES = {"chat-only": "chat-only by norm", "chat-specific": "chat-specific by ν", "chat-only and chat-specific": "both"}
+"""Calls whose rates are compared with nulls, and how figures name them."""
+
+
+def interval(counts: list[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float, float]:
+    """A rate over all (hits, total) with its Wilson interval."""
+    hits, total = (sum(column) for column in zip(*counts, strict=True))
+    found = scipy.stats.binomtest(int(hits), max(int(total), 1)).proportion_ci(confidence, "wilson")
+    return hits / max(total, 1), found.low, found.high
+
+
+def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float, float, list[float]]]:
+    """How often alive latents are called chat-only by norm, chat-specific by latent scaling, and both.
+
+    Returns
+    -------
+    dict
+        By call: the rate over all seeds; the ends of its 95% interval, the wider of a bootstrap over documents and of
+        Wilson's over latents, which alone bounds a rate of 0; and the rate of every seed.
+    """
+    one, found = summary.sel(crosscoder=crosscoder), {}
+    counts, replicates = one["called"], one["called_replicate"].sum("seed")
+    alive = counts.sel(call="alive").values
+    for call in RATES:
+        hits = counts.sel(call=call).values
+        rate, low, high = interval(list(zip(hits, alive, strict=True)))
+        drawn = replicates.sel(call=call) / replicates.sel(call="alive").clip(min=1)
+        ends = bootstrap.interval(drawn.values, 0.95)
+        found[call] = rate, min(low, float(ends[0])), max(high, float(ends[1])), (hits / np.maximum(alive, 1)).tolist()
+    return found
+
+
+def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
+    """ours-nulls: how often latents are called chat-only and chat-specific, on the real pair and where nothing is."""
+    names = [name for name in crosscoders(summary) if all(name in crosscoders(other) for other in controls.values())]
+    figure, axes = plt.subplots(1, len(names), figsize=(1.6 + 4.8 * len(names), 4.6), squeeze=False, sharey=True)
+    columns = {"real pair": summary, **controls}
+    for axis, name in zip(axes[0], names, strict=True):
+        for c, column in enumerate(columns.values()):
+            for r, (call, (rate, low, high, seeds)) in enumerate(rates(column, name).items()):
+                place, shown = c + 0.22 * (r - 1), max(rate, FLOOR)
+                axis.errorbar(
+                    place,
+                    shown,
+                    yerr=[[shown - max(low, FLOOR)], [high - shown]],
+                    color=PALETTE[[3, 0, 2][r]],
+                    marker="osD"[r],
+                    ms=6,
+                    capsize=3,
+                    mfc=None if rate else "white",
+                    label=RATES[call] if c == 0 else None,
+                )
+                axis.scatter(
+                    [place + 0.06] * len(seeds), np.maximum(seeds, FLOOR), s=9, color="black", alpha=0.5, zorder=3
+                )
+        axis.set_xticks(range(len(columns)), [label.replace("null-", "").replace("-", "\n") for label in columns])
+        axis.set(yscale="log", title=name, ylim=(FLOOR / 1.5, 1.2), xlim=(-0.5, len(columns) - 0.5))
+    axes[0, 0].set_ylabel("share of alive latents (hollow: none)")
+    axes[0, 0].legend(fontsize=9, title="bars: 95%, documents or latents; dots: seeds", title_fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def stability(summary: xr.Dataset) -> plt.Figure:
+    """ours-stability: how alike the latents of two seeds are, how often their class agrees, and class counts by seed."""
+    names, seeds = crosscoders(summary), summary["seed"].values
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.4))
+    for c, name in enumerate(names):
+        cosines, agreement = _matched(summary, name)
+        place = np.linspace(0, 1, len(cosines))
+        axes[0].plot(np.sort(cosines)[::-1], place, color=PALETTE[c], label=name)
+        groups = [values for values in agreement.values() if len(values)]
+        labels = [label for label, values in agreement.items() if len(values)]
+        found = [interval([(int(values.sum()), len(values))]) for values in groups]
+        at = np.array([CLASSES.index(label) for label in labels]) + 0.16 * (c - (len(names) - 1) / 2)
+        rate = np.array([item[0] for item in found])
+        bars = np.abs([[item[0] - item[1] for item in found], [item[2] - item[0] for item in found]])
+        axes[1].errorbar(at, rate, yerr=bars, fmt="o", color=PALETTE[c], capsize=3, label=name)
+        for s, seed in enumerate(seeds):
+            one = summary.sel(crosscoder=name, seed=seed)
+            _class_counts(axes[2], one, c * (len(seeds) + 1) + s, labelled=c == s == 0)
+    axes[0].axvline(MATCHED_ABOVE, color="black", lw=0.8, ls="--")
+    axes[0].set(
+        xlabel="largest decoder cosine with a latent of another seed",
+        ylabel="share of alive latents at or above",
+        xlim=(0, 1.01),
+    )
+    axes[0].legend()
+    axes[1].set_xticks(range(len(CLASSES)), CLASSES)
+    axes[1].set(
+        ylabel=f"same class in the other seed\n(cosine > {MATCHED_ABOVE:g}; bars: 95% Wilson)", ylim=(-0.03, 1.03)
+    )
+    axes[1].legend()
+    places = [c * (len(seeds) + 1) + s for c in range(len(names)) for s in range(len(seeds))]
+    axes[2].set_xticks(places, [f"{name}\nseed {seed}" for name in names for seed in seeds], fontsize=9)
+    axes[2].set(ylabel="alive latents by class of relative norm")
+    axes[2].legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def _class_counts(axis: plt.Axes, one: xr.Dataset, place: float, labelled: bool) -> None:
+    """A bar of alive latents of one training, stacked by class."""
+    counts, bottom = np.bincount(one["norm_class"].values[alive(one)], minlength=len(CLASSES)), 0
+    for label, count in zip(CLASSES, counts, strict=True):
+        axis.bar(place, count, bottom=bottom, color=CLASS_COLOURS[label], label=label if labelled else None)
+        bottom += count
+
+
+def _matched(summary: xr.Dataset, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Cosines of all matched latents over pairs of seeds, and for each class whether matched latents keep it."""
+    cosines: list[np.ndarray] = []
+    kept: dict[str, list[np.ndarray]] = {label: [] for label in CLASSES}
+    for seed in summary["seed"].values:
+        one = summary.sel(crosscoder=name, seed=seed)
+        for other in summary["seed"].values:
+            if other == seed:
+                continue
+            match = one.sel(other_seed=other)
+            indices = np.flatnonzero(match["matched_latent"].values >= 0)
+            cosine = match["matched_cosine"].values[indices]
+            cosines.append(cosine)
+            classes = one["norm_class"].values[indices]
+            theirs = (
+                summary["norm_class"].sel(crosscoder=name, seed=other).values[match["matched_latent"].values[indices]]
+            )
+            for i, label in enumerate(CLASSES):
+                chosen = (classes == i) & (cosine > MATCHED_ABOVE)
+                kept[label].append((theirs == classes)[chosen])
+    return np.concatenate(cosines), {label: np.concatenate(parts) for label, parts in kept.items()}
+
+
+def _range(summary: xr.Dataset, variable: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over seeds, lowest lower and highest upper end of their intervals."""
+    return (
+        summary[variable].mean("seed").values,
+        summary[f"{variable}_low"].min("seed").values,
+        summary[f"{variable}_high"].max("seed").values,
+    )
+
+
+def aligned(summary: xr.Dataset) -> plt.Figure:
+    """ours-aligned: variance explained from every source's code to every source, and overlap of the codes, mean over seeds."""
+    names = [str(name) for name in summary["aligned"].values]
+    figure, axes = plt.subplots(len(names), 2, figsize=(11, 4.6 * len(names)), squeeze=False)
+    read = np.isfinite(summary["aligned_l0"]).any(["aligned", "seed"])  # aligned crosscoders read no differences
+    sources = [str(name) for name in summary["source"].values[read.values]]
+    panels = (
+        ("aligned_fraction_variance_explained", "fraction of variance explained"),
+        ("aligned_overlap", "overlap of active latents (Jaccard)"),
+    )
+    for row, name in zip(axes, names, strict=True):
+        one = summary.sel(aligned=name, source=sources, other_source=sources)
+        for axis, (variable, label) in zip(row, panels, strict=True):
+            heatmap(axis, *_range(one, variable), sources, label)
+            axis.set(title=f"{name} (brackets: 95% over documents, all seeds)", xlabel="to", ylabel="from")
+    return figure
+
+
+def transfer(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> plt.Figure:
+    """ours-transfer: variance explained where crosscoders were trained and on other activations.
+
+    By source; for aligned ones from every source's code.
+    """
+    columns = {"where trained": summary, **elsewhere}
+    bars: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    for label, one in columns.items():
+        for name in crosscoders(one):
+            found = _range(one.sel(crosscoder=name), "fraction_variance_explained")
+            for s, source in enumerate(one["source"].values):
+                bars.setdefault(f"{name}: {source}", []).append((label, *(values[s] for values in found)))
+        for name in one["aligned"].values if "aligned" in one.dims else ():
+            found = _range(one.sel(aligned=name), "aligned_fraction_variance_explained")
+            for s, source in enumerate(one["source"].values):
+                for t, other in enumerate(one["other_source"].values):
+                    if np.isfinite(found[0][s, t]):
+                        bars.setdefault(f"{name}: {source} → {other}", []).append((label, *(v[s, t] for v in found)))
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(bars)))
+    for c, label in enumerate(columns):
+        rows = [(r, *bar[1:]) for r, group in enumerate(bars.values()) for bar in group if bar[0] == label]
+        if not rows:
+            continue
+        place, value, low, high = (np.array(column) for column in zip(*rows, strict=True))
+        axis.errorbar(
+            value,
+            place + 0.18 * (c - (len(columns) - 1) / 2),
+            xerr=[value - low, high - value],
+            fmt="osD^v"[c % 5],
+            color=PALETTE[c],
+            capsize=3,
+            label=label,
+        )
+    axis.set_yticks(range(len(bars)), list(bars))
+    axis.invert_yaxis()
+    axis.grid(axis="y", lw=0.4)
+    axis.set(xlabel="fraction of variance explained (bars: 95% over documents, all seeds)")
+    axis.legend(fontsize=9)
+    sns.despine(figure)
+    return figure
+
+
+# -- sentences ---------------------------------------------------------------------------------------------------------
+
+
+def null_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> str:
+    """False-positive rates of both calls under every null, beside the rate on the real pair."""
+    lines = []
+    for name in crosscoders(summary):
+        for call in ("chat-only", "chat-specific"):
+            parts = []
+            for column, dataset in {"real pair": summary, **controls}.items():
+                if name in crosscoders(dataset):
+                    rate, low, high, _ = rates(dataset, name)[call]
+                    parts.append(f"{column} {100 * rate:.2f}% ({100 * low:.2f} to {100 * high:.2f})")
+            lines.append(f"- **{name}**, {RATES[call]}: " + "; ".join(parts) + ".")
+    return "\n".join(lines)
+
+
+def stability_sentences(summary: xr.Dataset) -> str:
+    """How many latents come back in another seed."""
+    lines = []
+    for name in crosscoders(summary):
+        cosines, agreement = _matched(summary, name)
+        agree = np.concatenate(list(agreement.values()))
+        lines.append(
+            f"- **{name}**: {100 * np.mean(cosines > MATCHED_ABOVE):.0f}% of alive latents have one of cosine above "
+            f"{MATCHED_ABOVE:g} in another seed (median cosine {np.median(cosines):.2f}); of these, {100 * agree.mean():.0f}% "
+            "fall into the same class of relative norm."
+        )
+    return "\n".join(lines)
+
+
+def transfer_sentences(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> str:
+    """What is lost on other activations, and what the same latents are called there."""
+    lines = []
+    for label, other in elsewhere.items():
+        for name in crosscoders(other):
+            here, there = (
+                one.sel(crosscoder=name)["fraction_variance_explained"].mean("seed").values for one in (summary, other)
+            )
+            sources = ", ".join(
+                f"{source} {a:.3f} to {b:.3f}" for source, a, b in zip(other["source"].values, here, there, strict=True)
+            )
+            specific = [100 * rates(one, name)["chat-specific"][0] for one in (summary, other)]
+            lines.append(
+                f"- **{name}** on {label}: variance explained goes from where it was trained, by source: {sources}; "
+                f"{specific[0]:.2f}% of alive latents are chat-specific there, {specific[1]:.2f}% here."
+            )
+    return "\n".join(lines)

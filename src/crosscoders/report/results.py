@@ -1,0 +1,106 @@
+"""What a notebook draws from: one setting's summary and those that stand beside it; and the one way to show a figure."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from IPython.display import Image, Markdown, display
+
+from crosscoders import artifacts
+from crosscoders.report import figures
+from crosscoders.report.registry import BY_ID, Figure
+
+PIXELS_PER_INCH = 100
+
+
+@dataclass
+class Results:
+    """The results of one setting, as figures read them.
+
+    Attributes
+    ----------
+    summary : xarray.Dataset
+        All crosscoders and seeds of the setting.
+    nulls, transfers : {setting: xarray.Dataset}
+        Summaries of the setting's nulls, and of the settings on which its crosscoders were measured.
+    folder : Path
+        Where figures are saved.
+    names : {id: str}
+        Names of the files of those that Snakemake expects, without suffix.
+    """
+
+    summary: xr.Dataset
+    nulls: dict[str, xr.Dataset] = field(default_factory=dict)
+    transfers: dict[str, xr.Dataset] = field(default_factory=dict)
+    folder: Path = Path("figures")
+    names: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        summary_file: str,
+        figure_folder: str,
+        figure_names: dict[str, str],
+        null_files: dict[str, str],
+        transfer_files: dict[str, str],
+    ) -> Results:
+        """Read verified summaries, as the parameters of a notebook name them, and set the style of figures."""
+        figures.style()
+        nulls, transfers = (
+            {name: artifacts.read(path) for name, path in files.items()} for files in (null_files, transfer_files)
+        )
+        return cls(artifacts.read(summary_file), nulls, transfers, Path(figure_folder), figure_names)
+
+    @cached_property
+    def pair(self) -> xr.Dataset:
+        """The summary of the crosscoders that read both sources of the contrast."""
+        return figures.contrasted(self.summary)
+
+    @cached_property
+    def spanning(self) -> xr.Dataset:
+        """The summary of the crosscoders whose latents may span several sources."""
+        return figures.spanning(self.summary)
+
+    def show(self, identifier: str, reads: tuple[str, ...] | None = None) -> None:
+        """Draw a figure, save it as PNG and SVG, and show it with its sentences; or say why there is nothing to draw.
+
+        Parameters
+        ----------
+        identifier : str
+            Id of the figure.
+        reads : tuple of str, optional
+            Attributes to draw from in place of those that the registry names.
+        """
+        figure = BY_ID[identifier]
+        if self._lacks(figure):
+            display(Markdown(figure.absent))
+            return
+        given = [getattr(self, name) for name in reads or figure.reads]
+        self._save_and_show(_function(figure.draw)(*given), self.names.get(identifier, identifier))
+        if figure.words:
+            display(Markdown(_function(figure.words)(*given)))
+
+    def say(self, words: str) -> None:
+        """Show sentences about the summary: `module.function` of this room."""
+        display(Markdown(_function(words)(self.summary)))
+
+    def _lacks(self, figure: Figure) -> bool:
+        beside = {"nulls": self.nulls, "transfers": self.transfers}
+        return not all(beside.get(name, name in self.summary) for name in figure.needs)
+
+    def _save_and_show(self, drawn: plt.Figure, name: str) -> None:
+        figures.save(drawn, self.folder, name)
+        plt.close(drawn)
+        width = round(PIXELS_PER_INCH * drawn.get_figwidth())
+        display(Image(filename=self.folder / f"{name}.png", width=width))
+
+
+def _function(name: str):
+    """A function of this room by `module.function`."""
+    module, function = name.split(".")
+    return getattr(importlib.import_module(f"crosscoders.report.{module}"), function)

@@ -1,0 +1,113 @@
+"""What the stages of this room get of a study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import ClassVar
+
+from crosscoders.report.registry import expected_figures
+from crosscoders.study.queries import aligned_of, data_setting, nulls_of, transfers_of
+from crosscoders.study.settings.analysis import Classification
+from crosscoders.study.settings.base import Digest, Name
+from crosscoders.study.settings.comparisons import AnySource, Planted
+from crosscoders.study.settings.study import Study
+from crosscoders.study.stage_section import Seed, StageSection
+
+
+class CollateSection(StageSection):
+    """The summary of one setting."""
+
+    stage: ClassVar[str] = "collate"
+    setting_name: Name
+    crosscoders: list[Name]
+    aligned: list[Name]
+    seeds: list[Seed]
+    contrast: list[Name]
+    classification: Classification
+    sources: dict[Name, AnySource]
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> CollateSection:
+        """The section of one job."""
+        chosen = study.settings[data_setting(study, setting)]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoders=study.settings[setting].crosscoders,
+            aligned=aligned_of(study, setting),
+            seeds=study.seeds,
+            contrast=chosen.contrast,
+            classification=study.classification,
+            sources=chosen.sources,
+        )
+
+
+class CollateTrialsSection(StageSection):
+    """The summary of one setting of synthetic sources."""
+
+    stage: ClassVar[str] = "collate_trials"
+    setting_name: Name
+    crosscoders: list[Name]
+    seeds: list[Seed]
+    planted: Planted
+    confidence: float
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> CollateTrialsSection:
+        """The section of one job."""
+        chosen = study.settings[setting]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoders=chosen.crosscoders,
+            seeds=study.seeds,
+            planted=chosen.planted,
+            confidence=study.classification.confidence,
+        )
+
+
+class NotebookSection(StageSection):
+    """One notebook: the figures that it draws, and the settings whose results stand beside its own."""
+
+    stage: ClassVar[str] = "notebook"
+    setting_name: Name
+    figures: dict[str, str]
+    """Id of every figure, and the name of its files without suffix."""
+    nulls: list[Name]
+    transfers: list[Name]
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> NotebookSection:
+        """The section of one job."""
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            figures=expected_figures(study, setting),
+            nulls=nulls_of(study, setting),
+            transfers=transfers_of(study, setting),
+        )
+
+
+class HtmlSection(StageSection):
+    """One executed notebook as a page."""
+
+    stage: ClassVar[str] = "html"
+
+    @classmethod
+    def of(cls, study: Study, **_: str) -> HtmlSection:
+        """The section of one job; which notebook is said by its files."""
+        return cls(study=study.study)
+
+
+class ManifestSection(StageSection):
+    """The list of all that a study made."""
+
+    stage: ClassVar[str] = "manifest"
+    settings_sha256: Digest
+
+    @classmethod
+    def of(cls, study: Study) -> ManifestSection:
+        """The section of one job."""
+        settings = json.dumps(study.model_dump(mode="json"), sort_keys=True)
+        return cls(study=study.study, settings_sha256=hashlib.sha256(settings.encode()).hexdigest())

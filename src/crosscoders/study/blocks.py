@@ -1,0 +1,80 @@
+"""What the members of the family are before any weight.
+
+How they choose active latents, what groups of latents see, and which sources a setting offers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from crosscoders.study.settings.comparisons import Difference, PlantedSetting, Setting, Source, SyntheticSource
+from crosscoders.study.settings.crosscoders import Block, CrosscoderSettings
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How an activation chooses active latents: the largest scores of a token or a batch, or all above a threshold."""
+
+    ranked_over: str | None = None
+    """What the k largest scores per token are taken over while training: "token", "batch", or nothing."""
+    learns_threshold: bool = False
+
+
+ACTIVATIONS = {
+    "relu": Selection(),
+    "topk": Selection("token"),
+    "batchtopk": Selection("batch"),  # at inference a threshold fitted to held-out data [B24]
+    "jumprelu": Selection(learns_threshold=True),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Latents that read and write the same sources: a block, or one source's part of a block that has one per source."""
+
+    block: str
+    share: float
+    reads: tuple[bool, ...]
+    writes: tuple[bool, ...]
+
+
+def groups(blocks: dict[str, Block], sources: list[str]) -> list[Group]:
+    """The groups of latents that blocks mean over given sources, in order."""
+    found, count = [], len(sources)
+    for name, block in blocks.items():
+        if block.reads != "each":
+            writes = tuple(block.writes == "all" or source in block.writes for source in sources)
+            reads = tuple(block.reads == "all" or source in block.reads for source in sources)
+            found.append(Group(name, block.share, reads, writes))
+            continue
+        for s in range(count):
+            last = {"each": s, "onward": count - 1 if block.window is None else s + block.window}
+            first, end = (0, count - 1) if block.writes == "all" else (s, last[block.writes])
+            reads = tuple(i == s for i in range(count))
+            found.append(Group(name, block.share / count, reads, tuple(first <= i <= end for i in range(count))))
+    return found
+
+
+def group_sizes(latents: int, shares: list[float]) -> list[int]:
+    """Latents of each group: the shares of `latents`, rounded so that they sum to it (largest remainder)."""
+    exact = [latents * share for share in shares]
+    sizes = [math.floor(value + 1e-9) for value in exact]
+    for i in sorted(range(len(exact)), key=lambda i: sizes[i] - exact[i])[: latents - sum(sizes)]:
+        sizes[i] += 1
+    return sizes
+
+
+def stored_sources(setting: Setting | PlantedSetting) -> dict[str, Source | SyntheticSource]:
+    """Sources that are extracted or drawn, in order; differences are made from them on reading."""
+    return {name: source for name, source in setting.sources.items() if not isinstance(source, Difference)}
+
+
+def differences(setting: Setting | PlantedSetting) -> dict[str, list[str]]:
+    """Derived sources: name to [minuend, subtrahend]."""
+    return {name: source.of for name, source in setting.sources.items() if isinstance(source, Difference)}
+
+
+def crosscoder_sources(setting: Setting | PlantedSetting, crosscoder: CrosscoderSettings) -> list[str]:
+    """Sources that a crosscoder of a setting is trained on."""
+    return crosscoder.sources or list(stored_sources(setting))

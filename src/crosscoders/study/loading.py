@@ -1,0 +1,286 @@
+"""Loading a study file and every check that can be made before a job starts: all problems at once, one line each.
+
+Reads no file but the study file itself (and, for a local model folder, its `config.json`).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from crosscoders.errors import UserError
+from crosscoders.study.settings.base import Section
+from crosscoders.study.settings.comparisons import AnySetting
+from crosscoders.study.settings.corpora import Corpus
+from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
+from crosscoders.study.settings.models import Model
+from crosscoders.study.settings.study import Study
+from crosscoders.study.validation import cross_checks, suggestion
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its traps: duplicate keys are refused, `1e-4` is a number."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"duplicate key {key!r}, first given in line {seen[key]}", key_node.start_mark
+            )
+        seen[key] = line
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def load(*paths: Path | str, overrides: Mapping[str, object] | None = None) -> Study:
+    """Read and check a study; settings of later files replace those of earlier ones, and `overrides` those of all.
+
+    Raises
+    ------
+    UserError
+        One line per problem, all problems at once.
+    """
+    content: dict = {}
+    for path in map(Path, paths):
+        content = merge(content, read(path))
+    for place, kind in implied_kinds(content):
+        print(f"{paths[-1]}: {place}.kind: missing; read as {kind!r}. Please write `kind: {kind}`.", file=sys.stderr)
+    for key, value in (overrides or {}).items():
+        content = merge(content, {key: _typed(value)})
+    return check(content, Path(paths[-1]))
+
+
+def _typed(value: object) -> object:
+    """A command-line value as the study file would read it; Snakemake leaves the members of lists as text."""
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    return yaml.load(value, Loader=_Loader) if isinstance(value, str) else value
+
+
+def merge(old: dict, new: dict) -> dict:
+    """`old` with the entries of `new`, section by section."""
+    found = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = merge(found[key], value) if both else value
+    return found
+
+
+def read(path: Path) -> dict:
+    """The mapping in a YAML file.
+
+    Raises
+    ------
+    UserError
+        The file is missing, empty, or not valid.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a study file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; expected a study file") from None
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problem = error.problem or "not valid YAML"
+        if "\\t" in problem:
+            problem = "indented with a tab; expected spaces"
+        raise UserError(f"{path}: line {line}: {problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from None
+    if not content:
+        raise UserError(f"{path}: the study file is empty; expected the settings described in config.yaml")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found a {type(content).__name__}")
+    return content
+
+
+MARKS = {"settings": {"planted": "planted", "change": "null_control", "trained_on": "transfer"}}
+SOURCE_MARKS = {"of": "difference", "width": "synthetic"}
+"""Keys by which a section without `kind` shows what it is; study files were once written without."""
+
+
+def implied_kinds(content: dict) -> list[tuple[str, str]]:
+    """Sections that do not say their kind though it is not the usual one: where they stand, and the kind."""
+    found = []
+    for name, setting in _mappings(content.get("settings")):
+        place = f"settings.{name}"
+        found += [(place, kind) for key, kind in MARKS["settings"].items() if "kind" not in setting and key in setting]
+        for source_name, source in _mappings(setting.get("sources")):
+            marks = SOURCE_MARKS.items() if "kind" not in source else ()
+            found += [(f"{place}.sources.{source_name}", kind) for key, kind in marks if key in source]
+    return found
+
+
+def with_kinds(content: dict) -> dict:
+    """The content with the kinds of :func:`implied_kinds` written in."""
+    found = copy.deepcopy(content)
+    for place, kind in implied_kinds(content):
+        here = found
+        for step in place.split("."):
+            here = here[step]
+        here["kind"] = kind
+    return found
+
+
+def _mappings(value: object) -> list[tuple[str, dict]]:
+    """The entries of a mapping that are mappings themselves."""
+    entries = value.items() if isinstance(value, dict) else ()
+    return [(name, entry) for name, entry in entries if isinstance(name, str) and isinstance(entry, dict)]
+
+
+def check(content: dict, path: Path | str = "config") -> Study:
+    """Check settings already read, for instance the configuration that Snakemake merged.
+
+    Raises
+    ------
+    UserError
+        One line per problem, all problems at once.
+    """
+    content = with_kinds(content)
+    try:
+        study = Study.model_validate(content)
+    except ValidationError as error:
+        problems = [_line(item, content) for item in error.errors()]
+        problems += _cross_checks_where_possible(content, Path(path))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in dict.fromkeys(problems))) from None
+    problems = cross_checks(study, Path(path))
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    return study
+
+
+def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
+    """Cross-checks of the parts of a faulty study that are valid by themselves, so that all errors come at once."""
+    parts: dict[str, Any] = {}
+    collections = {
+        "models": Model,
+        "corpora": Corpus,
+        "settings": AnySetting,
+        "crosscoders": CrosscoderSettings,
+        "aligned": AlignedSettings,
+    }
+    for key, kind in collections.items():
+        entries = content.get(key)
+        parts[key] = {}
+        for name, value in entries.items() if isinstance(entries, dict) else ():
+            try:
+                parts[key][name] = TypeAdapter(kind).validate_python(value)
+            except ValidationError:
+                parts[key][name] = None
+    splits = content.get("splits")
+    parts["chat_template"] = content.get("chat_template")
+    parts["splits"] = splits if _are_ranges(splits) else {}
+    return cross_checks(Study.model_construct(**parts), path)
+
+
+def _are_ranges(splits: object) -> bool:
+    return isinstance(splits, dict) and all(
+        isinstance(edges, list) and len(edges) == 2 and all(type(edge) in (int, float) for edge in edges)
+        for edges in splits.values()
+    )
+
+
+def _line(item: dict, content: dict) -> str:
+    """One pydantic error as one line: setting, value, expectation, nearest name."""
+    steps: list[Any] = []
+    skip = False
+    for step in item["loc"]:
+        is_name = isinstance(step, str) and ("list[" in step or "literal[" in step or "constrained" in step)
+        if step == "[key]" or is_name or skip:  # what pydantic says of the kind that it tried
+            skip = False
+            continue
+        steps.append(step)
+        skip = _has_kind(steps)
+    where = ".".join(str(step) for step in steps)
+    value = item.get("input")
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown setting{suggestion(str(steps[-1]), _siblings(item, content))}"
+    if item["type"] == "missing":
+        return f"{where}: missing; expected a value"
+    if item["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        return f"{where}: {value!r} is not one of {', '.join(allowed)}{suggestion(str(value), allowed)}"
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kind = value.get("kind") if isinstance(value, dict) else value
+        allowed = (
+            re.findall(r"'([^']*)'", item["ctx"].get("expected_tags", ""))
+            or KINDS[steps[0] if len(steps) == 2 else "sources"]
+        )
+        return f"{where}.kind: {kind!r} is not one of {', '.join(allowed)}{suggestion(str(kind), allowed)}"
+    if item["type"] == "string_pattern_mismatch":
+        return (
+            f"{where}: {value!r} does not fit; expected {_PATTERNS.get(item['ctx']['pattern'], item['ctx']['pattern'])}"
+        )
+    shown = repr(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
+    return f"{where}: {shown} does not fit; expected {item['msg'].replace('Input should be ', '')}"
+
+
+KINDS = {
+    "models": ["wheel", "hub", "folder", "random", "trained", "fine_tuned"],
+    "corpora": ["wheel", "hub", "file", "planted_chats"],
+    "settings": ["text", "planted", "null_control", "transfer"],
+    "sources": ["model", "synthetic", "difference"],
+}
+"""Kinds of the entries of a study, where pydantic names none because `kind` is no text."""
+
+
+def _has_kind(steps: list) -> bool:
+    """Whether a place in a study is an entry of which there are several kinds."""
+    return (len(steps) == 2 and steps[0] in ("models", "corpora", "settings")) or steps[-2:-1] == ["sources"]
+
+
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a name of letters, digits, '_' and '-'",
+    r"^[0-9a-f]{64}$": "a SHA-256 (64 hexadecimal digits)",
+    r"^[0-9a-f]{40}$": "a commit hash (40 hexadecimal digits); branches and tags are not pinned",
+}
+
+
+def _has(here: object, step: object) -> bool:
+    if isinstance(here, dict):
+        return step in here
+    return isinstance(here, list) and isinstance(step, int) and step < len(here)
+
+
+def _siblings(item: dict, content: dict) -> list[str]:
+    """Field names a misspelt key could have meant: those of the sections that know most of its neighbours."""
+    here: Any = content
+    for step in item["loc"][:-1]:
+        here = here[step] if _has(here, step) else here
+    present = set(here) if isinstance(here, dict) else set()
+    shared = {kind: len(present & set(kind.model_fields)) for kind in _sections(Section)}
+    return sorted(
+        {name for kind, count in shared.items() if count == max(shared.values()) for name in kind.model_fields}
+    )
+
+
+def _sections(kind: type[Section]) -> list[type[Section]]:
+    found = []
+    for child in kind.__subclasses__():
+        found += [child, *_sections(child)]
+    return found

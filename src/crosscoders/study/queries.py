@@ -1,0 +1,120 @@
+"""Questions that rules and sections ask of a study: which settings, models and corpora belong together."""
+
+from __future__ import annotations
+
+from crosscoders.study.blocks import stored_sources
+from crosscoders.study.settings.comparisons import (
+    AnySetting,
+    Circuits,
+    NullSetting,
+    PlantedSetting,
+    Setting,
+    Source,
+    TransferSetting,
+)
+from crosscoders.study.settings.corpora import PlantedChats
+from crosscoders.study.settings.models import FineTunedModel
+from crosscoders.study.settings.study import Study
+
+
+def planted_settings(study: Study) -> list[str]:
+    """Settings whose sources are synthetic."""
+    return [name for name, setting in study.settings.items() if isinstance(setting, PlantedSetting)]
+
+
+def data_setting(study: Study, setting: str) -> str:
+    """The setting whose tokens and activations a setting reads: its own, or another's for a null and a transfer."""
+    chosen = study.settings[setting]
+    if isinstance(chosen, TransferSetting):
+        return chosen.measured_on
+    return chosen.null_of if isinstance(chosen, NullSetting) else setting
+
+
+def trained_setting(study: Study, setting: str) -> str:
+    """The setting whose crosscoders a setting measures: its own, but for a transfer."""
+    chosen = study.settings[setting]
+    return chosen.trained_on if isinstance(chosen, TransferSetting) else setting
+
+
+def is_transfer(study: Study, setting: str) -> bool:
+    """Whether a setting trains nothing."""
+    return isinstance(study.settings[setting], TransferSetting)
+
+
+def transfers_of(study: Study, setting: str) -> list[str]:
+    """Settings that measure a setting's crosscoders elsewhere."""
+    others = study.settings.items()
+    return [name for name, other in others if isinstance(other, TransferSetting) and other.trained_on == setting]
+
+
+def nulls_of(study: Study, setting: str) -> list[str]:
+    """Settings that are nulls of a setting."""
+    return [name for name, other in study.settings.items() if null_of(other) == setting]
+
+
+def null_of(setting: AnySetting) -> str | None:
+    """The setting that a setting is a null of, beside which its results are shown."""
+    return setting.null_of if isinstance(setting, (NullSetting, Setting)) else None
+
+
+def drawn_settings(study: Study) -> list[str]:
+    """Settings that have a notebook of their own: all but nulls and transfers."""
+    found = study.settings.items()
+    return [name for name, one in found if isinstance(one, (Setting, PlantedSetting)) and null_of(one) is None]
+
+
+def aligned_of(study: Study, setting: str) -> list[str]:
+    """Aligned crosscoders that a setting trains or measures."""
+    chosen = study.settings[setting]
+    return chosen.aligned if isinstance(chosen, (Setting, TransferSetting)) else []
+
+
+def circuits_of(study: Study, setting: str) -> Circuits | None:
+    """How a setting's circuits are simplified, where it asks for it."""
+    chosen = study.settings[setting]
+    return chosen.circuits if isinstance(chosen, (Setting, PlantedSetting)) else None
+
+
+def setting_models(study: Study, setting: str) -> list[str]:
+    """Models that a setting's sources need, each once; synthetic sources need none."""
+    sources = stored_sources(study.settings[setting]).values()
+    return list(dict.fromkeys(source.model for source in sources if isinstance(source, Source)))
+
+
+def setting_corpora(study: Study, setting: str) -> list[str]:
+    """Corpora that a setting takes tokens from, each once."""
+    return list(dict.fromkeys(name for tokens in study.settings[setting].tokens.values() for name in tokens))
+
+
+def root_model(study: Study, model: str) -> str:
+    """The fetched model that a model is, or was fine-tuned from; its tokenizer serves both."""
+    found = study.models[model]
+    return found.base if isinstance(found, FineTunedModel) else model
+
+
+def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
+    """(base, fine-tune) whose planted behaviours a setting shows, where its sources include such a pair."""
+    for name in setting_models(study, setting):
+        model = study.models[name]
+        corpus = study.corpora[model.corpus] if isinstance(model, FineTunedModel) else None
+        if isinstance(corpus, PlantedChats) and corpus.plants:
+            return model.base, name
+    return None
+
+
+def spliced(study: Study, setting: str) -> bool:
+    """Whether reconstructions of a setting's sources are spliced into their models."""
+    chosen = study.settings[setting]
+    return isinstance(chosen, Setting) and chosen.splice_tokens > 0
+
+
+def patched(study: Study, setting: str) -> bool:
+    """Whether a setting's latents are patched into its chat model."""
+    chosen = study.settings[setting]
+    return isinstance(chosen, Setting) and chosen.causal is not None
+
+
+def paged(study: Study) -> list[str]:
+    """Settings whose latents get pages: those with activations of their own, where the study asks for it."""
+    drawn = drawn_settings(study) if study.page else []
+    return [name for name in drawn if isinstance(study.settings[name], Setting)]

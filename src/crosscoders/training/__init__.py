@@ -1,0 +1,4 @@
+"""From activations to trained crosscoders: gradients, optimizer, loop, checkpoints.
+
+Uses `activations`, `crosscoder`, `kernels` and `study`.
+"""

@@ -1,0 +1,122 @@
+"""Loss and gradients of the aligned crosscoder, by hand and over active pairs alone.
+
+Equal to autograd through :func:`crosscoders.crosscoder.aligned.reference_loss` (held in float64 by the tests). The codes of
+all S sources are worked with together, as one code of S·T tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from crosscoders.crosscoder.aligned import Aligned
+from crosscoders.crosscoder.encode import BatchTopK, Preactivations, ranked_code
+from crosscoders.kernels.interface import Backend, Gradient, Reconstruction
+from crosscoders.kernels.sparse_code import Code, from_flat, joined
+from crosscoders.study.blocks import Selection
+from crosscoders.training.gradients import Objective, Path, Result, path_of, penalise, stored
+
+
+def compute(
+    coder: Aligned, x: torch.Tensor, objective: Objective, selections: list[BatchTopK], backend: Backend
+) -> Result:
+    """Loss and gradients of one step, in the order of `Aligned.parameters`.
+
+    Parameters
+    ----------
+    coder : Aligned
+    x : (T, D)
+        Normalised activations.
+    objective : Objective
+        Its `alignment` is λ_align.
+    selections : list of BatchTopK
+        One per source; each carries the threshold of its last batch.
+    backend : Backend
+    """
+    tokens, sources, norms = len(x), len(coder.sources), coder.decoder_norms()
+    parts = [part.contiguous() for part in x.split(coder.widths, dim=1)]
+    rows = [Preactivations(*given, backend) for given in zip(parts, coder.encoders, coder.encoder_bias, strict=True)]
+    codes, threshold = source_codes(coder.selection, rows, norms.sum(1), objective.k, selections)
+    path = path_of(joined(codes), backend)
+    # the mean is taken over S·T tokens there, over T here
+    found = path.reconstruct(coder, x.repeat(sources, 1), torch.full_like(x[0], sources))
+    value, at_values, at_norms = _alignment(path, norms, objective.alignment, tokens, sources)
+    value += float(found.error.square().sum()) / tokens
+    at_values = found.at_values + at_values
+    if objective.penalty != "none":
+        cost = penalise(path, norms, torch.ones_like(norms[:, 0]), objective, tokens)
+        value, at_norms = value + cost.value, at_norms + cost.at_norms
+        at_values = at_values if cost.at_values is None else at_values + cost.at_values
+    return Result(
+        loss=value,
+        gradients=_gradients(coder, parts, path, found, (at_values, at_norms)),
+        squared_error=_own_errors(coder, found.error, tokens),
+        counts=path.counts,
+        threshold=threshold,
+        l0=float(path.counts.sum()) / (sources * tokens),
+    )
+
+
+def source_codes(
+    rule: Selection,
+    preactivations: list[Preactivations],
+    norms: torch.Tensor,
+    k: int | None,
+    selections: list[BatchTopK],
+) -> tuple[list[Code], float]:
+    """The code of every source while training, and the mean of the smallest scores kept.
+
+    Parameters
+    ----------
+    rule : Selection
+        Over what ranks are taken.
+    preactivations : per source, (T, m)
+    norms : (m,)
+        N_j = Σ_s n_{j,s}.
+    k : int
+        Latents per token and source.
+    selections : per source
+    """
+    codes, thresholds = [], []
+    for one, selection in zip(preactivations, selections, strict=True):
+        if rule.ranked_over:
+            code, threshold = ranked_code(rule, one, norms, k, selection)
+        else:
+            code, threshold = from_flat(*one.above(0.0), one.size), 0.0
+        codes.append(code)
+        thresholds.append(threshold)
+    return codes, sum(thresholds) / len(thresholds)
+
+
+def _alignment(
+    path: Path, norms: torch.Tensor, alignment: float, tokens: int, sources: int
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Value of the alignment term, and its gradients at the values of the code and at the decoder norms, (m, S)."""
+    contribution = path.values * path.active(norms.sum(1))
+    gap = sources * contribution - path.over_copies(contribution, sources)  # Σ_t (z^s − z^t) N
+    slope = 2 * alignment / tokens * gap
+    value = alignment * float((contribution * gap).sum()) / tokens
+    at_norms = path.total(path.values * slope)[:, None].expand_as(norms)
+    return value, slope * path.active(norms.sum(1)), at_norms
+
+
+def _gradients(
+    coder: Aligned, parts: list[torch.Tensor], path: Path, found: Reconstruction, at: tuple[torch.Tensor, torch.Tensor]
+) -> list[Gradient]:
+    """Gradients of all parameters, given those at the code's values and at the decoder norms, (m, S)."""
+    (at_values, at_norms), norms, f = at, coder.decoder_norms(), path.values
+    decoder_gradient = stored(path.weight_gradient(f, found.at_output))
+    by_source = zip(coder.decoder.split(coder.widths, dim=1), decoder_gradient.split(coder.widths, dim=1), strict=True)
+    for s, (decoder, its_gradient) in enumerate(by_source):
+        its_gradient.addcmul_(decoder, (at_norms[:, s] / norms[:, s].clamp_min(1e-30))[:, None])
+    at_encoders, at_biases = [], []
+    for x, (own, values) in zip(parts, path.copies(at_values * (f > 0), len(parts)), strict=True):
+        at_encoders.append(own.weight_gradient(values, x))
+        at_biases.append(own.total(values))
+    return [*at_encoders, torch.stack(at_biases), decoder_gradient, found.at_output.sum(0)]
+
+
+def _own_errors(coder: Aligned, error: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Squared error of every source rebuilt from its own code, summed over columns and averaged over tokens, (S,)."""
+    edges = torch.tensor([0, *coder.widths]).cumsum(0).tolist()
+    blocks = [error[s * tokens : (s + 1) * tokens, edges[s] : edges[s + 1]] for s in range(len(coder.widths))]
+    return torch.stack([block.square().sum() / tokens for block in blocks])

@@ -1,0 +1,55 @@
+"""The checkpoint of a training: a sealed file from which an interrupted training goes on with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import torch
+
+from crosscoders import artifacts, stage
+from crosscoders.errors import UserError
+from crosscoders.training.state import State
+
+FORMAT = 3
+"""Of what a checkpoint holds; another is not taken over."""
+
+
+class Checkpoint:
+    """A sealed file that belongs to one training: other settings, inputs or package versions do not match it.
+
+    Parameters
+    ----------
+    path : Path
+    identity : dict
+        All that decides the bytes of the training.
+    """
+
+    def __init__(self, path: Path, identity: dict):
+        self.path = path
+        content = json.dumps(identity | {"format": FORMAT}, sort_keys=True)
+        self.identity = hashlib.sha256(content.encode()).hexdigest()
+
+    def save(self, state: State) -> None:
+        """Write the state atomically, with its checksum."""
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, **state.to_dict()}, buffer)
+        artifacts.write_sealed(buffer.getvalue(), self.path)
+
+    def restore(self, state: State) -> bool:
+        """Take over the saved state; a file that is absent, damaged or foreign is left aside."""
+        if not self.path.exists():
+            return False
+        try:
+            saved = torch.load(io.BytesIO(artifacts.read_sealed(self.path)), weights_only=True, map_location="cpu")
+        except UserError as error:
+            stage.say(f"checkpoint not used: {error}")
+            return False
+        if saved.pop("identity") != self.identity:
+            stage.say(f"{self.path}: checkpoint not used: it belongs to other settings or inputs")
+            return False
+        state.restore(saved)
+        stage.say(f"resuming at step {state.step}")
+        return True

@@ -1,0 +1,106 @@
+"""What the training stages share: a training from files to a finished state, with progress and a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+from crosscoders import artifacts, stage
+from crosscoders.activations.dataset import Activations
+from crosscoders.activations.sections import NullChange
+from crosscoders.device import chosen_device
+from crosscoders.errors import UserError
+from crosscoders.kernels import backends
+from crosscoders.study.stage_section import AlignedSection, TrainingSection
+from crosscoders.training import loop
+from crosscoders.training.checkpoint import Checkpoint
+from crosscoders.training.recipes import Recipe
+from crosscoders.training.state import State
+
+
+@dataclass
+class Files:
+    """What a training reads, and where its result will lie."""
+
+    activations: list[Path]
+    validation: list[Path]
+    normalisation: Path
+    output: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an interrupted training keeps its state."""
+        return self.output.with_suffix(".checkpoint")
+
+
+@dataclass
+class Trained:
+    """A finished training: its state, the normalisation of its sources, and whose arithmetic made it."""
+
+    state: State
+    normalisation: xr.Dataset
+    arithmetic: dict[str, str]
+
+
+def train(
+    section: TrainingSection | AlignedSection,
+    recipe: Recipe,
+    files: Files,
+    device: str,
+    sources: list[str] | None = None,
+    null: NullChange | None = None,
+) -> Trained:
+    """Train as a section says; an interrupted training goes on from its checkpoint.
+
+    Parameters
+    ----------
+    section, recipe, files
+        What the training is about, how it goes, and what it reads; a checkpoint belongs to section and files.
+    device : str
+        `auto`, `cpu` or `cuda`.
+    sources : list of str, optional
+        All stored ones where absent.
+
+    Raises
+    ------
+    UserError
+        There are fewer tokens than a batch has.
+    FloatingPointError
+        The loss is not finite.
+    """
+    device, batch_tokens = chosen_device(device), recipe.settings.training.batch_tokens
+    use_exact_arithmetic(device)
+    normalisation = artifacts.read(files.normalisation)
+    splits = [Activations(paths, normalisation, sources, null) for paths in (files.activations, files.validation)]
+    if len(splits[0]) < batch_tokens:
+        raise UserError(f"{len(splits[0])} kept training tokens are fewer than batch_tokens = {batch_tokens}")
+    backend = backends.choose(device)
+    arithmetic = {"kernels": backend.kernels, "products": backend.products}
+    checkpoint = Checkpoint(files.checkpoint, _identity(section, files) | arithmetic)
+    name = f"{section.stage} {section.label}"
+    stage.say(f"{name}: kernels by {arithmetic['kernels']}, products by {arithmetic['products']}")
+    progress = stage.Progress(name, recipe.settings.training.steps * batch_tokens)
+
+    def report(state: State) -> None:
+        last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
+        progress.reach(state.step * batch_tokens, step=state.step, **last)
+
+    state = loop.fit(recipe, *splits, section.seed, device, checkpoint, report)
+    return Trained(state, normalisation, arithmetic)
+
+
+def _identity(section: TrainingSection | AlignedSection, files: Files) -> dict[str, object]:
+    """What decides the bytes of a training: its settings, inputs and packages."""
+    digests = [artifacts.digest(path) for path in (files.normalisation, *files.activations)]
+    return {**section.model_dump(mode="json"), "inputs": digests, "versions": artifacts.versions()}
+
+
+def use_exact_arithmetic(device: str) -> None:
+    """Set torch up so that a training gives the same bytes again."""
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True, warn_only=device == "cuda")  # some CUDA kernels have no such version
+    torch.utils.deterministic.fill_uninitialized_memory = False  # every gradient's, at every step
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")

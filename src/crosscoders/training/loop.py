@@ -1,0 +1,182 @@
+"""The training loop: a step, the books kept of it, steering of sparsity, and a whole training from data to thresholds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from crosscoders.activations.prefetch import Prefetch, Rows
+from crosscoders.activations.shuffle import Order
+from crosscoders.kernels import backends
+from crosscoders.kernels.interface import Gradient
+from crosscoders.training.gradients import Objective, Result
+from crosscoders.training.recipes import Recipe
+from crosscoders.training.schedule import Schedule
+from crosscoders.training.state import HISTORY, PRECISION, State, start
+
+STEERING, STEERING_LIMIT = 0.02, 0.01
+"""Relative change of the penalty coefficient in one step, per unit of log(L0 expected / L0 wanted); and the largest."""
+HORIZON = 120
+"""Steps ahead for which L0 is expected: it follows the coefficient with about this delay."""
+THRESHOLD_DECAY = 0.999
+RATE_TOKENS = 4096
+"""Tokens on which firing rates are equalised at the start."""
+
+
+class Saved(Protocol):
+    """Where a training keeps its checkpoint."""
+
+    def restore(self, state: State) -> bool:
+        """Take over the saved state; whether there was one."""
+
+    def save(self, state: State) -> None:
+        """Keep the state."""
+
+
+def step(state: State, x: torch.Tensor) -> Result:
+    """One step on normalised activations x, (T, D): gradients, clipping, Adam, bookkeeping."""
+    settings, schedule = state.recipe.settings, Schedule(state.recipe.settings)
+    x = x.to(state.column_weights.device)
+    objective = _objective(state, schedule)
+    result = state.recipe.compute(state.crosscoder, x, objective, state.selections, state.backend)
+    length, rate = norm(result.gradients), schedule.learning_rate(state.step)
+    clip_factor = max(1.0, length / settings.training.gradient_clip)
+    state.optimizer.step(state.crosscoder.parameters, result.gradients, rate, clip_factor)
+    _keep_books(state, result, schedule, len(x))
+    dead = float(objective.dead.float().mean())
+    figures = result.loss, result.l0, dead, rate, objective.coefficient, length, result.threshold
+    for name, value in zip(HISTORY, figures, strict=True):
+        state.history.setdefault(name, []).append(value)
+    for name, value in zip(state.crosscoder.sources, result.squared_error.tolist(), strict=True):
+        state.history.setdefault(f"squared_error_{name}", []).append(value)
+    state.step += 1
+    return result
+
+
+def _objective(state: State, schedule: Schedule) -> Objective:
+    """What is minimised at the next step."""
+    settings = state.recipe.settings
+    return Objective(
+        weights=state.column_weights,
+        penalty=settings.penalty.kind,
+        coefficient=state.coefficient * schedule.ramp(state.step),
+        scale=settings.penalty.scale,
+        k=schedule.k(state.step),
+        bandwidth=settings.activation.bandwidth,
+        auxiliary_coefficient=settings.training.auxiliary_coefficient,
+        dead=state.silent_tokens >= settings.training.dead_tokens,
+        alignment=state.recipe.alignment,
+        precision=PRECISION[settings.training.precision],
+    )
+
+
+def norm(gradients: list[Gradient]) -> float:
+    """Norm of all gradients together."""
+    return math.hypot(*map(_norm, gradients))
+
+
+def _norm(gradient: Gradient) -> float:
+    if isinstance(gradient, torch.Tensor):
+        return float(torch.linalg.vector_norm(gradient))
+    return float(gradient.squared_norm()) ** 0.5
+
+
+def _keep_books(state: State, result: Result, schedule: Schedule, tokens: int) -> None:
+    """Dead counters, threshold average, and steering of the penalty towards the wanted L0."""
+    state.silent_tokens += tokens
+    state.silent_tokens[result.counts > 0] = 0
+    if result.threshold > 0:
+        previous = state.threshold or result.threshold
+        state.threshold = THRESHOLD_DECAY * previous + (1 - THRESHOLD_DECAY) * result.threshold
+    l0 = max(result.l0, 1e-6)
+    previous = state.mean_l0 or l0
+    state.mean_l0 = 0.9 * previous + 0.1 * l0
+    state.l0_trend = 0.95 * state.l0_trend + 0.05 * math.log(state.mean_l0 / previous)
+    if state.recipe.settings.penalty.target_l0 and schedule.ramp(state.step) >= 1:
+        state.coefficient *= math.exp(_steering(state, schedule))
+
+
+def _steering(state: State, schedule: Schedule) -> float:
+    """Change of the coefficient's logarithm: towards the wanted L0, as fast as the learning rate lets L0 follow."""
+    settings = state.recipe.settings
+    expected = math.log(state.mean_l0 / settings.penalty.target_l0) + HORIZON * state.l0_trend
+    speed = schedule.learning_rate(state.step) / settings.training.learning_rate
+    return speed * min(STEERING_LIMIT, max(-STEERING_LIMIT, STEERING * expected))
+
+
+def run(state: State, batch: Callable[[int], torch.Tensor], after_step: Callable[[State], None]) -> None:
+    """Train to the end; `batch(step)` gives the tokens of a step, (T, D), `after_step` reports and saves.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is not finite.
+    """
+    while state.step < state.recipe.settings.training.steps:
+        result = step(state, batch(state.step))
+        if not math.isfinite(result.loss):
+            raise FloatingPointError(f"loss is {result.loss} at step {state.step}")
+        after_step(state)
+
+
+def _after_step(state: State, checkpoint: Saved | None, report: Callable[[State], None]) -> None:
+    """Report, and save where it is time to."""
+    training = state.recipe.settings.training
+    report(state)
+    if checkpoint and state.step % training.checkpoint_steps == 0 and state.step < training.steps:
+        checkpoint.save(state)
+
+
+def fit(
+    recipe: Recipe,
+    data: Rows,
+    held_out: Rows,
+    seed: int,
+    device: str = "cpu",
+    checkpoint: Saved | None = None,
+    report: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Train one crosscoder on `data` and fit its thresholds, where it has any, on `held_out`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    data, held_out : Activations or alike
+        Have `sources`, `widths`, a length, `rows(index)` and `batches(count)`; for a GPU `data` has `stored` and `normalise`.
+    seed : int
+        Of the weights at the start and of the order of the tokens.
+    device : str
+        `cpu` or `cuda`; the backend follows from it.
+    checkpoint, report : optional
+        Where an interrupted training goes on, and what is called after every step.
+
+    Returns
+    -------
+    State
+        `crosscoder` is the finished one, on the CPU.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is not finite.
+    """
+    training = recipe.settings.training
+    order = Order(len(data), seed)
+    coder = recipe.create(data.sources, data.widths, seed).to(device)
+    trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
+    state = start(trainee, recipe, backends.choose(device))
+    if checkpoint is not None:
+        checkpoint.restore(state)
+
+    def index(step: int) -> np.ndarray:
+        return order.take(step * training.batch_tokens, training.batch_tokens)
+
+    with Prefetch(data, index, training.steps, training.batch_tokens, device) as batch:
+        run(state, batch, lambda state: _after_step(state, checkpoint, report))
+    recipe.finish(coder, trainee, (x.to(device) for _, x in held_out.batches(training.batch_tokens)))
+    state.crosscoder = coder.to("cpu")
+    return state

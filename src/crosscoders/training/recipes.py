@@ -1,0 +1,154 @@
+"""What the training loop asks of a kind of crosscoder: how it is created, stepped, finished. One loop trains all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from crosscoders.crosscoder import aligned as aligned_crosscoder
+from crosscoders.crosscoder.aligned import Aligned
+from crosscoders.crosscoder.crosscoder import Crosscoder, create, equalise_rates
+from crosscoders.crosscoder.encode import BatchTopK
+from crosscoders.crosscoder.separate import Separate, separate
+from crosscoders.kernels.interface import Backend
+from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
+from crosscoders.training import aligned, gradients
+from crosscoders.training.gradients import Objective, Result
+from crosscoders.training.thresholds import ThresholdFit
+
+Trainee = Crosscoder | Separate | Aligned
+"""What a step changes."""
+
+
+class Recipe(Protocol):
+    """A kind of crosscoder as the loop sees it; `settings` has `training`, `penalty` and `activation`."""
+
+    settings: CrosscoderSettings | AlignedSettings
+
+    @property
+    def alignment(self) -> float:
+        """λ_align; 0 where there is one code."""
+
+    def create(self, sources: list[str], widths: list[int], seed: int) -> Crosscoder | Aligned:
+        """The crosscoder before training, on the CPU."""
+
+    def begin(self, coder: Crosscoder | Aligned, some_tokens: Callable[[], torch.Tensor]) -> Trainee:
+        """What is trained, once set up on tokens of the first batches, (tokens, D)."""
+
+    def selections(self, trainee: Trainee) -> list[BatchTopK]:
+        """Fresh thresholds to carry from batch to batch."""
+
+    def column_weights(self, trainee: Trainee) -> torch.Tensor:
+        """Weight of every column's squared error, (D,)."""
+
+    def compute(
+        self, trainee: Trainee, x: torch.Tensor, objective: Objective, selections: list[BatchTopK], backend: Backend
+    ) -> Result:
+        """Loss and gradients of one step on normalised activations, (T, D)."""
+
+    def finish(self, coder: Crosscoder | Aligned, trainee: Trainee, held_out: Iterable[torch.Tensor]) -> None:
+        """Put what was trained into the crosscoder and fit its thresholds on held-out batches, (T, D)."""
+
+
+@dataclass
+class CrosscoderRecipe:
+    """A crosscoder of latent blocks; dictionaries that share no latent are trained apart."""
+
+    settings: CrosscoderSettings
+    alignment: ClassVar[float] = 0.0
+
+    def create(self, sources: list[str], widths: list[int], seed: int) -> Crosscoder:
+        """The crosscoder before training."""
+        return create(self.settings, sources, widths, seed)
+
+    def begin(self, coder: Crosscoder, some_tokens: Callable[[], torch.Tensor]) -> Crosscoder | Separate:
+        """The crosscoder itself, or its parts where they share nothing."""
+        if self.settings.training.initial_l0:
+            equalise_rates(coder, some_tokens(), self.settings.training.initial_l0)
+        return separate(coder) or coder
+
+    def selections(self, trainee: Crosscoder | Separate) -> list[BatchTopK]:
+        """One: ranks are taken over all latents."""
+        return [BatchTopK()]
+
+    def column_weights(self, trainee: Crosscoder | Separate) -> torch.Tensor:
+        """w_s of every column, (D,)."""
+        found, chosen = [], self.settings.source_weights
+        for part in trainee.parts:
+            for name, columns in zip(part.sources, part.columns, strict=True):
+                found.append(torch.full_like(part.decoder_bias[columns], chosen.get(name, 1.0)))
+        return torch.cat(found)
+
+    def compute(
+        self,
+        trainee: Crosscoder | Separate,
+        x: torch.Tensor,
+        objective: Objective,
+        selections: list[BatchTopK],
+        backend: Backend,
+    ) -> Result:
+        """Loss and gradients of one step."""
+        return gradients.compute(trainee, x, objective, selections[0], backend)
+
+    def finish(self, coder: Crosscoder, trainee: Crosscoder | Separate, held_out: Iterable[torch.Tensor]) -> None:
+        """Join parts and fit the threshold of a ranked batch."""
+        if isinstance(trainee, Separate):
+            trainee.join(coder)
+        if coder.selection.ranked_over == "batch":
+            coder.threshold = fit_threshold(coder, held_out, coder.k)
+
+
+@dataclass
+class AlignedRecipe:
+    """The aligned crosscoder: every source has an encoder, a selection and a threshold of its own."""
+
+    settings: AlignedSettings
+
+    @property
+    def alignment(self) -> float:
+        """λ_align."""
+        return self.settings.alignment
+
+    def create(self, sources: list[str], widths: list[int], seed: int) -> Aligned:
+        """The crosscoder before training."""
+        return aligned_crosscoder.create(self.settings, sources, widths, seed)
+
+    def begin(self, coder: Aligned, some_tokens: Callable[[], torch.Tensor]) -> Aligned:
+        """The crosscoder itself."""
+        return coder
+
+    def selections(self, trainee: Aligned) -> list[BatchTopK]:
+        """One per source."""
+        return [BatchTopK() for _ in trainee.sources]
+
+    def column_weights(self, trainee: Aligned) -> torch.Tensor:
+        """One everywhere, (D,)."""
+        return torch.ones_like(trainee.decoder_bias)
+
+    def compute(
+        self, trainee: Aligned, x: torch.Tensor, objective: Objective, selections: list[BatchTopK], backend: Backend
+    ) -> Result:
+        """Loss and gradients of one step."""
+        return aligned.compute(trainee, x, objective, selections, backend)
+
+    def finish(self, coder: Aligned, trainee: Aligned, held_out: Iterable[torch.Tensor]) -> None:
+        """Fit the threshold of every source where batches are ranked."""
+        if coder.selection.ranked_over != "batch":
+            return
+        norms, fits = coder.decoder_norms().sum(1), [ThresholdFit(coder.k) for _ in coder.sources]
+        for x in held_out:
+            for fit, preactivations in zip(fits, coder.preactivations(x), strict=True):
+                fit.add(preactivations.relu() * norms)
+        values = torch.tensor([fit.value() for fit in fits], dtype=coder.thresholds.dtype)
+        coder.thresholds = values.to(coder.thresholds.device)
+
+
+def fit_threshold(coder: Crosscoder, held_out: Iterable[torch.Tensor], k: int) -> float:
+    """The score above which, over held-out batches, (T, D), k latents per token are on."""
+    norms, fit = coder.decoder_norms().sum(1), ThresholdFit(k)
+    for x in held_out:
+        fit.add(coder.preactivations(x).relu() * norms)
+    return fit.value()

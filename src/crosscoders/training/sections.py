@@ -1,0 +1,58 @@
+"""What the stages of this room get of a study."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from crosscoders.activations.sections import NullChange
+from crosscoders.study.blocks import crosscoder_sources
+from crosscoders.study.queries import data_setting
+from crosscoders.study.settings.base import Name
+from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
+from crosscoders.study.settings.study import Study
+from crosscoders.study.stage_section import AlignedSection, TrainingSection
+
+
+class TrainCrosscoderSection(TrainingSection):
+    """One training of one crosscoder."""
+
+    stage: ClassVar[str] = "train_crosscoder"
+    crosscoder: CrosscoderSettings
+    sources: list[Name]
+    device: str
+    null: NullChange | None
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> TrainCrosscoderSection:
+        """The section of one job."""
+        chosen = study.crosscoders[crosscoder]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            crosscoder=chosen,
+            sources=crosscoder_sources(study.settings[data_setting(study, setting)], chosen),
+            device=study.device,
+            null=NullChange.of(study, setting),
+        )
+
+
+class TrainAlignedSection(AlignedSection):
+    """One training of one aligned crosscoder."""
+
+    stage: ClassVar[str] = "train_aligned"
+    aligned: AlignedSettings
+    device: str
+
+    @classmethod
+    def of(cls, study: Study, setting: str, aligned: str, seed: str) -> TrainAlignedSection:
+        """The section of one job."""
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            aligned_name=aligned,
+            seed=int(seed),
+            aligned=study.aligned[aligned],
+            device=study.device,
+        )

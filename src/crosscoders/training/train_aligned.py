@@ -1,0 +1,31 @@
+"""Stage train_aligned: one aligned crosscoder, one seed; resumes from its checkpoint after an interruption."""
+
+from __future__ import annotations
+
+from crosscoders import artifacts, stage
+from crosscoders.crosscoder.files import aligned_to_dataset
+from crosscoders.errors import UserError
+from crosscoders.training.job import Files, train
+from crosscoders.training.recipes import AlignedRecipe
+from crosscoders.training.sections import TrainAlignedSection
+
+
+def main(arguments) -> None:
+    """Train and save."""
+    section: TrainAlignedSection = arguments.settings
+    files = Files(arguments.activations, arguments.validation, arguments.normalisation, arguments.output)
+    try:
+        trained = train(section, AlignedRecipe(section.aligned), files, section.device)
+    except FloatingPointError as error:
+        raise UserError(f"aligned.{section.aligned_name}: {error}; expected a lower learning_rate") from None
+    attributes = section.provenance() | trained.arithmetic
+    dataset = aligned_to_dataset(trained.state.crosscoder, trained.normalisation)
+    title = f"aligned crosscoder {section.setting_name}, {section.aligned_name}, seed {section.seed}"
+    artifacts.write(dataset.assign_attrs(**attributes, title=title), arguments.output)
+    files.checkpoint.unlink(missing_ok=True)
+    stage.say(f"train_aligned {section.label}: done, L0 {trained.state.mean_l0:.1f} per source")
+
+
+if __name__ == "__main__":
+    lists = ("activations", "validation")
+    stage.run(main, stage.parser(TrainAlignedSection, __doc__, "normalisation", "output", lists=lists).parse_args())

@@ -1,0 +1,105 @@
+"""Latents of two seeds are matched whatever their order and scale."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from crosscoders import artifacts
+from crosscoders.analysis import match_seeds
+from crosscoders.analysis.classification import CALLS, NORM_CLASSES
+from crosscoders.report import null_figures
+
+
+def test_permuted_and_rescaled_latents_are_found_again_and_dead_ones_left_out():
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.randn(200, 40, generator=generator)
+    order = torch.randperm(200, generator=generator)
+    other = decoder[order] * (0.5 + torch.rand(200, 1, generator=generator))
+    alive, other_alive = np.arange(200) % 10 > 0, np.ones(200, bool)
+    other_alive[0] = False
+    cosine, latent = match_seeds.match(decoder, other, alive, other_alive)
+    assert np.isnan(cosine[~alive]).all()
+    assert (latent[~alive] == -1).all()
+    found = alive & (np.arange(200) != int(order[0]))
+    assert np.array_equal(order.numpy()[latent[found]], np.flatnonzero(found))
+    np.testing.assert_allclose(cosine[found], 1, atol=1e-5)
+    if alive[int(order[0])]:
+        assert cosine[int(order[0])] < 0.8, "its partner is dead"
+
+
+@pytest.fixture
+def summary():
+    """Two seeds of 60 latents: seed 1 holds those of seed 0 backwards; 6 of them are chat-only in both."""
+    kind = np.full((1, 2, 60), NORM_CLASSES.index("shared"))
+    kind[0, 0, :6] = kind[0, 1, -6:] = NORM_CLASSES.index("chat-only")
+    called = np.zeros((1, 2, len(CALLS)), int)
+    for call, counts in {
+        "alive": (60, 60),
+        "shared": (54, 54),
+        "chat-only": (6, 6),
+        "chat-specific": (3, 0),
+        "chat-only and chat-specific": (3, 0),
+    }.items():
+        called[0, :, CALLS.index(call)] = counts
+    replicates = np.repeat(called[:, :, None], 50, axis=2)
+    replicates[:, :, ::2, CALLS.index("chat-only")] = 2
+    cosine, latent = np.full((1, 2, 2, 60), np.nan), np.full((1, 2, 2, 60), -1)
+    for seed in (0, 1):
+        cosine[0, seed, 1 - seed], latent[0, seed, 1 - seed] = 0.9, np.arange(60)[::-1]
+    dims = ("crosscoder", "seed")
+    return xr.Dataset(
+        {
+            "norm_class": artifacts.flags((*dims, "latent"), kind, NORM_CLASSES, "class"),
+            "called": ((*dims, "call"), called),
+            "called_replicate": ((*dims, "replicate", "call"), replicates),
+            "density": ((*dims, "latent"), np.ones((1, 2, 60))),
+            "relative_norm": ((*dims, "latent"), np.where(kind == 2, 0.95, 0.5)),
+            "matched_cosine": ((*dims, "other_seed", "latent"), cosine),
+            "matched_latent": ((*dims, "other_seed", "latent"), latent),
+        },
+        coords={
+            "call": list(CALLS),
+            "crosscoder": np.array(["l1"], dtype=object),
+            "seed": [0, 1],
+            "other_seed": [0, 1],
+        },
+    )
+
+
+def test_rates_are_counted_over_seeds_and_matched_latents_keep_their_class(summary):
+    found = null_figures.rates(summary, "l1")
+    rate, low, high, seeds = found["chat-only"]
+    assert (rate, seeds) == (0.1, [0.1, 0.1])
+    assert low == pytest.approx(2 / 60), "half the resamples of documents hold two of them"
+    assert rate < high < 0.17
+    assert found["chat-only and chat-specific"][3] == [0.05, 0]
+    nothing = null_figures.rates(
+        summary.assign(
+            called=summary["called"].where(summary["call"] == "alive", 0),
+            called_replicate=summary["called_replicate"].where(summary["call"] == "alive", 0),
+        ),
+        "l1",
+    )
+    assert nothing["chat-only"][0] == 0
+    assert nothing["chat-only"][2] > 0.02, "no latent of 120 is no rate of 0"
+    cosines, agreement = null_figures._matched(summary, "l1")
+    assert len(cosines) == 120
+    assert {label: len(values) for label, values in agreement.items()} == {
+        "base-only": 0,
+        "shared": 108,
+        "chat-only": 12,
+        "other": 0,
+    }
+    assert all(values.all() for values in agreement.values())
+    assert "100% of alive latents have one of cosine above 0.7" in null_figures.stability_sentences(summary)
+    assert "chat-only by norm: real pair 10.00%" in null_figures.null_sentences(summary, {})
+
+
+def test_the_figures_show_every_group(summary):
+    figure = null_figures.stability(summary)
+    assert len(figure.axes) == 3
+    controls = null_figures.nulls(summary, {"null-permuted-tokens": summary.isel(seed=[1])})
+    assert [label.get_text() for label in controls.axes[0].get_xticklabels()] == ["real pair", "permuted\ntokens"]
+    plt.close("all")

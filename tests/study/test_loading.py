@@ -1,0 +1,276 @@
+"""Errors in a study file: found before any job starts, all at once, a line each, without a traceback."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crosscoders.errors import UserError
+from crosscoders.study import loading
+from crosscoders.workflow import sections
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def content(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return copy.deepcopy(loading.read(Path("studies/smoke.yaml")))
+
+
+def put(content, path, value):
+    *steps, last = path.split("/")
+    for step in steps:
+        content = content[step]
+    content[last] = value
+
+
+def problems(content) -> list[str]:
+    with pytest.raises(UserError) as error:
+        loading.check(content)
+    return str(error.value).splitlines()
+
+
+CASES = [
+    (
+        "crosscoders/batchtopk/activation/k",
+        0,
+        "crosscoders.batchtopk.activation.k: 0 does not fit; expected greater than 0",
+    ),
+    ("crosscoders/batchtopk/activation/k", 1000, "activation.k: 1000 exceeds latents = 128"),
+    ("crosscoders/batchtopk/latents", 0, "crosscoders.batchtopk.latents: 0 does not fit"),
+    (
+        "crosscoders/batchtopk/latents",
+        "many",
+        "crosscoders.batchtopk.latents: 'many' does not fit; expected a valid integer",
+    ),
+    ("crosscoders/l1/training/learning_rate", -1e-3, "learning_rate: -0.001 does not fit; expected greater than 0"),
+    ("crosscoders/l1/training/learning_rate", float("nan"), "learning_rate: nan does not fit; expected"),
+    ("crosscoders/l1/training/leaning_rate", 1e-3, "training.leaning_rate: unknown setting; did you mean"),
+    ("crosscoders/l1/blocks/all/share", 0.5, "blocks: the shares sum to 0.5; expected 1"),
+    ("crosscoders/l1/blocks/all/reads", [], "blocks.all.reads: empty"),
+    ("crosscoders/l1/blocks/all/reads", ["layer-00", "layer-9"], "'layer-9' is not defined"),
+    (
+        "crosscoders/l1/activation/kind",
+        "batchtop",
+        "'batchtop' is not one of relu, topk, batchtopk, jumprelu; did you mean 'batchtopk'?",
+    ),
+    ("seeds", [True], "seeds.0: True does not fit; expected a valid integer"),
+    ("seeds", [1, 1], "seeds: [1, 1] repeats a seed"),
+    ("seeds", [], "seeds: a list does not fit"),
+    (
+        "settings/base-vs-chat/sources",
+        {"base": {"model": "base", "layer": 1}},
+        "sources: 1 given; a crosscoder needs at least two",
+    ),
+    ("settings/base-vs-chat/sources/chat/model", "base", "sources.chat: the same model, layer and hook as 'base'"),
+    (
+        "settings/base-vs-chat/sources/chat/model",
+        "chatt",
+        "'chatt' is not defined; known: base, chat; did you mean 'chat'?",
+    ),
+    ("settings/base-vs-chat/sources/chat/layer", 3, "sources.chat.layer: 3 is not below the depth 3 of 'chat'"),
+    ("settings/base-vs-chat/sources/chat/layer", -1, "sources.chat.layer: -1 does not fit"),
+    (
+        "settings/base-vs-chat/sources/chat/hook",
+        "resid_mid",
+        "'resid_mid' is not one of resid_pre, resid_post, mlp_out",
+    ),
+    ("settings/base-vs-chat/dtype", "float8", "dtype: 'float8' is not one of auto, float32, bfloat16"),
+    ("settings/base-vs-chat/context", 4096, "context: 4096 exceeds the 256 tokens that 'base' takes"),
+    ("settings/base-vs-chat/tokens/train", {"wiki": 0}, "tokens.train: 0 tokens in all"),
+    ("settings/base-vs-chat/tokens/train", {"wiki": 100}, "100 tokens are fewer than a batch of 'batchtopk' (256)"),
+    (
+        "settings/base-vs-chat/tokens/train",
+        {"wikki": 1000},
+        "'wikki' is not defined; known: wiki, chats; did you mean 'wiki'?",
+    ),
+    (
+        "settings/base-vs-chat/crosscoders",
+        ["batchtopp"],
+        "'batchtopp' is not defined; known: l1, batchtopk, saes; did you mean 'batchtopk'?",
+    ),
+    ("settings/base-vs-chat/contrast", ["base", "cat"], "contrast: 'cat' is not defined"),
+    ("splits/train", [0.2, 0.7], "splits: fine_tune and train overlap between 0.2 and 0.3"),
+    ("splits/test", [0.9, 0.8], "splits.test: [0.9, 0.8] is not a range"),
+    ("corpora/wiki/path", "studies/absent.jsonl", "corpora.wiki.path: 'studies/absent.jsonl' does not exist"),
+    ("corpora/wiki/path", "../outside.jsonl", "corpora.wiki.path: '../outside.jsonl' leaves the folder"),
+    (
+        "models/base",
+        {"kind": "hub", "repo": "a/b", "revision": "main", "licence": "x", "depth": 3, "context_length": 256},
+        "models.base.revision: 'main' does not fit; expected a commit hash",
+    ),
+    ("models/base", {"kind": "folder", "path": "no/such/model"}, "models.base.path: 'no/such/model' does not exist"),
+    ("models/base/kind", "weel", "models.base.kind: 'weel' is not one of"),
+    ("study", "../escape", "study: '../escape' does not fit; expected a name of letters"),
+    (
+        "settings/base-vs-chat/sources/difference",
+        {"of": ["chat", "bass"]},
+        "sources.difference.of: 'bass' is not defined; known: base, chat; did you mean 'base'?",
+    ),
+    (
+        "settings/base-vs-chat/sources/difference",
+        {"of": ["chat", "chat"]},
+        "sources.difference.of: ['chat', 'chat'] names one source twice",
+    ),
+    (
+        "crosscoders/l1/blocks/all",
+        {"share": 1.0, "reads": "each", "writes": "onward", "window": 9},
+        "blocks.all.window: 9 is longer than the",
+    ),
+    ("crosscoders/l1/blocks/all/writes", "onward", "blocks.all.writes: 'onward' needs reads: each"),
+    ("settings/again/trained_on", "base-vs-cha", "settings.again.trained_on: 'base-vs-cha' is not defined"),
+    (
+        "settings/again/trained_on",
+        "pair",
+        "settings.again.trained_on: 'pair' reads no activations of models of its own",
+    ),
+    (
+        "settings/again/measured_on",
+        "cross-layer",
+        "measured_on: 'cross-layer' has sources layer-00, layer-01, layer-02; expected those of 'base-vs-chat': base, chat",
+    ),
+    (
+        "settings/again/crosscoders",
+        ["batchtop"],
+        "settings.again.crosscoders: 'batchtop' is not defined; known: batchtopk; did you mean",
+    ),
+    ("settings/again/seeds", [1], "settings.again.seeds: unknown setting"),
+    (
+        "settings/cross-layer/circuits/saes",
+        "l1",
+        "circuits.saes: 'l1' is no SAE per source; expected reads: each, writes: each",
+    ),
+    (
+        "settings/cross-layer/circuits/crosscoder",
+        "batchtopk",
+        "circuits.crosscoder: 'batchtopk' is none of the setting's",
+    ),
+    ("settings/cross-layer/sources/layer-02/layer", 0, "circuits: expected sources of one model and one hook"),
+    ("crosscoders/l1/sources", ["layer-9"], "crosscoders ('l1'): sources: 'layer-9' is not defined"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), CASES, ids=[f"{case[0]}={case[1]!r}"[:70] for case in CASES])
+def test_one_bad_value_is_one_line(content, path, value, expected):
+    put(content, path, value)
+    found = problems(content)
+    assert any(expected in line for line in found), found
+    assert all(line.startswith("config: ") for line in found)
+
+
+def test_all_problems_come_at_once(content):
+    for path, value, _ in (CASES[0], CASES[4], CASES[16], CASES[27], CASES[29]):
+        put(content, path, value)
+    found = "\n".join(problems(content))
+    for _, _, expected in (CASES[0], CASES[4], CASES[16], CASES[27], CASES[29]):
+        assert expected in found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the study file is empty"),
+        ("study: a\n\tseeds: [0]\n", "line 2: indented with a tab; expected spaces"),
+        ("study: a\nstudy: b\n", "line 2: duplicate key 'study', first given in line 1"),
+        ("- a\n- b\n", "expected a mapping of settings, found a list"),
+        ("study: [a\n", "line 2:"),
+    ],
+)
+def test_unreadable_files(tmp_path, text, expected):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml") as error:
+        loading.load(path)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read \(No such file"):
+        loading.load(tmp_path / "absent.yaml")
+
+
+def test_numbers_in_exponent_notation_are_numbers():
+    assert yaml.load("[1e-4, 1E5, 2.5e-3, -1e3]", Loader=loading._Loader) == [1e-4, 1e5, 2.5e-3, -1e3]
+
+
+def test_the_command_line_prints_lines_and_no_traceback(tmp_path, content):
+    put(content, "crosscoders/l1/latents", 0)
+    put(content, "seeds", [True])
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(content))
+    done = subprocess.run(
+        [sys.executable, "-m", "crosscoders.cli", "check", path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("path", ["config.yaml", *map(str, sorted((ROOT / "studies").glob("*.yaml")))])
+def test_every_study_of_the_project_is_valid(monkeypatch, path):
+    monkeypatch.chdir(ROOT)
+    study = loading.load(path)
+    assert study.settings
+
+
+def test_a_study_without_kinds_is_read_and_told_what_to_write(tmp_path, content, capsys):
+    """Study files were once written without `kind`; the kind followed from the keys that were there."""
+    marked = loading.check(content)
+    for setting in content["settings"].values():
+        setting.pop("kind", None)
+        for source in setting.get("sources", {}).values():
+            source.pop("kind", None)
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert loading.load(path) == marked
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert f"{path}: settings.again.kind: missing; read as 'transfer'. Please write `kind: transfer`." in lines
+
+
+@pytest.mark.parametrize("kind", ["nul", None, ["text"], 3])
+def test_a_wrong_kind_is_one_line_with_the_kinds_there_are(content, kind):
+    put(content, "settings/again/kind", kind)
+    put(content, "models/base/kind", kind)
+    put(content, "settings/base-vs-chat/sources/base/kind", kind)
+    found = problems(content)
+    assert any(line.startswith("config: settings.again.kind: ") and "null_control" in line for line in found), found
+    assert any(line.startswith("config: models.base.kind: ") and "fine_tuned" in line for line in found), found
+
+
+def test_a_section_holds_only_what_its_stage_reads(content):
+    study = loading.check(content)
+    before = {stage: sections.section(study, stage, **names) for stage, names in STAGES.items()}
+    put(content, "crosscoders/batchtopk/activation/k", 9)
+    put(content, "classification/confidence", 0.9)
+    changed = loading.check(content)
+    after = {stage: sections.section(changed, stage, **names) for stage, names in STAGES.items()}
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == {
+        "train_crosscoder",
+        "evaluate",
+        "classify_latents",
+        "collate",
+        "manifest",
+    }
+
+
+STAGES = {
+    "fetch_model": {"model": "base"},
+    "fetch_text": {"corpus": "wiki"},
+    "fine_tune": {"model": "chat"},
+    "measure_behaviours": {"model": "chat"},
+    "tokenize": {"setting": "base-vs-chat"},
+    "extract_activations": {"setting": "base-vs-chat", "split": "train", "shard": "000"},
+    "fit_normalisation": {"setting": "base-vs-chat"},
+    "train_crosscoder": {"setting": "base-vs-chat", "crosscoder": "batchtopk", "seed": "0"},
+    "evaluate": {"setting": "base-vs-chat", "crosscoder": "l1", "seed": "0"},
+    "classify_latents": {"setting": "base-vs-chat", "crosscoder": "l1", "seed": "0"},
+    "collate": {"setting": "base-vs-chat"},
+    "notebook": {"setting": "base-vs-chat"},
+    "manifest": {},
+}

@@ -1,0 +1,220 @@
+"""Training finds planted concepts, meets its sparsity, and goes on after an interruption as if there had been none."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from crosscoders.crosscoder import crosscoder
+from crosscoders.kernels import backends
+from crosscoders.study.settings.crosscoders import CrosscoderSettings
+from crosscoders.training import loop
+from crosscoders.training.recipes import CrosscoderRecipe, fit_threshold
+from crosscoders.training.schedule import Schedule
+from crosscoders.training.state import start
+
+
+def concepts(tokens: int, seed: int, count: int = 24, width: int = 32, active: float = 0.06):
+    """Two sources that share `count` concepts in directions of their own; the last quarter exists in the second only."""
+    fixed = torch.Generator().manual_seed(7)
+    directions = torch.randn(2, count, width, generator=fixed)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    generator = torch.Generator().manual_seed(seed)
+    strength = (torch.rand(tokens, count, generator=generator) < active) * (
+        1 + torch.rand(tokens, count, generator=generator)
+    )
+    first = strength.clone()
+    first[:, -count // 4 :] = 0
+    x = torch.cat([first @ directions[0], strength @ directions[1]], dim=1)
+    return 4 * (x + 0.01 * torch.randn(x.shape, generator=generator)), directions
+
+
+def fit(options, steps_seed=0):
+    torch.set_grad_enabled(False)
+    coder = crosscoder.create(options, ["base", "chat"], [32, 32], 0)
+    state = start(coder, CrosscoderRecipe(options), backends.choose())
+    batch = options.training.batch_tokens
+    loop.run(state, lambda step: concepts(batch, steps_seed + step)[0], lambda _: None)
+    return coder, state
+
+
+BATCHTOPK = {
+    "latents": 64,
+    "blocks": {"all": {"share": 1.0}},
+    "activation": {"kind": "batchtopk", "k": 2},
+    "training": {
+        "steps": 800,
+        "batch_tokens": 256,
+        "learning_rate": 3e-3,
+        "warmup_steps": 20,
+        "decay_share": 0.3,
+        "gradient_clip": 10.0,
+        "decoder_norm": 0.3,
+        "dead_tokens": 5000,
+    },
+}
+
+
+def with_training(options: dict, changes: dict) -> CrosscoderSettings:
+    return CrosscoderSettings.model_validate(options | {"training": options["training"] | changes})
+
+
+@pytest.fixture(scope="module")
+def batchtopk():
+    return fit(with_training(BATCHTOPK, {}))
+
+
+def test_planted_concepts_are_recovered_with_their_class(batchtopk):
+    coder, _ = batchtopk
+    _, directions = concepts(8, 0)
+    decoder = coder.decoder[:, 32:] / coder.decoder[:, 32:].norm(dim=1, keepdim=True).clamp_min(1e-9)
+    cosine = directions[1] @ decoder.T
+    assert (cosine.amax(1) > 0.83).float().mean() >= 0.95
+    norms = coder.decoder_norms()[cosine.argmax(1)]
+    ratio = norms[:, 0] / norms[:, 1]
+    assert (ratio[:18] > 0.5).all(), "shared concepts are written to both sources"
+    assert (ratio[18:] < 0.1).all(), "a concept of one source is written to that source alone"
+
+
+def test_lower_precision_reconstructs_as_well(batchtopk):
+    """Moments and factors of products in bfloat16: the loss on fresh data is within 3% of that in float32."""
+    coder, _ = batchtopk
+    x, losses = concepts(4096, 99_999)[0], []
+    for options in (None, {"adam_moments": "bfloat16"}, {"adam_moments": "bfloat16", "precision": "bfloat16"}):
+        found = coder if options is None else fit(with_training(BATCHTOPK, options))[0]
+        found.threshold = fit_threshold(found, [concepts(2048, 10_000)[0]], 2)
+        losses.append(float((x - found.decode(found.encode(x))).square().mean() / x.square().mean()))
+        found.threshold = 0.0
+    assert losses[0] < 0.05
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=0.03)
+
+
+def test_held_out_threshold_gives_the_wanted_l0(batchtopk):
+    coder, _ = batchtopk
+    held_out = [concepts(512, 10_000 + i)[0] for i in range(4)]
+    coder.threshold = fit_threshold(coder, held_out, 2)
+    fresh = concepts(4096, 99_999)[0]
+    l0 = (coder.encode(fresh) > 0).sum() / len(fresh)
+    assert l0 == pytest.approx(2, rel=0.05)
+
+
+def test_threshold_counts_exactly_on_the_data_it_was_fitted_to(batchtopk):
+    coder, _ = batchtopk
+    x = concepts(500, 5)[0]
+    coder.threshold = fit_threshold(coder, [x[:200], x[200:]], 2)
+    assert int((coder.encode(x) > 0).sum()) == 1000
+
+
+def test_the_penalty_is_steered_to_the_wanted_l0(member):
+    options = member(
+        "relu",
+        penalty="l1_of_norms",
+        coefficient=0.5,
+        target=3.0,
+        steps=600,
+        batch_tokens=256,
+        learning_rate=3e-3,
+        gradient_clip=10.0,
+        decoder_norm=0.3,
+    )
+    coder, state = fit(options)
+    x = concepts(4096, 99_999)[0]
+    assert float((coder.encode(x) > 0).sum() / len(x)) == pytest.approx(3.0, rel=0.2)
+    assert state.coefficient != options.penalty.coefficient
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_resuming_gives_the_same_bytes_as_never_stopping(member, moments):
+    options = member(penalty="l1_of_norms", coefficient=0.01, target=4.0, steps=40, adam_moments=moments)
+    torch.set_grad_enabled(False)
+
+    def batch(step):
+        return concepts(32, step)[0]
+
+    def fresh():
+        return start(
+            crosscoder.create(options, ["base", "chat"], [32, 32], 0), CrosscoderRecipe(options), backends.choose()
+        )
+
+    whole = fresh()
+    loop.run(whole, batch, lambda _: None)
+    first, saved = fresh(), io.BytesIO()
+
+    def stop(state):
+        if state.step == 17:
+            torch.save(state.to_dict(), saved)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        loop.run(first, batch, stop)
+    second = fresh()
+    saved.seek(0)
+    second.restore(torch.load(saved, weights_only=True))
+    loop.run(second, batch, lambda _: None)
+    for a, b in zip(whole.crosscoder.parameters, second.crosscoder.parameters, strict=True):
+        assert torch.equal(a, b)
+    assert whole.history == second.history
+    assert (whole.threshold, whole.coefficient) == (second.threshold, second.coefficient)
+
+
+@pytest.mark.parametrize(
+    ("activation", "penalty", "revived"),
+    [("batchtopk", "none", 0.0), ("batchtopk", "none", 1 / 32), ("relu", "l1_of_norms", 0.0)],
+)
+def test_no_pass_reads_memory_that_it_has_not_written(backend, member, monkeypatch, activation, penalty, revived):
+    """So that a training need not fill it, as torch does for the sake of determinism."""
+    options, found = member(activation, penalty=penalty, auxiliary_coefficient=revived), []
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        for filled in (True, False):
+            torch.utils.deterministic.fill_uninitialized_memory = filled
+            assert bool(torch.empty(3).isnan().all()) or not filled
+            found.append(fit(options)[1])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(*(state.crosscoder.parameters for state in found), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_equal_sources_give_equal_norms_so_that_no_latent_looks_exclusive(member):
+    options = member(latents=32, steps=60)
+    coder = crosscoder.create(options, ["base", "chat"], [16, 16], 0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 16, generator=generator)
+    torch.set_grad_enabled(False)
+    state = start(coder, CrosscoderRecipe(options), backends.choose())
+    loop.run(state, lambda step: torch.cat([x, x], 1)[32 * (step % 16) : 32 * (step % 16) + 32], lambda _: None)
+    norms = coder.decoder_norms()
+    torch.testing.assert_close(norms[:, 0], norms[:, 1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_biases_are_set_so_that_all_latents_fire_equally_often(member, activation):
+    coder = crosscoder.create(member(activation, penalty="tanh"), ["base", "chat"], [32, 32], 0)
+    x = concepts(2048, 3)[0]
+    with torch.no_grad():
+        crosscoder.equalise_rates(coder, x, 6.4)
+        rates = (coder.encode(x) > 0).float().mean(0)  # a learned threshold counts
+    torch.testing.assert_close(rates, torch.full_like(rates, 0.1), rtol=0.02, atol=0.0)
+
+
+def test_divergence_is_an_error_not_a_result(member):
+    options = member()
+    state = start(
+        crosscoder.create(options, ["base", "chat"], [32, 32], 0), CrosscoderRecipe(options), backends.choose()
+    )
+    with pytest.raises(FloatingPointError, match="step 1"):
+        loop.run(state, lambda _: torch.full((32, 64), math.nan), lambda _: None)
+
+
+def test_schedules(member):
+    options = member(steps=100, warmup_steps=10, decay_share=0.2)
+    schedule = Schedule(options)
+    rates = np.array([schedule.learning_rate(step) for step in range(100)])
+    assert rates[0] == pytest.approx(1e-3)
+    assert (rates[9:81] == 1e-2).all()
+    assert (np.diff(rates[80:]) < 0).all()
+    assert rates[-1] == pytest.approx(1e-2 / 20)
