@@ -12,6 +12,7 @@ from crosscoders.activations import extract_activations
 from crosscoders.errors import UserError
 from crosscoders.language_models import hooks as sites_module
 from crosscoders.language_models import windows
+from crosscoders.language_models.anatomy import decoder_layers
 
 
 @pytest.fixture(params=list(CONFIGS))
@@ -32,7 +33,7 @@ def test_sites_equal_output_hidden_states(model):
 
 def test_mlp_output_is_what_the_mlp_adds_to_the_residual_stream(model):
     ids = torch.randint(0, 64, (2, 9))
-    layer = sites_module.decoder_layers(model)[1]
+    layer = decoder_layers(model)[1]
     found = sites_module.forward(model, [(1, "resid_pre"), (1, "mlp_out"), (1, "resid_post")], ids)
     before = found[1, "resid_post"] - found[1, "mlp_out"]
     attention = before - found[1, "resid_pre"]
@@ -50,7 +51,7 @@ def test_mlp_output_is_what_the_mlp_adds_to_the_residual_stream(model):
 
 def test_the_pass_ends_at_the_deepest_site(model):
     ran = []
-    for i, layer in enumerate(sites_module.decoder_layers(model)):
+    for i, layer in enumerate(decoder_layers(model)):
         layer.register_forward_pre_hook(lambda *_, i=i, **__: ran.append(i))
     sites_module.forward(model, [(1, "resid_post"), (0, "resid_post")], torch.zeros(1, 4, dtype=torch.long))
     assert ran == [0, 1]
@@ -106,4 +107,4 @@ def test_an_unknown_architecture_is_one_line():
     model = transformers.AutoModelForCausalLM.from_config(transformers.OpenAIGPTConfig(n_embd=8, n_layer=2, n_head=2))
     model.base_model.h = torch.nn.Sequential(*model.base_model.h)
     with pytest.raises(UserError, match="no list of 2 decoder layers"):
-        sites_module.decoder_layers(model)
+        decoder_layers(model)

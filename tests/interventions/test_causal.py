@@ -12,7 +12,7 @@ from tests.architectures import CONFIGS
 from crosscoders.crosscoder import crosscoder
 from crosscoders.data.chats import ROLES
 from crosscoders.interventions import causal, generate_responses, patching
-from crosscoders.language_models import hooks
+from crosscoders.language_models import anatomy, hooks
 from crosscoders.study.settings.analysis import Bootstrap
 
 WIDTH, LAYER, SINK, STOP = 32, 1, 0, 63
@@ -125,7 +125,7 @@ def test_an_identity_patch_changes_no_logit(name):
     hidden = hooks.forward(model, [(2, "resid_post")], ids)[2, "resid_post"]
     with torch.inference_mode():
         expected = model(input_ids=ids).logits
-        with hooks.starting_after(model, 2, hidden):
+        with anatomy.replaced_below(model, 2, hidden):
             assert torch.equal(model(input_ids=ids).logits, expected)
         assert torch.equal(model(input_ids=ids).logits, expected), "the model is itself again"
 

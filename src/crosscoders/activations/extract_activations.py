@@ -1,7 +1,7 @@
 """Stage extract_activations: activations at several sites of several models, over one shard of a split.
 
 All sites of a model are read in one forward pass, which ends at the deepest of them. Hooks sit on the Hugging Face
-model itself, so that what is stored is what `output_hidden_states` shows.
+model itself, so that the stored activations are those that `output_hidden_states` shows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from crosscoders.activations.sections import ExtractActivationsSection
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.errors import UserError
 from crosscoders.language_models import snapshots
-from crosscoders.language_models.hooks import Site, decoder_layers, forward
+from crosscoders.language_models.anatomy import decoder_layers
+from crosscoders.language_models.hooks import Site, forward
 from crosscoders.language_models.windows import batches, padded, windows
 from crosscoders.study.settings.comparisons import Source
 
@@ -46,8 +47,8 @@ def extract(
     norms = {site: np.empty(len(ids), np.float32) for site in sites}
     device = model.device
     for group in batches(spans, batch_tokens):
-        found = forward(model, sites, padded(ids, group, sink).to(device))
-        for site, values in found.items():
+        activations = forward(model, sites, padded(ids, group, sink).to(device))
+        for site, values in activations.items():
             rounded = values.to(torch.bfloat16)
             norm = torch.linalg.vector_norm(rounded.float(), dim=-1).cpu().numpy()
             stored = rounded.view(torch.uint16).cpu().numpy()
@@ -79,7 +80,7 @@ def check_finite(norms: dict[str, np.ndarray], where: str) -> None:
 def to_dataset(
     bits: dict[str, np.ndarray], norms: dict[str, np.ndarray], tokens: xr.Dataset, sources: dict
 ) -> xr.Dataset:
-    """One variable per source over (`token`, its own width), norms over (`token`, `source`), and the tokens' metadata."""
+    """A variable per source over (`token`, its own width), norms over (`token`, `source`), and metadata of tokens."""
     names = list(sources)
     dataset = tokens[["token_id", "document", "position", "role", "planted_behaviour"]].copy()
     for name in names:
@@ -130,7 +131,7 @@ def main(arguments) -> None:
 
 
 def check_layers(model: transformers.PreTrainedModel, sources: dict[str, Source]) -> None:
-    """Refuse a layer the model does not have; for models whose depth was not known before."""
+    """Refuse a layer that the model does not have; the depth of some models is known only once they are loaded."""
     depth = len(decoder_layers(model))
     for name, source in sources.items():
         if source.layer >= depth:

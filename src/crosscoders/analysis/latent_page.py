@@ -1,4 +1,4 @@
-"""Stage latent_page: one self-contained HTML page per crosscoder to read its latents in; works from disk, without a server."""
+"""Stage latent_page: one HTML page per crosscoder that shows its latents; it opens from disk, without a server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 import xarray as xr
 
 from crosscoders import artifacts, stage
@@ -16,17 +17,20 @@ from crosscoders.analysis.sections import LatentPageSection
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.crosscoder.encode import encode_sparse
 from crosscoders.crosscoder.files import from_dataset
-from crosscoders.data.tokenizer import load_tokenizer
+from crosscoders.data.tokenizer import load_tokenizer, piece_text
+from crosscoders.errors import UserError
 from crosscoders.language_models import snapshots
+from crosscoders.language_models.anatomy import anatomy_of
 from crosscoders.study.settings.comparisons import Source
 
 BATCH = 2048
 BEFORE, AFTER = 16, 6
 """Tokens shown before and after the strongest token of an example."""
 LEVELS = 99
-"""Activations in examples are whole numbers, of this largest value for the strongest token of a latent."""
-FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
+"""Activations in examples are whole numbers up to this one, which the strongest token of a latent has."""
+"""Names that model families give to the norm before the unembedding."""
 MARK = "/*DATA*/"
+"""Place in the template that the data take."""
 
 
 def activations(coder: Crosscoder, data: Activations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,13 +48,13 @@ def strongest(
     latent: np.ndarray, token: np.ndarray, value: np.ndarray, document: np.ndarray, count: int
 ) -> dict[int, list[int]]:
     """Of each latent, the tokens of its strongest firings in `count` different documents, strongest first."""
-    found: dict[int, list[int]] = {}
+    tokens: dict[int, list[int]] = {}
     edges = np.flatnonzero(np.r_[True, latent[1:] != latent[:-1], True])
     for first, last in zip(edges, edges[1:], strict=False):
         order = first + np.argsort(-value[first:last], kind="stable")
         places = np.sort(np.unique(document[token[order]], return_index=True)[1])[:count]
-        found[int(latent[first])] = token[order[places]].tolist()
-    return found
+        tokens[int(latent[first])] = token[order[places]].tolist()
+    return tokens
 
 
 def examples(
@@ -58,39 +62,62 @@ def examples(
 ) -> dict[int, list[list]]:
     """Per latent, its examples as [first token, place of the strongest, activations of the tokens shown]."""
     keys, tokens = latent.astype(np.int64) * len(document) + token, len(document)
-    found: dict[int, list[list]] = {}
+    by_latent: dict[int, list[list]] = {}
     largest = np.zeros(int(latent.max()) + 1)
     np.maximum.at(largest, latent, value)
     for j, places in strongest(latent, token, value, document, count).items():
-        found[j] = []
+        by_latent[j] = []
         for at in places:
             shown = np.arange(max(0, at - BEFORE), min(tokens, at + AFTER + 1))
             shown = shown[document[shown] == document[at]]
             where = np.searchsorted(keys, j * tokens + shown).clip(max=len(keys) - 1)
             levels = np.where(keys[where] == j * tokens + shown, np.ceil(LEVELS * (value[where] / largest[j])), 0)
-            found[j].append([int(shown[0]), int(at - shown[0]), levels.astype(int).tolist()])
-    return found
-
-
-def final_norm(model) -> torch.nn.Module:
-    """The norm between the last layer and the unembedding."""
-    for name in FINAL_NORMS:
-        if hasattr(model.base_model, name):
-            return getattr(model.base_model, name)
-    return torch.nn.Identity()
+            by_latent[j].append([int(shown[0]), int(at - shown[0]), levels.astype(int).tolist()])
+    return by_latent
 
 
 @torch.inference_mode()
-def promoted(model, directions: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that directions, (m, width), promote and suppress most through a model's unembedding, (m, count) each."""
-    norm, head = final_norm(model), model.get_output_embeddings()
-    found = np.empty((2, len(directions), count), np.int64)
+def promoted(
+    model: transformers.PreTrainedModel, directions: torch.Tensor, count: int, known: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids that directions promote and suppress most through the unembedding.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    directions : (m, width)
+    count : int
+        Tokens on either side.
+    known : (ids,), optional
+        Ids that the tokenizer has; all rows of the unembedding count where absent.
+
+    Returns
+    -------
+    promoted, suppressed : (m, count)
+
+    Raises
+    ------
+    UserError
+        What stands between the last layer and the unembedding is not known.
+    """
+    parts = anatomy_of(model)
+    if parts.final_norm is None:
+        raise UserError(parts.unknown)
+
+    def normed(rows: torch.Tensor) -> torch.Tensor:
+        for part in parts.final_norm:
+            rows = part(rows)
+        return rows
+
+    ids = np.empty((2, len(directions), count), np.int64)
     for first in range(0, len(directions), 256):
         part = directions[first : first + 256].to(model.dtype)
-        logits = head(norm(part) - norm(torch.zeros_like(part[:1]))).float()
-        for side, largest in zip(found, (True, False), strict=True):
-            side[first : first + len(part)] = logits.topk(count, largest=largest).indices.numpy()
-    return found[0], found[1]
+        logits = parts.unembedding(normed(part) - normed(torch.zeros_like(part[:1]))).float()
+        columns = np.arange(logits.shape[1]) if known is None else known
+        for side, largest in zip(ids, (True, False), strict=True):
+            chosen = logits[:, torch.from_numpy(columns)].topk(count, largest=largest).indices.numpy()
+            side[first : first + len(part)] = columns[chosen]
+    return ids[0], ids[1]
 
 
 def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
@@ -100,7 +127,7 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
         rounded = np.round(values.astype(float), digits)
         return [value if np.isfinite(value) else None for value in rounded.tolist()]
 
-    found = {
+    table = {
         "latent": alive.tolist(),
         "class": [NORM_CLASSES[i] for i in latents["norm_class"].values[alive]],
         "specific": [SPECIFIC[i] for i in latents["specific"].values[alive]],
@@ -113,13 +140,13 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
     }
     for target in ("error", "reconstruction"):
         name = f"nu_{target}"
-        found[name] = numbers(latents[name].values[alive], 3)
-        found[f"{name}_interval"] = list(
+        table[name] = numbers(latents[name].values[alive], 3)
+        table[f"{name}_interval"] = list(
             zip(*(numbers(latents[f"{name}_{end}"].values[alive], 3) for end in ("low", "high")), strict=True)
         )
     for b, behaviour in enumerate(latents["behaviour"].values if "behaviour" in latents.dims else ()):
-        found[f"share_{behaviour}"] = numbers(latents["planted_share"].values[alive, b], 3)
-    return found
+        table[f"share_{behaviour}"] = numbers(latents["planted_share"].values[alive, b], 3)
+    return table
 
 
 def unembedded(
@@ -127,26 +154,36 @@ def unembedded(
 ) -> tuple[dict[str, list], list[str]]:
     """Per source, [promoted, suppressed] of every alive latent as indices into a list of token texts; and that list.
 
-    Of the sources of one model, that in which the latent's decoder norm is largest; empty for the others, whose weaker
-    directions say less, and the unembedding is most of what a page costs.
+    Of the sources of one model, a latent has tokens at the one where its decoder norm is largest, and empty lists at
+    the others. Their weaker directions say less, and the unembedding takes most of the time of a page.
     """
-    found: dict[str, list] = {}
-    texts: dict[int, int] = {}
+    effects: dict[str, list] = {}
+    texts: dict[str, int] = {}
     for model_name, folder in folders.items():
         own = [s for s, name in enumerate(coder.sources) if name in sources and sources[name].model == model_name]
         if not own:
-            continue  # as of an SAE on the difference of two models
-        model = snapshots.load_model(folder.parent, "cpu", torch.float32)
+            continue  # the source of an SAE on a difference belongs to no model
+        model, tokenizer = snapshots.load_model(folder.parent, "cpu", torch.float32), load_tokenizer(folder.parent)
         strongest = coder.decoder_norms()[alive][:, own].argmax(1).numpy()
         for i, s in enumerate(own):
             rows = np.flatnonzero(strongest == i)
-            found[coder.sources[s]] = [[[] for _ in alive] for _ in range(2)]
-            both = promoted(model, coder.decoder[alive[rows], coder.columns[s]], count)
-            for side, tokens in zip(found[coder.sources[s]], both, strict=True):
+            directions = coder.decoder[alive[rows], coder.columns[s]]
+            try:
+                both = promoted(model, directions, count, known_ids(tokenizer, model))
+            except UserError as error:
+                stage.say(f"latent_page: {model_name}: {error}; its page shows no promoted tokens")
+                break
+            effects[coder.sources[s]] = [[[] for _ in alive] for _ in range(2)]
+            for side, tokens in zip(effects[coder.sources[s]], both, strict=True):
                 for row, ids in zip(rows, tokens.tolist(), strict=True):
-                    side[row] = [texts.setdefault(token, len(texts)) for token in ids]
-        tokenizer = load_tokenizer(folder.parent)
-    return found, [tokenizer.decode([i]) for i in texts]
+                    side[row] = [texts.setdefault(piece_text(tokenizer, token), len(texts)) for token in ids]
+    return effects, list(texts)
+
+
+def known_ids(tokenizer: transformers.PreTrainedTokenizerBase, model: transformers.PreTrainedModel) -> np.ndarray:
+    """Ids that both the tokenizer and the unembedding have, ascending."""
+    rows = anatomy_of(model).unembedding.weight.shape[0]
+    return np.array(sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows))
 
 
 def render(template: str, content: dict) -> str:

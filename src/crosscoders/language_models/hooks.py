@@ -9,26 +9,10 @@ import torch
 import transformers
 
 from crosscoders.errors import UserError
+from crosscoders.language_models.anatomy import decoder_layers, hidden_of
 
 Site = tuple[int, str]
 """Decoder layer, counted from 0, and hook: `resid_pre`, `resid_post` or `mlp_out`."""
-
-
-def decoder_layers(model: transformers.PreTrainedModel) -> torch.nn.ModuleList:
-    """The model's list of decoder layers.
-
-    Raises
-    ------
-    UserError
-        The architecture keeps its layers elsewhere.
-    """
-    depth = model.config.get_text_config().num_hidden_layers
-    for name, part in model.base_model.named_modules():
-        if isinstance(part, torch.nn.ModuleList) and len(part) == depth and name.split(".")[-1] in ("layers", "h"):
-            return part
-    raise UserError(
-        f"{type(model).__name__}: no list of {depth} decoder layers found; this architecture is not supported"
-    )
 
 
 def mlp_output(layer: torch.nn.Module) -> torch.nn.Module:
@@ -55,19 +39,20 @@ def attached(
 
     def changed(site: Site, value: object) -> object:
         """`value` with its tensor replaced, or `None`."""
-        tensor = value[0] if isinstance(value, tuple) else value
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 3:
+        tensor = hidden_of(value)
+        if tensor is None:
             raise UserError(
                 f"layer {site[0]} {site[1]}: expected (batch, position, width), found {type(value).__name__}"
             )
         new = act(site, tensor)
-        return new if new is None or not isinstance(value, tuple) else (new, *value[1:])
+        return new if new is None or isinstance(value, torch.Tensor) else type(value)([new, *value[1:]])
 
     def before(site: Site, arguments: tuple, keywords: dict) -> tuple[tuple, dict] | None:
-        new = changed(site, arguments[0] if arguments else keywords["hidden_states"])
+        name = next((name for name, value in keywords.items() if hidden_of(value) is not None), None)
+        new = changed(site, arguments[0] if arguments else keywords.get(name))
         if new is None:
             return None
-        return ((new, *arguments[1:]), keywords) if arguments else ((), keywords | {"hidden_states": new})
+        return ((new, *arguments[1:]), keywords) if arguments else ((), keywords | {name: new})
 
     handles, layers = [], decoder_layers(model)
     for site in sites:
@@ -104,19 +89,3 @@ def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.T
     with attached(model, sites, keep), suppress(_Done):
         model.base_model(input_ids=ids, use_cache=False)
     return found
-
-
-@contextmanager
-def starting_after(model: transformers.PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iterator[None]:
-    """Within this context a forward pass takes `hidden`, (batch, position, width), for what `layer` gives.
-
-    The layers up to it are skipped; embedding, masks, positions, the layers above and the head are the model's own.
-    """
-    skipped = decoder_layers(model)[: layer + 1]
-    for part in skipped:
-        part.forward = lambda *_, **__: hidden
-    try:
-        yield
-    finally:
-        for part in skipped:
-            del part.forward

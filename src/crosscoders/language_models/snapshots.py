@@ -54,9 +54,7 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.Pr
     """A verified snapshot, ready for inference."""
     verify(folder)
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     return model.eval().to(device)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import transformers
 
-from crosscoders.language_models.hooks import Site, attached, forward, starting_after
+from crosscoders.language_models.anatomy import replaced_below
+from crosscoders.language_models.hooks import Site, attached, forward
 from crosscoders.language_models.windows import batches, padded
 
 Change = tuple[Site, np.ndarray]
@@ -53,7 +54,7 @@ def token_losses(
             layer = change[0][0] if change else max(layers, default=None)
             with ExitStack() as stack:
                 if layer is not None:
-                    stack.enter_context(starting_after(model, layer - 1, streams[layer, "resid_pre"]))
+                    stack.enter_context(replaced_below(model, layer - 1, streams[layer, "resid_pre"]))
                 if change:
                     stack.enter_context(_spliced(model, change, replaced, group))
                 logits = model(input_ids=rows.to(model.device), use_cache=False).logits.float()

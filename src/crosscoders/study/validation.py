@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from pathlib import Path
 
+from crosscoders.study import model_folder
 from crosscoders.study.blocks import ACTIVATIONS, crosscoder_sources, differences, stored_sources
 from crosscoders.study.settings.base import SPLITS
 from crosscoders.study.settings.comparisons import (
@@ -65,8 +65,6 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
 
 
 def _path_problem(key: str, path: str) -> list[str]:
-    if ".." in Path(path).parts:
-        return [f"{key}: {path!r} leaves the folder; expected a path without '..'"]
     if not Path(path).exists():
         return [f"{key}: {path!r} does not exist; expected an existing path"]
     return []
@@ -80,10 +78,7 @@ def _member_problem(file: str) -> list[str]:
 
 def _model_problems(study: Study, model: object) -> list[str]:
     if isinstance(model, FolderModel):
-        problems = _path_problem("path", model.path)
-        if not problems and not (Path(model.path) / "config.json").is_file():
-            problems = [f"path: {model.path!r} has no config.json; expected a Hugging Face model folder"]
-        return problems
+        return [f"path: {line}" for line in model_folder.problems(Path(model.path))]
     if isinstance(model, WheelModel):
         return _member_problem(model.file)
     if isinstance(model, (RandomModel, TrainedModel)) and model.width % model.heads:
@@ -406,11 +401,6 @@ def model_shape(study: Study, model: object) -> tuple[int | None, int | None]:
         base = study.models.get(model.base)
         return (None, None) if isinstance(base, FineTunedModel) else model_shape(study, base)
     if isinstance(model, FolderModel):
-        try:
-            config = json.loads((Path(model.path) / "config.json").read_text())
-        except (OSError, ValueError):
-            return None, None
-        config = config.get("text_config", config)
-        depth = config.get("num_hidden_layers", config.get("n_layer"))
-        return depth, config.get("max_position_embeddings", config.get("n_positions"))
-    return getattr(model, "depth", None), getattr(model, "context_length", None)
+        shape = model_folder.shape(Path(model.path))
+        return shape.depth, shape.context_length
+    return (None, None) if model is None else (model.depth, model.context_length)
