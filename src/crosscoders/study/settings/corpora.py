@@ -35,10 +35,16 @@ class HubCorpus(Section):
 
 
 class FileCorpus(Section):
-    """A local JSONL file: a line is {title, text, topic} or {title, messages: [{role, content}]}."""
+    """Local text: a file, or a folder of files, of JSON Lines, JSON, plain text, CSV or Parquet, also compressed with gzip.
+
+    A record is a text, {title, text, topic}, a conversation {messages: [{role, content}]} (or as ShareGPT writes it), or
+    {prompt, completion}. Plain text is cut into documents of about 2,000 characters at blank lines.
+    """
 
     kind: Literal["file"]
     path: str
+    column: str | None = None
+    """The key that holds text or conversation; found by its usual names where absent."""
     licence: str = "see the file"
 
 
