@@ -24,10 +24,10 @@ lint: $(VENV)/installed
 	snakefmt --check Snakefile rules
 	snakemake --lint
 
-bench: $(VENV)/installed .venv-rivals/installed
+bench: $(VENV)/installed .venv-peers/installed
 	python -m benchmarks.step
 	python -m benchmarks.extract
-	python -m benchmarks.feed
+	python -m benchmarks.dataset
 	python -m benchmarks.latent_scaling
 	python -m benchmarks.table
 
@@ -46,11 +46,11 @@ $(VENV)/kernels: $(VENV)/installed envs/kernels.txt
 
 # Other people's packages, to measure against, in an environment of their own. None of them uses torchvision, whose build
 # may not fit torch's.
-.venv-rivals/installed: envs/rivals.txt
-	$(PYTHON) -m venv .venv-rivals
-	.venv-rivals/bin/python -m pip install --quiet --disable-pip-version-check -r envs/rivals.txt
-	.venv-rivals/bin/python -m pip uninstall --quiet --yes torchvision
+.venv-peers/installed: envs/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r envs/peers.txt
+	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-rivals
+	rm -rf $(VENV) .venv-peers

@@ -1,1 +1,1 @@
-"""Speed measured side by side in one run: rivals interleaved, threads pinned, medians and ratios."""
+"""Speed measured side by side in one run: sides take turns on pinned threads; results are medians and ratios."""

@@ -1,8 +1,9 @@
-"""Extraction: early exit at the deepest needed layer, windows of similar length together.
+"""Extraction: a forward pass that ends at the deepest needed layer, over windows of similar length together.
 
-Against a full forward pass with `output_hidden_states`, and against random padded batches of the same windows. A
-12-layer Llama of width 576 with random weights, lengths drawn from a lognormal distribution, one thread. The floor is the
-products of the layers needed with all tokens, no padding, at the rate that MKL reaches.
+It is compared with a full forward pass with `output_hidden_states`, and with random padded batches of the same windows.
+The model is a 12-layer Llama of width 576 with random weights; lengths are drawn from a lognormal distribution; one
+thread computes. The roofline is the products of the needed layers with all tokens, without padding, at the rate that
+MKL reaches.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import transformers
 
 from benchmarks import roofline
-from benchmarks.race import save, take_turns
+from benchmarks.sides import save, take_turns
 from crosscoders.language_models.hooks import forward
 from crosscoders.language_models.windows import batches, padded
 
@@ -35,7 +36,7 @@ def model() -> transformers.PreTrainedModel:
 
 
 def main() -> None:
-    """Measure both."""
+    """Measure both comparisons."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     generator, llama = np.random.default_rng(0), model()
@@ -75,16 +76,16 @@ def main() -> None:
 
 def row_of(peer: str, seconds: dict[str, float], target: float, ratio: float) -> dict:
     """One row of the table."""
-    return {"name": "extract", "rival": peer, "seconds": seconds, "target": target, "ratio": round(ratio, 2)}
+    return {"name": "extract", "peer": peer, "seconds": seconds, "target": target, "ratio": round(ratio, 2)}
 
 
 def keep(rows: list[dict], tokens: dict[str, int], llama: torch.nn.Module) -> None:
-    """Put the bound beside every row, print and save them."""
+    """Add the roofline to every row, print the rows and save them."""
     weights = sum(p.numel() for layer in llama.model.layers[: LAYER + 1] for p in layer.parameters() if p.ndim == 2)
     multiplications, _ = roofline.rates()
     for row in rows:
         row["seconds"] = {name: round(seconds, 2) for name, seconds in row["seconds"].items()}
-        row |= roofline.floor(product=tokens[row["rival"]] * weights / multiplications)
+        row |= roofline.bound_of(product=tokens[row["peer"]] * weights / multiplications)
         print(f"{row['name']}: {row['seconds']}  × {row['ratio']:.2f}", flush=True)
     save("extract", rows)
 

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.gpu` prints tokens per second and writes benchmarks/out/gpu.json, from which `python -m
 benchmarks.table` makes the table of docs/gpu.md. Sides take turns in one process, each step ended by a synchronisation.
-Beside every row stand its floor, by what this GPU reaches in a product and in a copy, and where our time goes, kernel by
-kernel. Without a GPU it says so and ends.
+Every row also has its roofline, from the rates that this GPU reaches in a product and in a copy, and the time of our
+step by kernel. Without a GPU it says so and ends.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import feed, roofline, worker
-from benchmarks.race import save
+from benchmarks import dataset, roofline, worker
+from benchmarks.sides import save
 from crosscoders.activations.dataset import Activations
 from crosscoders.activations.prefetch import Prefetch
 from crosscoders.activations.shuffle import Order
 
 GEMMA = {"sources": 2, "width": 2304, "latents": 73728, "k": 100, "activation": "batchtopk"}
-RACES = {
+BENCHMARKS = {
     "step_gemma B 2048": (GEMMA | {"batch": 2048}, {"dense TF32": 2.5}),
     "step_gemma B 4096": (GEMMA | {"batch": 4096}, {"dense TF32": 2.5}),
     "step_kissane": (GEMMA | {"latents": 16384, "batch": 4096}, {"dense bfloat16": 1.0}),
@@ -34,16 +34,16 @@ RACES = {
         {"dense TF32": 2.5},
     ),
 }
-"""Name: shape, and the ratio aimed at for every rival."""
+"""Name: shape, and the ratio aimed at for every peer."""
 WANTED = {"step_gemma B 4096": 0.6 * 257_000}
 """Tokens per second aimed at besides."""
 STEPS, WARMUP = 20, 15
 LOWER = {"precision": "bfloat16", "adam_moments": "bfloat16"}
 OURS = {"ours": {}, "ours bfloat16": LOWER}
-"""Factors of products and moments in 32 bits, candidates for the code aside; and in 16."""
-RIVALS = {"dense TF32": torch.float32, "dense bfloat16": torch.bfloat16}
+"""Factors of products and moments in 32 bits, except of candidates for the code, and in 16 bits."""
+PEERS = {"dense TF32": torch.float32, "dense bfloat16": torch.bfloat16}
 BYTES = {"ours": 24, "ours bfloat16": 16}
-"""Per weight, that a step cannot but read and write: the weight and both moments."""
+"""Bytes per weight that every step has to read and write: the weight and both moments."""
 
 
 def dense(shape: dict, dtype: torch.dtype, device: str) -> worker.Step:
@@ -60,7 +60,7 @@ def dense(shape: dict, dtype: torch.dtype, device: str) -> worker.Step:
 def side(name: str, shape: dict, device: str) -> worker.Step:
     """A side's step, with or without autograd as it needs."""
     own = name in OURS
-    step = worker.ours(shape | OURS[name], device) if own else dense(shape, RIVALS[name], device)
+    step = worker.ours(shape | OURS[name], device) if own else dense(shape, PEERS[name], device)
 
     def take(x: torch.Tensor) -> None:
         with torch.set_grad_enabled(not own):
@@ -70,7 +70,7 @@ def side(name: str, shape: dict, device: str) -> worker.Step:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """What something takes, until the device is done."""
+    """Seconds of some work, until the device is done."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     wait()
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - began
 
 
-def race(
+def in_turns(
     sides: dict[str, worker.Step], shape: dict, device: str, steps: int = STEPS, warmup: int = WARMUP
 ) -> dict[str, float]:
     """Median milliseconds of every side's step."""
@@ -101,75 +101,75 @@ def rates(device: str, size: int = 8192) -> tuple[float, float]:
     return size**3 / product, 2 * long.nbytes / copy
 
 
-def floor(name: str, shape: dict, multiplications: float, moved: float) -> dict[str, float | str]:
-    """Milliseconds of the encoder's product and of the weights' traffic, one after the other, and the longer of the two."""
+def bound_of(name: str, shape: dict, multiplications: float, moved: float) -> dict[str, float | str]:
+    """Milliseconds of the encoder's product and of reading and writing weights, added up, and the longer of the two."""
     weights = shape["latents"] * shape["sources"] * shape["width"]
     product, memory = shape["batch"] * weights / multiplications, BYTES[name] * 2 * weights / moved
-    return roofline.floor(product=product, memory=memory)
+    return roofline.bound_of(product=product, memory=memory)
 
 
 def profile(step: worker.Step, shape: dict, device: str) -> dict[str, float]:
     """Milliseconds of a step by kernel, the longest eight."""
     x = torch.randn(shape["batch"], shape["sources"] * shape["width"], device=device)
     kind = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[kind]) as found:
+    with torch.profiler.profile(activities=[kind]) as trace:
         seconds(lambda: step(x), device)
     total = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    times = {event.key: getattr(event, total) / 1000 for event in found.key_averages()}
+    times = {event.key: getattr(event, total) / 1000 for event in trace.key_averages()}
     return dict(sorted(times.items(), key=lambda item: -item[1])[:8])
 
 
 def waiting(step: worker.Step, shape: dict, device: str, steps: int = STEPS, warmup: int = WARMUP) -> float:
-    """Share of a step that the feed adds: batches from shards of stored activations against one that lies there."""
+    """Share of a step that loading adds: batches from stored activations against one that lies on the device."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "000.nc"
-        data = Activations([path], feed.shard(path))
+        data = Activations([path], dataset.shard(path))
         order, tokens = Order(len(data), 0), shape["batch"]
         with Prefetch(data, lambda i: order.take(i * tokens, tokens), steps + warmup, tokens, device) as batch:
-            times, there = {"fed": [], "lying there": []}, batch(0).clone()
+            times, there = {"loaded": [], "resident": []}, batch(0).clone()
             for i in range(1, steps + warmup):
-                times["fed"].append(seconds(lambda i=i: step(batch(i)), device))
-                times["lying there"].append(seconds(lambda: step(there), device))
-    fed, resident = (statistics.median(values[warmup:]) for values in times.values())
-    return fed / resident - 1
+                times["loaded"].append(seconds(lambda i=i: step(batch(i)), device))
+                times["resident"].append(seconds(lambda: step(there), device))
+    loaded, resident = (statistics.median(values[warmup:]) for values in times.values())
+    return loaded / resident - 1
 
 
 def measure(name: str, measured: tuple[float, float], device: str, **lengths: int) -> list[dict]:
-    """The rows of one race."""
-    shape, rivals = RACES[name]
-    sides = {label: side(label, shape, device) for label in (*OURS, *rivals)}
-    times = race(sides, shape, device, **lengths)
+    """The rows of one benchmark."""
+    shape, peers = BENCHMARKS[name]
+    sides = {label: side(label, shape, device) for label in (*OURS, *peers)}
+    times = in_turns(sides, shape, device, **lengths)
     profiles = {ours: profile(sides[ours], shape, device) for ours in OURS}
     rows = []
-    for (rival, target), ours in itertools.product(rivals.items(), OURS):
-        row = {"name": name, "side": ours, "rival": rival, "shape": shape, "milliseconds": times, "target": target}
+    for (peer, target), ours in itertools.product(peers.items(), OURS):
+        row = {"name": name, "side": ours, "peer": peer, "shape": shape, "milliseconds": times, "target": target}
         row |= {
-            "ratio": round(times[rival] / times[ours], 2),
+            "ratio": round(times[peer] / times[ours], 2),
             "tokens_per_second": round(1000 * shape["batch"] / times[ours]),
         }
-        row |= floor(ours, shape, *measured) | {"kernels": profiles[ours]}
+        row |= bound_of(ours, shape, *measured) | {"kernels": profiles[ours]}
         if name in WANTED:
             row["share_of_wanted"] = round(row["tokens_per_second"] / WANTED[name], 2)
         rows.append(row)
         print(
-            f"{name:20s} {ours:15s} {row['tokens_per_second']:,} tokens/s  × {row['ratio']:.2f} {rival}, floor {row['floor']:.1f} "
-            f"of {times[ours]:.1f} ms, bound by {row['bound']}; {profiles[ours]}",
+            f"{name:20s} {ours:15s} {row['tokens_per_second']:,} tokens/s  × {row['ratio']:.2f} {peer}, "
+            f"roofline {row['roofline']:.1f} of {times[ours]:.1f} ms, bound by {row['bound']}; {profiles[ours]}",
             flush=True,
         )
-    if shape["width"] == feed.WIDTH:
-        rows[0]["feed_share"] = round(waiting(sides["ours"], shape, device, **lengths), 3)
-        print(f"{name:20s} the feed adds {rows[0]['feed_share']:.1%} to a step", flush=True)
+    if shape["width"] == dataset.WIDTH:
+        rows[0]["loader_share"] = round(waiting(sides["ours"], shape, device, **lengths), 3)
+        print(f"{name:20s} loading adds {rows[0]['loader_share']:.1%} to a step", flush=True)
     return rows
 
 
 def main() -> None:
-    """Run the races named on the command line, or all of them."""
+    """Run the benchmarks named on the command line, or all of them."""
     if not torch.cuda.is_available():
         print("benchmarks.gpu: no CUDA device found; nothing was measured")
         return
     torch.set_float32_matmul_precision("high")
     measured, rows = rates("cuda"), []
-    for name in sys.argv[1:] or RACES:
+    for name in sys.argv[1:] or BENCHMARKS:
         rows += [row | {"device": torch.cuda.get_device_name()} for row in measure(name, measured, "cuda")]
         torch.cuda.empty_cache()
         save("gpu", rows)

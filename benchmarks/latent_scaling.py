@@ -1,8 +1,8 @@
 """Latent scaling of all latents against one evaluation pass over the same tokens: time, and largest memory of each.
 
 m = 8,192, 200,000 tokens, two sources of width 576, k = 32. Scaling runs once without resampling and once with 200
-resamples of documents. Each pass runs in a process of its own, so that its largest memory is its own. The floor is the
-encoder's product in 8 bits, at four times the rate that MKL reaches in 32.
+resamples of documents. Each run has a process of its own, so that its largest memory is its own. The roofline is the
+encoder's product in 8 bits, at four times the rate that MKL reaches in 32 bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks import roofline
-from benchmarks.race import PINNED, save
+from benchmarks.sides import PINNED, save
 from crosscoders.activations import shuffle
 from crosscoders.analysis import bootstrap, classification
 from crosscoders.analysis.reconstruction import reconstruction
@@ -27,7 +27,7 @@ LATENTS, TOKENS, WIDTHS, K, DOCUMENT_TOKENS = 8192, 200_000, [576, 576], 32, 200
 
 
 class Tokens:
-    """Activations made as they are read: what a feed offers, without a gigabyte of it in memory."""
+    """Activations as the dataset offers them, made as they are read, so that no gigabyte of them lies in memory."""
 
     sources = ("base", "chat")
 
@@ -38,7 +38,7 @@ class Tokens:
         return TOKENS
 
     def rows(self, index: np.ndarray) -> torch.Tensor:
-        """Rows of the pool, over and over."""
+        """Rows of the pool, (T, D), which is repeated."""
         return self.pool[torch.from_numpy(index % len(self.pool))]
 
     def batches(self, count: int):
@@ -53,7 +53,7 @@ def coder() -> crosscoder.Crosscoder:
     generator = torch.Generator().manual_seed(1)
     decoder = torch.randn(LATENTS, sum(WIDTHS), generator=generator) / 34
     every = torch.ones(LATENTS, 2, dtype=torch.bool)
-    found = crosscoder.Crosscoder(
+    member = crosscoder.Crosscoder(
         encoder=decoder.clone(),
         encoder_bias=torch.zeros(LATENTS),
         decoder=decoder,
@@ -67,13 +67,13 @@ def coder() -> crosscoder.Crosscoder:
         activation="batchtopk",
         k=K,
     )
-    scores = found.preactivations(Tokens().pool[:1024]).relu() * found.decoder_norms().sum(1)
-    found.threshold = float(scores.flatten().topk(K * 1024).values[-1])
-    return found
+    scores = member.preactivations(Tokens().pool[:1024]).relu() * member.decoder_norms().sum(1)
+    member.threshold = float(scores.flatten().topk(K * 1024).values[-1])
+    return member
 
 
 def once(name: str, results) -> None:
-    """One pass: seconds of CPU time, and the largest memory of the process in MB."""
+    """Put the seconds of CPU time of one run, and the largest memory of its process in MB, into `results`."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     reuse_memory()
@@ -91,9 +91,9 @@ def once(name: str, results) -> None:
 
 
 def main() -> None:
-    """Run the passes one after the other, twice, and keep the faster of each."""
+    """Run evaluation and both scalings one after the other, twice, and keep the faster run of each."""
     os.environ.update(PINNED)
-    context, found = multiprocessing.get_context("spawn"), {}
+    context, measured = multiprocessing.get_context("spawn"), {}
     for _ in range(2):
         for name in ("evaluation", "scaling", "scaling with 200 resamples"):
             results = context.Queue()
@@ -101,20 +101,21 @@ def main() -> None:
             process.start()
             _, seconds, memory = results.get()
             process.join()
-            found[name] = {"seconds": min(seconds, found.get(name, {}).get("seconds", seconds)), "megabytes": memory}
-    base, rows, (multiplications, _) = found.pop("evaluation"), [], roofline.rates()
-    least = roofline.floor(encoder=TOKENS * LATENTS * sum(WIDTHS) / (roofline.NARROW * multiplications))
-    for name, values in found.items():
+            before = measured.get(name, {}).get("seconds", seconds)
+            measured[name] = {"seconds": min(seconds, before), "megabytes": memory}
+    base, rows, (multiplications, _) = measured.pop("evaluation"), [], roofline.rates()
+    bound = roofline.bound_of(encoder=TOKENS * LATENTS * sum(WIDTHS) / (roofline.NARROW * multiplications))
+    for name, values in measured.items():
         seconds = {"ours": values["seconds"], "evaluation": base["seconds"]}
         row = {
             "name": f"latent_{name}",
-            "rival": "evaluation pass",
+            "peer": "evaluation pass",
             "seconds": seconds,
             "target": 0.5,
             "ratio": round(seconds["evaluation"] / seconds["ours"], 2),
             "megabytes": {"ours": values["megabytes"]},
         }
-        rows.append(row | least)
+        rows.append(row | bound)
         print(f"{row['name']:35s} {seconds}  × {row['ratio']:.2f}  {values['megabytes']} MB", flush=True)
     save("latent_scaling", rows)
 

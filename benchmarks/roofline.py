@@ -1,15 +1,15 @@
-"""What this machine can do, one thread: the time below which no work of a size can come, and what bounds it."""
+"""Rooflines on one thread: the least time of some work at the rates of this machine, and what bounds it."""
 
 from __future__ import annotations
 
 import torch
 
-from benchmarks.race import take_turns
+from benchmarks.sides import take_turns
 
 ADAM_BYTES = 28
 """Bytes per weight that Adam moves: weight, gradient and moments read; weight and moments written."""
 NARROW = 4
-"""Products in 8 bits that take the time of one in 32."""
+"""Products in 8 bits that take the time of one in 32 bits."""
 
 
 def rates() -> tuple[float, float]:
@@ -24,6 +24,6 @@ def rates() -> tuple[float, float]:
     return x.numel() * len(weights) / product, ADAM_BYTES * leaf.numel() / step
 
 
-def floor(**milliseconds: float) -> dict[str, float | str]:
-    """The parts of some work one after the other, and the longest of them."""
-    return {"floor": sum(milliseconds.values()), "bound": max(milliseconds, key=milliseconds.__getitem__)}
+def bound_of(**milliseconds: float) -> dict[str, float | str]:
+    """The time of the parts of some work, one after the other, and the name of the longest part."""
+    return {"roofline": sum(milliseconds.values()), "bound": max(milliseconds, key=milliseconds.__getitem__)}

@@ -1,7 +1,8 @@
-"""One side of a race, in a process of its own: `worker.py SIDE SHAPE` takes a training step for every line it reads.
+"""One side of a benchmark, in its own process: `worker.py SIDE SHAPE` takes a training step for every line it reads.
 
-It answers with milliseconds of CPU time, and at the end with its largest memory in MB. Needs torch and the package of its
-side alone, so that rivals run in an environment of their own. Rivals see the sources side by side, as one long activation.
+It answers with milliseconds of CPU time, and at the end with its largest memory in MB. It needs torch and the package
+of its side alone, so that peers run in an environment of their own. Peers see the sources side by side, as one long
+activation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 Step = Callable[[torch.Tensor], object]
 LEARNING_RATE, CLIP = 1e-4, 1.0
 STILL = 1e-7
-"""Learning rate at which the L0 of an L1 crosscoder stays what the shape says; at the other it about doubles in twenty steps."""
+"""Learning rate at which L0 of an L1 crosscoder stays as given; at LEARNING_RATE it about doubles in twenty steps."""
 
 
 def ours(shape: dict, device: str = "cpu") -> Step:
@@ -62,7 +63,7 @@ def ours(shape: dict, device: str = "cpu") -> Step:
     return lambda x: loop.step(state, x)
 
 
-def passes(shape: dict) -> Step:
+def sparse_part(shape: dict) -> Step:
     """The sparse part of our step alone: reconstruction, gradient at the code, both weight gradients."""
     from crosscoders.crosscoder import crosscoder
     from crosscoders.kernels import backends, sparse_code
@@ -94,9 +95,9 @@ def passes(shape: dict) -> Step:
 
     def step(x: torch.Tensor) -> None:
         path = gradients.SparsePath(code, backend)
-        found = path.reconstruct(coder, x, torch.ones(width))
-        path.weight_gradient(found.at_values, x)
-        path.weight_gradient(path.values, found.at_output)
+        reconstruction = path.reconstruct(coder, x, torch.ones(width))
+        path.weight_gradient(reconstruction.at_values, x)
+        path.weight_gradient(path.values, reconstruction.at_output)
 
     return step
 
@@ -195,15 +196,15 @@ def sae_lens(shape: dict) -> Step:
 
 
 def faster_gemm(shape: dict, certainly: bool = False) -> torch.library.Library | None:
-    """Let torch multiply float32 matrices by oneDNN where that is faster for this shape, in packages too, forward and backward.
+    """Let torch multiply float32 matrices by oneDNN where that is faster for this shape.
 
-    What it gives has to be kept as long as that is to hold.
+    This holds for packages too, forward and backward, as long as the caller keeps the returned library.
     """
     columns = shape["sources"] * shape["width"]
     x, weights = torch.ones(shape["batch"], columns), torch.ones(shape["latents"], columns)
     sides = (lambda: x @ weights.T), (lambda: onednn(x, weights.T))
     blas, other = (min(seconds) for seconds in zip(*([timed(side) for side in sides] for _ in range(5)), strict=True))
-    if other > 0.9 * blas and not certainly:  # by less it is slower where matrices have to be brought into its order
+    if other > 0.9 * blas and not certainly:  # a smaller gain is lost where matrices have to be laid out for it
         return None
 
     def mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -219,10 +220,10 @@ def faster_gemm(shape: dict, certainly: bool = False) -> torch.library.Library |
     ) -> torch.Tensor:
         return alpha * mm(a, b) + beta * bias
 
-    found = torch.library.Library("aten", "IMPL")
-    for name, way in {"mm": mm, "bmm": bmm, "addmm": addmm}.items():
-        found.impl(name, way, "CPU")
-    return found
+    library = torch.library.Library("aten", "IMPL")
+    for name, product in {"mm": mm, "bmm": bmm, "addmm": addmm}.items():
+        library.impl(name, product, "CPU")
+    return library
 
 
 def onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -231,7 +232,7 @@ def onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of CPU time that something takes."""
+    """Seconds of CPU time that some work takes."""
     began = time.process_time()
     work()
     return time.process_time() - began
@@ -239,7 +240,7 @@ def timed(work: Callable[[], object]) -> float:
 
 SIDES = {
     "ours": ours,
-    "passes": passes,
+    "sparse_part": sparse_part,
     "dense": dense,
     "dictionary-learning": dictionary_learning,
     "eai-sparsify": sparsify,
@@ -261,7 +262,7 @@ def main() -> None:
     answers = sys.stdout
     sys.stdout = sys.stderr  # packages may print
     gemm = shape.get("gemm")
-    kept = faster_gemm(shape, gemm == "oneDNN") if gemm and side not in ("ours", "passes") else None
+    kept = faster_gemm(shape, gemm == "oneDNN") if gemm and side not in ("ours", "sparse_part") else None
     step, data = SIDES[side](shape), batches(shape)
     print(f"{side}: {'oneDNN' if kept else 'torch'} multiplies")
     print("ready", file=answers, flush=True)

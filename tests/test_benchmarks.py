@@ -1,10 +1,10 @@
-"""The benchmarks' own sides answer, at a shape that takes no time."""
+"""The sides of the benchmarks that need no package of a peer answer, at a shape that takes no time."""
 
 import json
 
 import pytest
 import torch
-from benchmarks import gpu, race, step, table, worker
+from benchmarks import gpu, sides, step, table, worker
 
 from crosscoders import artifacts
 from crosscoders.kernels import backends
@@ -13,14 +13,14 @@ from crosscoders.kernels import backends
 @pytest.mark.parametrize("activation", ["batchtopk", "relu"])
 def test_own_sides_take_turns(activation):
     shape = step.PAIR | {"width": 16, "latents": 64, "k": 4, "batch": 32, "activation": activation}
-    times, memory = race.race(list(race.OWN), shape, 2)
-    assert set(times) == set(race.OWN)
+    times, memory = sides.in_turns(list(sides.OWN), shape, 2)
+    assert set(times) == set(sides.OWN)
     assert min(times.values()) > 0
     assert min(memory.values()) > 50
 
 
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
-def test_rivals_can_be_given_the_faster_product(monkeypatch):
+def test_peers_can_be_given_the_faster_product(monkeypatch):
     """Forward and backward, for code that knows nothing of it; gradients are the same up to rounding."""
 
     def gradients() -> list[torch.Tensor]:
@@ -37,73 +37,74 @@ def test_rivals_can_be_given_the_faster_product(monkeypatch):
     plain, library = gradients(), worker.faster_gemm(shape, certainly=True)
     asked.clear()
     try:
-        found = gradients()
+        by_onednn = gradients()
     finally:
         library._destroy()
     assert len(asked) == 5, "two products forward, three backward"
-    for a, b in zip(found, plain, strict=True):
+    for a, b in zip(by_onednn, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
-def test_the_races_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
-    """All that a GPU will be asked for but the timing: sides, floor, profile, the feed's share."""
+def test_the_benchmarks_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_path):
+    """All that a GPU is asked for except the timing: sides, roofline, profile, the share of loading."""
     pytest.importorskip("triton", reason="triton is made for Linux")
     shape = {"sources": 2, "width": 8, "latents": 64, "k": 4, "batch": 16, "activation": "batchtopk"}
     monkeypatch.setattr(backends, "choose", lambda device="cpu": backends.triton())
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    monkeypatch.setattr(gpu, "RACES", {"tiny": (shape, {"dense TF32": 2.5, "dense bfloat16": 1.0})})
+    monkeypatch.setattr(gpu, "BENCHMARKS", {"tiny": (shape, {"dense TF32": 2.5, "dense bfloat16": 1.0})})
     monkeypatch.setattr(gpu, "WANTED", {"tiny": 1000.0})
-    monkeypatch.setattr(gpu.feed, "WIDTH", 8)
-    monkeypatch.setattr(gpu.feed, "TOKENS", 100)
+    monkeypatch.setattr(gpu.dataset, "WIDTH", 8)
+    monkeypatch.setattr(gpu.dataset, "TOKENS", 100)
     rows = gpu.measure("tiny", gpu.rates("cpu", 128), "cpu", steps=3, warmup=1)
-    assert [(row["side"], row["rival"]) for row in rows] == [
+    assert [(row["side"], row["peer"]) for row in rows] == [
         (a, b) for b in ("dense TF32", "dense bfloat16") for a in gpu.OURS
     ]
     for row in rows:
-        assert 0 < row["floor"] < row["milliseconds"][row["side"]]
+        assert 0 < row["roofline"] < row["milliseconds"][row["side"]]
         assert len(row["kernels"]) == 8
         assert row["share_of_wanted"] == pytest.approx(row["tokens_per_second"] / 1000, abs=0.01)
-    assert ["feed_share" in row for row in rows] == [True, False, False, False]
+    assert ["loader_share" in row for row in rows] == [True, False, False, False]
     monkeypatch.setattr(table, "OUT", tmp_path)
     artifacts.write_json({"rows": [row | {"device": "a GPU"} for row in rows]}, tmp_path / "gpu.json")
-    device, found = table.on_gpu()
-    lines = found.splitlines()
+    device, text = table.on_gpu()
+    lines = text.splitlines()
     assert device == "a GPU"
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 2 + len(rows)
 
 
-def test_a_race_run_again_replaces_its_rows_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(race, "OUT", tmp_path)
-    monkeypatch.setattr(race, "machine", dict)
+def test_a_benchmark_run_again_replaces_its_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sides, "OUT", tmp_path)
+    monkeypatch.setattr(sides, "machine", dict)
     rows = [
-        {"name": name, "rival": "dense", "ratio": ratio, "target": 1.0}
+        {"name": name, "peer": "dense", "ratio": ratio, "target": 1.0}
         for name, ratio in (("a", 1.0), ("b", 2.0), ("c", 3.0))
     ]
-    race.save("step", rows)
-    race.save("step", [rows[1] | {"ratio": 4.0}], kept=True)
-    found = json.loads((tmp_path / "step.json").read_text())["rows"]
-    assert [(row["name"], row["ratio"]) for row in found] == [("a", 1.0), ("b", 4.0), ("c", 3.0)]
+    sides.save("step", rows)
+    sides.save("step", [rows[1] | {"ratio": 4.0}], kept=True)
+    saved = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert [(row["name"], row["ratio"]) for row in saved] == [("a", 1.0), ("b", 4.0), ("c", 3.0)]
 
 
 def test_every_row_stands_beside_what_bounds_it(tmp_path, monkeypatch):
-    """Milliseconds, seconds, rates; with a rival and without."""
+    """Milliseconds, seconds and rates, with a peer and without."""
     monkeypatch.setattr(table, "OUT", tmp_path)
     small, large = step.PAIR, step.PAIR | {"k": 4096}
-    encoder, code = step.floor(small, 1e8, 1e9), step.floor(large, 1e8, 1e9)
-    assert (encoder["bound"], code["bound"], step.floor(small, 1e9, 1e6)["bound"]) == ("encoder", "code", "memory")
-    assert step.floor(small, 1e8, 1e9, "passes")["floor"] < encoder["floor"] < code["floor"]
-    race_of_two = {"rival": "other", "ratio": 2.0, "target": 1.5, "floor": 500.0, "bound": "product"}
-    found = {
+    encoder, code = step.bound_of(small, 1e8, 1e9), step.bound_of(large, 1e8, 1e9)
+    assert (encoder["bound"], code["bound"], step.bound_of(small, 1e9, 1e6)["bound"]) == ("encoder", "code", "memory")
+    sparse_part = step.bound_of(small, 1e8, 1e9, "sparse_part")
+    assert sparse_part["roofline"] < encoder["roofline"] < code["roofline"]
+    compared = {"peer": "other", "ratio": 2.0, "target": 1.5, "roofline": 500.0, "bound": "product"}
+    measured = {
         "step": [
-            {"name": "step", "milliseconds": {"ours": 1000.0, "other": 2000.0}} | race_of_two,
+            {"name": "step", "milliseconds": {"ours": 1000.0, "other": 2000.0}} | compared,
             {"name": "growth", "milliseconds": {"ours": 1000.0}, "megabytes": {"ours": 7}} | encoder,
         ],
-        "extract": [{"name": "extract", "seconds": {"sorted": 1.0, "other": 2.0}} | race_of_two],
-        "feed": [{"name": "feed", "thousand_rows_per_second": {"ours": 250, "other": 9}} | race_of_two],
-        "latent_scaling": [{"name": "scaling", "seconds": {"ours": 1.0, "other": 2.0}} | race_of_two],
+        "extract": [{"name": "extract", "seconds": {"sorted": 1.0, "other": 2.0}} | compared],
+        "dataset": [{"name": "dataset", "thousand_rows_per_second": {"ours": 250, "other": 9}} | compared],
+        "latent_scaling": [{"name": "scaling", "seconds": {"ours": 1.0, "other": 2.0}} | compared],
     }
-    for name, rows in found.items():
+    for name, rows in measured.items():
         artifacts.write_json(
             {"machine": {"cpu": "one", "cores": 2, "versions": {}}, "rows": rows}, tmp_path / f"{name}.json"
         )
@@ -125,4 +126,4 @@ def test_every_machine_keeps_its_table(tmp_path):
 
 def test_a_side_that_cannot_start_says_why():
     with pytest.raises(RuntimeError, match=r"ours: (.|\n)*latents"):
-        race.Side("ours", step.PAIR | {"latents": 0})
+        sides.Side("ours", step.PAIR | {"latents": 0})

@@ -1,4 +1,4 @@
-"""What models compute on tokens, stored in shards, and read again as normalised batches.
+"""Activations of models on tokens, stored in shards and read again as normalised batches.
 
 Uses `language_models`, `kernels` and what lies below them.
 """

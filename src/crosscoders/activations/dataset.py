@@ -1,8 +1,4 @@
-"""Activations of a split as normalised batches, read from memory-mapped shards in an order that is a pure function.
-
-The order depends on (seed, position in the stream) alone: blocks of consecutive tokens are shuffled, and rows are
-shuffled again within pools of many blocks. A resumed training needs no record of what it has read.
-"""
+"""Activations of a split as normalised batches, read from memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -23,9 +19,9 @@ from crosscoders.kernels.cpu_library import library
 
 
 class Activations:
-    """The kept tokens of a split, normalised.
+    """The kept tokens of a split, normalised; attention sinks are left out.
 
-    Left out are tokens whose norm in any source exceeds that source's sink norm.
+    A token is a sink where its norm in any source exceeds that source's sink norm.
 
     Parameters
     ----------
@@ -34,10 +30,11 @@ class Activations:
     normalisation : xarray.Dataset
         Means, scales and sink norms, fitted on the training split.
     sources : list of str, optional
-        The sources wanted, all that are no differences where absent; tokens are left out by all of them in any case.
+        The sources wanted, all that are no differences where absent. Sinks are judged by all stored sources in any
+        case.
     null : NullChange, optional
-        With `same_model` base's activations stand for chat's as well; with
-        `permuted_tokens` chat's are those of another token of the split.
+        With `same_model` the activations of `base` stand for those of `chat` as well; with `permuted_tokens` those of
+        `chat` are those of another token of the split.
     """
 
     def __init__(
@@ -55,7 +52,7 @@ class Activations:
         read = [null.base if same and name == null.chat else name for name in self.sources]
         normalisation = normalisation.sel(source=read)
         files = [(number, part) for number, name in enumerate(read) for part in parts_of(name, differences)]
-        self._source_of = [number for number, _ in files]  # that a file variable belongs to
+        self._source_of = [number for number, _ in files]  # of every file variable
         self._maps, self._kept, self._shard, metadata = [], [], [], []
         for number, path in enumerate(shards):
             artifacts.verify(path)
@@ -74,7 +71,7 @@ class Activations:
         self.widths = list(dict(zip(self._source_of, self._file_widths, strict=True)).values())
         self._mean = [normalisation[f"mean_{name}"].values.astype(np.float32) for name in read]
         self._scale = normalisation["scale"].values.astype(np.float32)
-        self._places: dict[int, np.ndarray] = {}  # kept tokens that a source reads, where they are other ones
+        self._places: dict[int, np.ndarray] = {}  # per permuted source, the kept token read in place of each
         self._on_device: dict[torch.device, tuple] = {}
         if null is not None and null.kind == "permuted_tokens":
             self._places[self.sources.index(null.chat)] = np.random.default_rng(0).permutation(len(self._kept))
@@ -103,7 +100,7 @@ class Activations:
                 part.copy_(torch.from_numpy(bits).view(torch.bfloat16))
             return out
         addresses = self._addresses(index)
-        if len(set(self._file_widths)) == 1:  # one place after the other is a tenth faster
+        if len(set(self._file_widths)) == 1:  # writing one place after the other is a tenth faster
             compiled_rows.stored_rows(addresses.reshape(-1), out.view(-1, self._file_widths[0]))
             return out
         for part, rows in zip(out.split(self._file_widths, dim=1), addresses.T, strict=True):
@@ -111,15 +108,15 @@ class Activations:
         return out
 
     def normalise(self, stored: torch.Tensor) -> torch.Tensor:
-        """What :meth:`rows` gives, to the bit, of what :meth:`stored` gave, on the device where that lies."""
-        found = torch.empty(len(stored), sum(self.widths), device=stored.device)
+        """What :meth:`rows` gives, to the bit, (T, D), from what :meth:`stored` gave, on the same device."""
+        normalised = torch.empty(len(stored), sum(self.widths), device=stored.device)
         sources = zip(
-            self._by_source(stored), found.split(self.widths, dim=1), *self._statistics(stored.device), strict=True
+            self._by_source(stored), normalised.split(self.widths, dim=1), *self._statistics(stored.device), strict=True
         )
         for (first, *other), out, mean, scale in sources:
             torch.sub(first.float() - other[0].float() if other else first, mean, out=out)
-            out /= scale  # no number: a GPU would multiply with its inverse, which rounds otherwise
-        return found
+            out /= scale  # a tensor: by a Python number a GPU would multiply with the inverse, which rounds differently
+        return normalised
 
     @property
     def stored_width(self) -> int:
@@ -148,7 +145,7 @@ class Activations:
         return np.array([[mapped.ctypes.data for mapped in shard] for shard in self._maps]).T.copy()
 
     def _where(self, index: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """For every file variable: its number, and what it is read at for some kept tokens, shards and rows of these."""
+        """For every file variable its number, and the shards and rows from which some kept tokens are read."""
         together = self._shard[index], self._kept[index]
         for file, source in enumerate(self._source_of):
             if source in self._places:
@@ -159,22 +156,22 @@ class Activations:
 
     def _addresses(self, index: np.ndarray) -> np.ndarray:
         """Where the stored rows of some kept tokens lie in memory, (tokens, files)."""
-        found = np.empty((len(index), len(self._source_of)), np.int64)
+        addresses = np.empty((len(index), len(self._source_of)), np.int64)
         for file, shard, kept in self._where(index):
-            np.add(self._starts[file][shard], kept * (2 * self._file_widths[file]), out=found[:, file])
-        return found
+            np.add(self._starts[file][shard], kept * (2 * self._file_widths[file]), out=addresses[:, file])
+        return addresses
 
     def _bits(self, index: np.ndarray) -> Iterator[np.ndarray]:
         """Stored bit patterns of some kept tokens, (tokens, width), of one file variable after the other."""
         for file, shard, kept in self._where(index):
-            found = np.empty((len(index), self._file_widths[file]), np.uint16)
+            bits = np.empty((len(index), self._file_widths[file]), np.uint16)
             for number in np.unique(shard):
                 inside = np.flatnonzero(shard == number)
-                found[inside] = self._maps[number][file][kept[inside]]
-            yield found
+                bits[inside] = self._maps[number][file][kept[inside]]
+            yield bits
 
     def batches(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """All kept tokens in order, `count` at a time, with their positions."""
+        """All kept tokens in order, (T, D) with T ≤ `count` at a time, each batch with the slice of its tokens."""
         for start in range(0, len(self), count):
             chosen = slice(start, min(start + count, len(self)))
             yield chosen, self.rows(np.arange(chosen.start, chosen.stop))

@@ -76,25 +76,26 @@ def main(arguments) -> None:
         if len({part.shape[1] for part in parts}) > 1:
             raise UserError(f"sources.{name}.of: widths {[part.shape[1] for part in parts]}; expected equal widths")
     norms = np.concatenate(norms)
-    found = fit(norms, activations, section.sink_threshold)
-    if found["kept"] == 0 or not np.all(found["scale"] > 0):
-        raise UserError(f"{arguments.output}: a source does not vary over the {found['kept']} kept training tokens")
+    statistics = fit(norms, activations, section.sink_threshold)
+    kept = statistics["kept"]
+    if kept == 0 or not np.all(statistics["scale"] > 0):
+        raise UserError(f"{arguments.output}: a source does not vary over the {kept} kept training tokens")
     v = artifacts.variable
     dataset = xr.Dataset(
         {
-            "scale": v("source", found["scale"], "scale of the source"),
-            "median_norm": v("source", found["median_norm"], "median norm of the source"),
-            "sink_norm": v("source", found["sink_norm"], "norm above which a token counts as an attention sink"),
-            "kept_tokens": v((), np.int64(found["kept"]), "training tokens that are no sinks"),
-            "sink_share": v((), 1 - found["kept"] / len(norms), "share of training tokens left out as sinks"),
+            "scale": v("source", statistics["scale"], "scale of the source"),
+            "median_norm": v("source", statistics["median_norm"], "median norm of the source"),
+            "sink_norm": v("source", statistics["sink_norm"], "norm above which a token counts as an attention sink"),
+            "kept_tokens": v((), np.int64(kept), "training tokens that are no sinks"),
+            "sink_share": v((), 1 - kept / len(norms), "share of training tokens left out as sinks"),
         },
         coords={"source": ("source", np.array(names, dtype=object), {"long_name": "source"})},
         attrs=section.provenance() | {"title": "normalisation", "differences": artifacts.json_text(differences)},
     )
-    for name, mean in zip(names, found["mean"], strict=True):
+    for name, mean in zip(names, statistics["mean"], strict=True):
         dataset[f"mean_{name}"] = v(f"width_{name}", mean, f"mean activation of {name}")
     artifacts.write(dataset, arguments.output)
-    stage.say(f"fit_normalisation: {found['kept']:,} tokens kept, {len(norms) - found['kept']:,} sinks left out")
+    stage.say(f"fit_normalisation: {kept:,} tokens kept, {len(norms) - kept:,} sinks left out")
 
 
 if __name__ == "__main__":

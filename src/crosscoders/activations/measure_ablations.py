@@ -1,6 +1,7 @@
-"""Stage measure_ablations: next-token loss of every source's model, as it is and with the source put to zero or its mean.
+"""Stage measure_ablations: next-token loss of every source's model, with the source as it is, at zero and at its mean.
 
-What no crosscoder changes, measured once per setting: the two ends of the scale on which spliced losses are read.
+These losses depend on no crosscoder and are measured once per setting. They are the two ends of the scale on which the
+losses under spliced reconstructions are read.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ def main(arguments) -> None:
     )
     artifacts.write(dataset, arguments.output)
     for name, row in zip(sources, sums.sum(0) / chosen.sum(), strict=True):
-        found = ", ".join(f"{label} {value:.2f}" for label, value in zip(ABLATIONS, row, strict=True))
-        stage.say(f"measure_ablations {name}: {found}")
+        means = ", ".join(f"{label} {value:.2f}" for label, value in zip(ABLATIONS, row, strict=True))
+        stage.say(f"measure_ablations {name}: {means}")
 
 
 @dataclass
 class Split:
-    """The test tokens; which of them are measured, and which of them crosscoders are trained on, (tokens,) bool each."""
+    """The test tokens, which of them are measured, and which of them are no attention sinks, (tokens,) bool each."""
 
     tokens: xr.Dataset
     chosen: np.ndarray
@@ -80,9 +81,9 @@ def measure(
             source, mean = reading.sources[name], normalisation[f"mean_{name}"].values.astype(np.float32)
             values = (np.broadcast_to(v, (len(ids), len(mean))) for v in (np.zeros_like(mean), mean))
             changes += [((source.layer, source.hook), value) for value in values]
-        found = splicing.token_losses(model, ids, spans, sink, reading.batch_tokens, changes, split.kept)
+        by_change = splicing.token_losses(model, ids, spans, sink, reading.batch_tokens, changes, split.kept)
         for i, (s, _) in enumerate(own):
-            losses[:, s] = found[[0, 1 + 2 * i, 2 + 2 * i]].T
+            losses[:, s] = by_change[[0, 1 + 2 * i, 2 + 2 * i]].T
         progress.update(1)
     return losses
 

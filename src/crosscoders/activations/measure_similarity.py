@@ -1,7 +1,7 @@
 """Stage measure_similarity: how alike the representations of all sources are, before any crosscoder.
 
-Linear CKA, debiased (Kornblith et al. 2019, with the unbiased HSIC of Song et al. 2012), and SVCCA with 99% of the
-variance kept (Raghu et al. 2017), from sums over tokens: no tokens × tokens matrix exists. Both say whether
+It measures linear CKA, debiased (Kornblith et al. 2019, with the unbiased HSIC of Song et al. 2012), and SVCCA with 99%
+of the variance kept (Raghu et al. 2017), from sums over tokens: no tokens × tokens matrix is made. Both say whether
 representations agree; a crosscoder says how they differ.
 """
 
@@ -20,7 +20,10 @@ from crosscoders.activations.shuffle import consecutive
 
 BATCH = 2048
 GROUPS = 8
-"""Groups of documents; intervals leave out one after the other (jackknife), since tokens drawn twice would be their own neighbours."""
+"""Groups of documents, of which the intervals leave out each once (jackknife).
+
+A bootstrap would draw tokens twice, and each of these would be its own neighbour.
+"""
 KEPT_VARIANCE = 0.99
 
 
@@ -28,7 +31,8 @@ KEPT_VARIANCE = 0.99
 class Sums:
     """Sums over n tokens of all sources side by side, D columns, S sources; they add up.
 
-    total (D,) Σ x; products (D, D) Σ x xᵀ; norms (S, S) Σ ‖x_s‖²‖x_t‖²; weighted (D, S) Σ x ‖x_t‖²; squares (S,) Σ ‖x_s‖².
+    total (D,) Σ x; products (D, D) Σ x xᵀ; norms (S, S) Σ ‖x_s‖²‖x_t‖²; weighted (D, S) Σ x ‖x_t‖²; squares (S,)
+    Σ ‖x_s‖².
     """
 
     tokens: float
@@ -57,7 +61,7 @@ def hsic(sums: Sums, columns: list[slice]) -> np.ndarray:
     With K̃ the kernel without its diagonal: tr(K̃L̃) + 1ᵀK̃1 1ᵀL̃1 / ((n − 1)(n − 2)) − 2/(n − 2) 1ᵀK̃L̃1.
     """
     n, count = sums.tokens, len(columns)
-    found = np.empty((count, count))
+    estimates = np.empty((count, count))
     whole = np.array([np.square(sums.total[part]).sum() for part in columns]) - sums.squares
     for s, a in enumerate(columns):
         for t, b in enumerate(columns):
@@ -65,15 +69,15 @@ def hsic(sums: Sums, columns: list[slice]) -> np.ndarray:
             trace = np.square(cross).sum() - sums.norms[s, t]
             rows = sums.total[a] @ cross @ sums.total[b] - sums.total[a] @ sums.weighted[a, t]
             rows += sums.norms[s, t] - sums.total[b] @ sums.weighted[b, s]
-            found[s, t] = trace + whole[s] * whole[t] / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows
-    return found
+            estimates[s, t] = trace + whole[s] * whole[t] / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows
+    return estimates
 
 
 def cka(sums: Sums, columns: list[slice]) -> np.ndarray:
     """Debiased linear CKA, (S, S); near 0, and sometimes below, for unrelated sources."""
-    found = hsic(sums, columns)
-    scale = np.sqrt(np.diag(found))
-    return found / np.outer(scale, scale)
+    covariances = hsic(sums, columns)
+    scale = np.sqrt(np.diag(covariances))
+    return covariances / np.outer(scale, scale)
 
 
 def svcca(sums: Sums, columns: list[slice]) -> tuple[np.ndarray, np.ndarray]:
@@ -86,16 +90,16 @@ def svcca(sums: Sums, columns: list[slice]) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = values[::-1], vectors[:, ::-1]
         kept = 1 + int(np.searchsorted(np.cumsum(values), KEPT_VARIANCE * values.sum()))
         whitened.append(vectors[:, :kept] / np.sqrt(values[:kept]))
-    found = np.empty((len(columns), len(columns)))
+    correlations = np.empty((len(columns), len(columns)))
     for s, a in enumerate(columns):
         for t, b in enumerate(columns):
             inner = whitened[s].T @ covariance[a, b] @ whitened[t]
-            found[s, t] = np.linalg.svd(inner, compute_uv=False).clip(max=1).mean()
-    return found, np.array([part.shape[1] for part in whitened])
+            correlations[s, t] = np.linalg.svd(inner, compute_uv=False).clip(max=1).mean()
+    return correlations, np.array([part.shape[1] for part in whitened])
 
 
 def jackknife(parts: list[Sums], measure, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A measure of all parts together and its interval, from leaving out each part once."""
+    """A measure of all parts together and both ends of its interval, from leaving out each part once."""
     whole = sum(parts[1:], parts[0])
     estimate = measure(whole)
     left_out = np.stack([measure(whole - part) for part in parts])
@@ -106,7 +110,7 @@ def jackknife(parts: list[Sums], measure, confidence: float) -> tuple[np.ndarray
 
 
 def grouped_sums(data: Activations, columns: list[slice]) -> list[Sums]:
-    """Sums of GROUPS groups of documents, dealt out in turn."""
+    """Sums of GROUPS groups of documents, to which documents are dealt out in turn."""
     document = consecutive(data.metadata["document"].values)
     parts: list[Sums] = []
     for group in range(min(GROUPS, int(document[-1]) + 1)):
@@ -120,7 +124,7 @@ def grouped_sums(data: Activations, columns: list[slice]) -> list[Sums]:
 
 
 def to_dataset(sources: list[str], parts: list[Sums], columns: list[slice], confidence: float) -> xr.Dataset:
-    """Both measures with intervals."""
+    """Both measures with their intervals."""
     v, dims = artifacts.variable, ("source", "other_source")
     dataset = xr.Dataset()
     for name, label, measure in (

@@ -1,4 +1,4 @@
-"""Batches made ready by a thread while the step before them runs; on a GPU they already lie there when asked for."""
+"""Prefetching: a thread makes batches while earlier steps run, and copies them to the GPU where one computes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 BATCHES = 2
-"""Batches made ready ahead of the step that runs."""
+"""Batches that are prefetched."""
 SLOTS = BATCHES + 1
-"""Buffers of a ring: one more, for the batch in use."""
+"""Buffers of a ring: one for every prefetched batch, and one for the batch in use."""
 
 
 class Rows(Protocol):
-    """Activations that batches are made of, as :class:`crosscoders.activations.dataset.Activations`."""
+    """Activations from which batches are made, as :class:`crosscoders.activations.dataset.Activations`."""
 
     def rows(self, index: np.ndarray) -> torch.Tensor:
         """Normalised activations, (T, D)."""
@@ -31,14 +31,15 @@ class Stored(Rows, Protocol):
         """`out`, (T, stored_width), bfloat16, filled."""
 
     def normalise(self, stored: torch.Tensor) -> torch.Tensor:
-        """Normalised activations, (T, D), of those."""
+        """Normalised activations, (T, D), of stored ones, (T, stored_width)."""
 
 
 class Ring:
     """Stored batches on a GPU, in buffers that are used in turn.
 
-    A batch is gathered into pinned memory, copied on a stream of its own, and normalised there where it is asked for:
-    half of the bytes of a float32 batch are gathered and sent. Events keep a buffer from being written while it is read.
+    A batch is gathered into pinned memory, copied on a stream of its own, and normalised on the GPU when it is asked
+    for. Half of the bytes of a float32 batch are gathered and sent. Events keep a buffer from being written while it is
+    read.
     """
 
     def __init__(self, data: Stored, tokens: int, device: torch.device):
@@ -48,11 +49,11 @@ class Ring:
         self._buffers = [torch.empty(size, dtype=torch.bfloat16, device=device) for _ in range(SLOTS)]
         self._copied, self._read = ([torch.cuda.Event() for _ in range(SLOTS)] for _ in range(2))
         self._copies = torch.cuda.Stream(device)
-        for read in self._read:  # what lay there before the buffers were allocated may still be in use
+        for read in self._read:  # earlier users of this memory may still be reading it
             read.record(torch.cuda.current_stream(device))
 
     def fill(self, step: int, index: np.ndarray) -> int:
-        """Send a batch on its way; its slot. Called by the thread, steps in order."""
+        """Start copying a batch and return its slot. The thread calls this for one step after the other."""
         slot = step % SLOTS
         self._copied[slot].synchronize()  # the pinned buffer's last batch has left it
         self.data.stored(index, self._host[slot])
@@ -72,19 +73,21 @@ class Ring:
 
 
 class Prefetch:
-    """The batch of a step, for rising steps, each made while earlier ones are worked on; to be closed, as by `with`.
+    """Gives the batch of every step, for rising steps, and prefetches the next ones; to be closed, as by `with`.
+
+    An error in making a batch is raised when its step is asked for.
 
     Parameters
     ----------
     data : Rows, or Stored for a GPU
     index : callable
-        Tokens of a step, (T,): a pure function, so that starting anywhere gives what never stopping would have given.
+        Tokens of a step, (T,). It is a pure function, so that a resumed training gets the batches of one never stopped.
     steps : int
         Steps in all.
     tokens : int
         T.
-
-    What making a batch raises is raised when its step is asked for.
+    device : str or torch.device
+        Where batches will lie.
     """
 
     def __init__(
@@ -103,14 +106,14 @@ class Prefetch:
 
     def __call__(self, step: int) -> torch.Tensor:
         """The batch of a step, (T, D), on the device."""
-        for ahead in range(step, min(step + SLOTS, self.steps)):
-            if ahead not in self._ready:
-                self._ready[ahead] = self._pool.submit(self._make, ahead)
+        for later in range(step, min(step + SLOTS, self.steps)):
+            if later not in self._ready:
+                self._ready[later] = self._pool.submit(self._make, later)
         made = self._ready.pop(step).result()
         return made if self._ring is None else self._ring.take(made)
 
     def _make(self, step: int) -> torch.Tensor | int:
-        """A batch, or the slot in which it will lie."""
+        """A batch, or the slot of the ring in which it will lie."""
         if self._ring is None:
             return self.data.rows(self.index(step))
         return self._ring.fill(step, self.index(step))

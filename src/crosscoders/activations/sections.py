@@ -1,4 +1,4 @@
-"""What the stages of this room get of a study, and what later rooms get of the models that activations come from."""
+"""The sections of a study that the stages of this room get, and how later rooms run the models of a setting."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from crosscoders.study.stage_section import Part, Seed, StageSection
 class ModelReading(Part):
     """How a setting's models are run.
 
-    `batch_tokens` is a quarter of the setting's where next-token losses are read, whose logits need more memory than
-    activations.
+    `batch_tokens` is a quarter of the setting's where next-token losses are measured, because logits need more memory
+    than activations.
     """
 
     sources: dict[Name, Source]
@@ -27,7 +27,7 @@ class ModelReading(Part):
 
     @classmethod
     def of(cls, study: Study, setting: str, share: int = 4) -> ModelReading:
-        """How the models of a setting are run, on one in `share` of its tokens per pass."""
+        """How the models of a setting are run, with one in `share` of its `batch_tokens`."""
         chosen = study.settings[setting]
         return cls(
             sources=stored_sources(chosen),
@@ -49,7 +49,7 @@ class NullChange(Part):
 
     @classmethod
     def of(cls, study: Study, setting: str) -> NullChange | None:
-        """The change of a setting; none where it is no null."""
+        """The change of a setting; None where it is no null."""
         chosen = study.settings[setting]
         if not isinstance(chosen, NullSetting):
             return None
@@ -117,7 +117,7 @@ class MeasureSimilaritySection(StageSection):
 
 
 class MeasureAblationsSection(StageSection):
-    """The losses of a setting's models with its sources ablated."""
+    """The losses of a setting's models while its sources are ablated."""
 
     stage: ClassVar[str] = "measure_ablations"
     setting_name: Name

@@ -1,4 +1,4 @@
-"""The order in which tokens are read: a pure function of (seed, position in the stream).
+"""The shuffle of a split's tokens: the token read at a position of the stream is a pure function of seed and position.
 
 Blocks of consecutive tokens are shuffled, and rows are shuffled again within pools of many blocks. A resumed training
 needs no record of what it has read.
@@ -29,7 +29,7 @@ class Order:
         self._cached: tuple[tuple[int, int], np.ndarray] | None = None
 
     def take(self, start: int, count: int) -> np.ndarray:
-        """Rows at positions `start` … `start + count` of the sequence."""
+        """Rows at the positions [start, start + count) of the sequence, (count,)."""
         parts = []
         while count > 0:
             epoch, inside = divmod(start, self.rows)
@@ -53,18 +53,32 @@ class Order:
 
 
 def consecutive(document: np.ndarray) -> np.ndarray:
-    """Document numbers renumbered from 0 without gaps, in order of appearance."""
+    """Document numbers renumbered from 0 without gaps, in order of appearance.
+
+    Parameters
+    ----------
+    document : (tokens,)
+        Number of every token's document; the tokens of a document stand together.
+
+    Returns
+    -------
+    (tokens,) int64
+    """
     return np.r_[0, np.cumsum(document[1:] != document[:-1])]
 
 
 def spread_documents(document: np.ndarray, tokens: int) -> np.ndarray:
-    """Documents spread evenly over a split that hold about `tokens` of its tokens, (documents,) bool.
+    """Choose documents, spread evenly over a split, that hold about so many of its tokens.
 
     Parameters
     ----------
     document : (split tokens,)
         Consecutive document numbers from 0.
     tokens : int
+
+    Returns
+    -------
+    (documents,) bool
     """
     share = min(1.0, tokens / len(document))
     count = int(document[-1]) + 1

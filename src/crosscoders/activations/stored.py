@@ -1,4 +1,4 @@
-"""What the shards of activations hold: a file variable per stored source, in bfloat16; differences are made on reading."""
+"""How shards hold activations: a file variable per stored source, in bfloat16; differences are taken on reading."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from crosscoders import artifacts
 
 
 def raw_values(mapped: list[np.ndarray], rows: np.ndarray | slice) -> np.ndarray:
-    """Activations of some rows of a source, float32: of one file variable, or the difference of two."""
+    """Activations of some rows of a source, (rows, width), float32: of one file variable, or the difference of two."""
     first, *other = (artifacts.from_bits(bits[rows]) for bits in mapped)
     return first - other[0] if other else first
 
 
 def parts_of(source: str, differences: dict[str, list[str]]) -> list[str]:
-    """File variables that a source is made of: itself, or [minuend, subtrahend]."""
+    """File variables of which a source is made: itself, or [minuend, subtrahend]."""
     return differences.get(source, [source])

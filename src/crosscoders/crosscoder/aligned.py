@@ -1,4 +1,4 @@
-"""The aligned crosscoder: an encoder for every source, and every source rebuilt from every source's code.
+"""The aligned crosscoder: an encoder for every source, and every source reconstructed from every source's code.
 
 z^s = act(W_enc^s x_s + b^s) and x̂_{s→t} = W_dec^t z^s + b_dec^t for all ordered pairs (s, t). Training together with a
 term that draws the codes of a token towards each other makes separate encoders share one latent space (compare SPARC,
@@ -61,7 +61,7 @@ class Aligned:
         return [*self.encoders, self.encoder_bias, self.decoder, self.decoder_bias]
 
     def to(self, device: str) -> Aligned:
-        """A copy on another device."""
+        """A copy on another device, `cpu` or `cuda`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, encoders=[encoder.to(device) for encoder in self.encoders], **moved)
 
@@ -95,8 +95,14 @@ def create(settings: AlignedSettings, sources: list[str], widths: list[int], see
     settings : AlignedSettings
     sources : list of str
     widths : list of int
-        d_s of every source; decoder vectors are those of :func:`crosscoders.crosscoder.crosscoder.initial_directions`.
+        d_s of every source.
     seed : int
+        Of the decoder vectors (:func:`crosscoders.crosscoder.crosscoder.initial_directions`).
+
+    Returns
+    -------
+    Aligned
+        On the CPU.
     """
     decoder = initial_directions(settings.latents, widths, seed, settings.training.decoder_norm)
     return Aligned(
@@ -115,11 +121,11 @@ def create(settings: AlignedSettings, sources: list[str], widths: list[int], see
 def reference_loss(
     coder: Aligned, x: torch.Tensor, settings: AlignedSettings, coefficient: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training loss in plain operations, for autograd: what the fast path is tested against.
+    """The training loss in plain operations, for autograd; the tests compare the fast path with it.
 
     Σ_{s,t} ‖x_t − x̂_{s→t}‖² + penalty + λ_align Σ_{s<t} ‖(z^s − z^t) N‖², mean over tokens. Codes are compared after
-    multiplication by N_j = Σ_t n_{j,t}, so that rescaling a latent changes nothing and the term cannot be escaped by small
-    codes and large decoders.
+    multiplication by N_j = Σ_t n_{j,t}, so that rescaling a latent changes nothing and the term cannot be escaped by
+    small codes and large decoders.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The crosscoder: a list of latent blocks over several sources, as plain tensors; and the plain reference of its loss.
+"""The crosscoder: a list of latent blocks over several sources, as plain tensors, and a plain reference of its loss.
 
 Notation: T tokens, m latents, S sources of widths d_s, D = Σ d_s. Sources stand side by side in the columns, so the
 encoder and the decoder are both (m, D), a row per latent.
@@ -77,12 +77,12 @@ class Crosscoder:
     @property
     def parameters(self) -> list[torch.Tensor]:
         """Encoder, encoder bias, decoder, decoder bias, and the thresholds' logarithms where they are learned."""
-        found = [self.encoder, self.encoder_bias, self.decoder, self.decoder_bias]
-        return found if self.log_threshold is None else [*found, self.log_threshold]
+        parameters = [self.encoder, self.encoder_bias, self.decoder, self.decoder_bias]
+        return parameters if self.log_threshold is None else [*parameters, self.log_threshold]
 
     @property
     def parts(self) -> list[Crosscoder]:
-        """What a training step works on, one after the other: the crosscoder itself (compare `separate.Separate`)."""
+        """The crosscoder itself; of a `separate.Separate`, which a step trains part by part, there are several."""
         return [self]
 
     @property
@@ -91,13 +91,13 @@ class Crosscoder:
         return self.threshold if self.log_threshold is None else self.log_threshold.exp()
 
     def to(self, device: str) -> Crosscoder:
-        """A copy on another device."""
+        """A copy on another device, `cpu` or `cuda`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **moved)
 
     def decoder_norms(self) -> torch.Tensor:
         """n_{j,s} = ‖W_dec,j^s‖₂, (m, S)."""
-        if len(set(self.widths)) == 1:  # in one pass
+        if len(set(self.widths)) == 1:  # all sources at once
             return torch.linalg.vector_norm(self.decoder.reshape(self.latents, len(self.widths), -1), dim=2)
         return torch.stack([self.decoder[:, c].norm(dim=1) for c in self.columns], dim=1)
 
@@ -180,6 +180,11 @@ def create(
     seed : int
     dtype : torch.dtype
 
+    Returns
+    -------
+    Crosscoder
+        On the CPU.
+
     Raises
     ------
     UserError
@@ -188,7 +193,7 @@ def create(
     m, activation = settings.latents, settings.activation
     decoder = initial_directions(m, widths, seed, settings.training.decoder_norm, dtype)
     masks = block_masks(settings, sources, widths)
-    found = Crosscoder(
+    crosscoder = Crosscoder(
         encoder=decoder.clone(),
         encoder_bias=torch.zeros(m, dtype=dtype),
         decoder=decoder,
@@ -199,17 +204,22 @@ def create(
         activation=activation.kind,
         k=activation.k,
     )
-    if found.selection.learns_threshold:
-        found.log_threshold = torch.full((m,), math.log(activation.initial_threshold), dtype=dtype)
-    for latents, columns in found.forbidden(found.reads):
-        found.encoder[latents, columns] = 0
-    for latents, columns in found.forbidden(found.writes):
-        found.decoder[latents, columns] = 0
-    return found
+    if crosscoder.selection.learns_threshold:
+        crosscoder.log_threshold = torch.full((m,), math.log(activation.initial_threshold), dtype=dtype)
+    _clear_forbidden(crosscoder)
+    return crosscoder
+
+
+def _clear_forbidden(crosscoder: Crosscoder) -> None:
+    """Set the weights that the blocks do not allow to 0, in place."""
+    for latents, columns in crosscoder.forbidden(crosscoder.reads):
+        crosscoder.encoder[latents, columns] = 0
+    for latents, columns in crosscoder.forbidden(crosscoder.writes):
+        crosscoder.decoder[latents, columns] = 0
 
 
 def block_masks(settings: CrosscoderSettings, sources: list[str], widths: list[int]) -> dict[str, torch.Tensor]:
-    """What the blocks mean for every latent: `reads` and `writes`, (m, S) bool, `tied`, (m,) bool, and `penalty`, (m,).
+    """What every latent gets from its block: `reads`, `writes`, (m, S) bool, `tied`, (m,) bool, and `penalty`, (m,).
 
     Raises
     ------
@@ -262,10 +272,10 @@ def reference_loss(
     scale: float = 1.0,
     bandwidth: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training loss in plain operations, for autograd: what every fast path is tested against.
+    """The training loss in plain operations, for autograd; the tests compare every fast path with it.
 
-    Σ_s w_s ‖x_s − x̂_s‖², mean over tokens, plus a penalty of :mod:`crosscoders.crosscoder.penalties` [L24; A25]. BatchTopK keeps
-    the T·k largest scores f_j Σ_s n_{j,s} [B24].
+    Σ_s w_s ‖x_s − x̂_s‖², mean over tokens, plus a penalty of :mod:`crosscoders.crosscoder.penalties` [L24; A25].
+    BatchTopK keeps the T·k largest scores f_j Σ_s n_{j,s} [B24].
 
     Returns
     -------
@@ -294,9 +304,18 @@ def reference_loss(
 
 
 def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float) -> None:
-    """Set encoder biases so that over x, (T, D), every latent fires equally often and `l0` of them per token.
+    """Set encoder biases, in place, so that all latents fire equally often over a batch.
 
-    A dense start costs the first hundred steps of a penalised training: latents have to be silenced one by one.
+    A dense start costs the first hundred steps of a penalised training, in which the penalty silences latents one by
+    one.
+
+    Parameters
+    ----------
+    crosscoder : Crosscoder
+    x : (T, D)
+        Normalised activations.
+    l0 : float
+        Latents per token that are to be on.
     """
     wanted = max(1, round(len(x) * l0 / crosscoder.latents))
     crosscoder.encoder_bias.zero_()

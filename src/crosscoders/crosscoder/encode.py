@@ -1,7 +1,7 @@
-"""From activations to sparse codes: which latents are on, found without computing more than is needed. Exact.
+"""From activations to sparse codes: which latents are on, exactly, without computing more pre-activations than needed.
 
-T tokens, m latents, D columns. Everything here takes the backend that computes; what it finds does not depend on it, but for
-the last digits.
+T tokens, m latents, D columns. The functions take the backend that computes; codes depend on it in their last digits
+alone.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from crosscoders.kernels.sparse_code import Code, flatnonzero, from_flat, of_den
 from crosscoders.study.blocks import Selection
 
 MARGIN = (0.02, 0.1)
-"""By which share a threshold is lowered to pick the candidates of the next batch, at least and at most."""
+"""Least and largest share by which a threshold is lowered to pick the candidates of the next batch."""
 ROUNDING = 1e-6
-"""By which share a threshold is lowered when candidates are picked, so that rounding leaves none out."""
+"""Share by which a threshold is lowered when candidates are picked, so that rounding leaves none out."""
 
 
 class Whole:
@@ -41,7 +41,7 @@ class Whole:
 
 
 class Preactivations(Whole):
-    """P = x W_encᵀ + b, of which no more is computed than is asked for.
+    """Pre-activations P = x W_encᵀ + b, computed where they are asked for.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Preactivations(Whole):
         return self.backend.product(self.x, self.encoder.T, self.precision).add_(self.bias)
 
     def few_above(self, threshold: torch.Tensor | float) -> Pairs | None:
-        """Pairs above a candidate threshold; None where all have been computed or should be."""
+        """Pairs above a candidate threshold, a number or (m,); None where all have been computed or should be."""
         if "whole" in vars(self):
             return None
         per_latent = torch.as_tensor(threshold, dtype=self.x.dtype, device=self.x.device).expand(self.size[1])
@@ -81,11 +81,11 @@ class Preactivations(Whole):
 
     def above(self, threshold: torch.Tensor | float) -> Pairs:
         """Pairs above a candidate threshold, a number or (m,)."""
-        found = self.few_above(threshold)
-        return super().above(threshold) if found is None else found
+        pairs = self.few_above(threshold)
+        return super().above(threshold) if pairs is None else pairs
 
     def some(self, tokens: slice, latents: torch.Tensor) -> torch.Tensor:
-        """Pre-activations of some tokens and latents."""
+        """Pre-activations of some tokens and latents, (tokens, latents)."""
         if "whole" in vars(self):
             return self.whole[tokens][:, latents]
         return torch.addmm(self.bias[latents], self.x[tokens], self.encoder[latents].T)
@@ -152,6 +152,13 @@ def ranked_code(
         Latents per token.
     selection : BatchTopK
         Carries the threshold of the last batch.
+
+    Returns
+    -------
+    code : Code
+        Of (T, m).
+    threshold : float
+        The smallest score kept; 0 where tokens are ranked.
     """
     if rule.ranked_over == "batch":
         return selection(preactivations, norms, k)
@@ -167,7 +174,7 @@ def encode_sparse(crosscoder: Crosscoder, x: torch.Tensor, backend: Backend | No
     x : (T, D)
         Normalised activations.
     backend : Backend, optional
-        Who computes; chosen by the device of `x` where absent.
+        What computes; chosen by the device of `x` where absent.
 
     Returns
     -------
@@ -188,5 +195,17 @@ def encode_sparse(crosscoder: Crosscoder, x: torch.Tensor, backend: Backend | No
 
 
 def decode_sparse(code: Code, decoder: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The reconstruction Σ_j f_j W_j + b of a sparse code, (T, D)."""
+    """The reconstruction Σ_j f_j W_j + b of a sparse code.
+
+    Parameters
+    ----------
+    code : Code
+        Of (T, m).
+    decoder : (m, D)
+    bias : (D,)
+
+    Returns
+    -------
+    (T, D)
+    """
     return backends.choose(decoder.device).decode(code, decoder, bias)

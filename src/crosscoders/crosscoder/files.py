@@ -1,4 +1,4 @@
-"""Crosscoders, plain and aligned, as datasets and back: everything that is needed to apply one to raw activations."""
+"""Crosscoders, plain and aligned, as datasets and back, with all that is needed to apply one to raw activations."""
 
 from __future__ import annotations
 
@@ -52,9 +52,20 @@ def to_dataset(crosscoder: Crosscoder, normalisation: xr.Dataset) -> xr.Dataset:
 
 
 def from_dataset(dataset: xr.Dataset) -> Crosscoder:
-    """The inverse of :func:`to_dataset`, without the normalisation."""
+    """The inverse of :func:`to_dataset`, without the normalisation.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        What `train_crosscoder` wrote.
+
+    Returns
+    -------
+    Crosscoder
+        On the CPU.
+    """
     sources, threshold = _sources(dataset), dataset["threshold"]
-    found = Crosscoder(
+    crosscoder = Crosscoder(
         encoder=torch.cat(_per_source(dataset, "encoder"), dim=-1),
         encoder_bias=_tensor(dataset["encoder_bias"]),
         decoder=torch.cat(_per_source(dataset, "decoder"), dim=-1),
@@ -69,13 +80,23 @@ def from_dataset(dataset: xr.Dataset) -> Crosscoder:
         k=int(dataset.attrs["k"]) or None,
         threshold=_tensor(threshold) if threshold.ndim else float(threshold),
     )
-    if found.selection.learns_threshold:
-        found.log_threshold, found.threshold = found.threshold.log(), 0.0
-    return found
+    if crosscoder.selection.learns_threshold:
+        crosscoder.log_threshold, crosscoder.threshold = crosscoder.threshold.log(), 0.0
+    return crosscoder
 
 
 def settings_of(dataset: xr.Dataset) -> CrosscoderSettings:
-    """The settings that a crosscoder was trained with."""
+    """The settings that a crosscoder was trained with.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        What `train_crosscoder` wrote.
+
+    Returns
+    -------
+    CrosscoderSettings
+    """
     return CrosscoderSettings.model_validate(json.loads(dataset.attrs["settings"])["crosscoder"])
 
 
@@ -88,6 +109,11 @@ def aligned_to_dataset(coder: Aligned, normalisation: xr.Dataset) -> xr.Dataset:
         On the CPU.
     normalisation : xarray.Dataset
         What `fit_normalisation` wrote.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `latent`, `source` and `width_{source}`.
     """
     decoders, biases = coder.decoder.split(coder.widths, dim=1), coder.decoder_bias.split(coder.widths)
     dataset = _with_weights(normalisation, coder.sources, coder.encoders, decoders, biases)
@@ -98,7 +124,18 @@ def aligned_to_dataset(coder: Aligned, normalisation: xr.Dataset) -> xr.Dataset:
 
 
 def aligned_from_dataset(dataset: xr.Dataset) -> Aligned:
-    """The inverse of :func:`aligned_to_dataset`, without the normalisation."""
+    """The inverse of :func:`aligned_to_dataset`, without the normalisation.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        What `train_aligned` wrote.
+
+    Returns
+    -------
+    Aligned
+        On the CPU.
+    """
     encoders = _per_source(dataset, "encoder")
     return Aligned(
         encoders=encoders,
@@ -120,7 +157,7 @@ def _with_weights(
     decoders: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
 ) -> xr.Dataset:
-    """The normalisation of some sources, and per source the encoder, (m, d_s), the decoder and the decoder bias, (d_s,)."""
+    """The normalisation of some sources, and per source encoder and decoder, (m, d_s), and decoder bias, (d_s,)."""
     dataset = normalisation[["scale", "sink_norm"] + [f"mean_{name}" for name in sources]].sel(source=sources)
     dataset.attrs = {}
     for name, encoder, decoder, bias in zip(sources, encoders, decoders, biases, strict=True):

@@ -1,4 +1,4 @@
-"""Sparsity penalties λ Σ_j π_j g(f_j N_j): what each makes of the decoder norms and of a latent's contribution.
+"""Sparsity penalties λ Σ_j π_j g(f_j N_j), each defined by how it joins decoder norms and by its function g.
 
 N_j joins the norms n_{j,s} of a latent's decoder vectors; g is the identity or saturates; π_j is the block's factor.
 """

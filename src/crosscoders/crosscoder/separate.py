@@ -1,6 +1,6 @@
-"""Crosscoders whose sources share no latent, as SAEs per source: trained as one, kept as a dictionary per source.
+"""Crosscoders whose sources share no latent, as SAEs per source: one dictionary per source, trained together.
 
-Side by side in one (m, D) matrix all but 1/S of the weights would be zeros that every step multiplies and updates.
+In one (m, D) matrix all but 1/S of their weights would be zeros, which every step would multiply and update.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class Separate:
 
     Attributes
     ----------
-    parts : crosscoders of one source each, in the order of the sources
+    parts : list of Crosscoder
+        One per source, in the order of the sources.
     """
 
     parts: list[Crosscoder]
@@ -39,7 +40,7 @@ class Separate:
         return [parameter for part in self.parts for parameter in part.parameters]
 
     def join(self, whole: Crosscoder) -> None:
-        """Write the weights into the crosscoder that was separated."""
+        """Write the weights of all parts, in place, into the crosscoder that was separated."""
         row = 0
         for part, columns in zip(self.parts, whole.columns, strict=True):
             rows = slice(row, row + part.latents)
@@ -51,7 +52,17 @@ class Separate:
 
 
 def separate(whole: Crosscoder) -> Separate | None:
-    """A crosscoder as one dictionary per source; `None` where latents are shared, or sources lack latents of their own."""
+    """A crosscoder as one dictionary per source.
+
+    Parameters
+    ----------
+    whole : Crosscoder
+
+    Returns
+    -------
+    Separate or None
+        None where there is one source, sources share latents, or one has no latent of its own.
+    """
     counts = whole.reads.sum(0).tolist()
     alone = (whole.reads == whole.writes).all() and (whole.reads.sum(1) == 1).all()
     own = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

@@ -1,8 +1,8 @@
 """One step of Adam: the numbers it takes, and how moments are rounded to 16 bits.
 
 A second moment changes by less than a bfloat16 number resolves. It is therefore rounded up or down by chance, in
-proportion to its distance, which is right on average (Zamirai et al. 2020, "Revisiting BFloat16 Training"). The chance is
-a function of the weight's place and of the step, so that a training gives the same bytes again.
+proportion to its distance, which is right on average (Zamirai et al. 2020, "Revisiting BFloat16 Training"). The chance
+is a function of the weight's place and of the step, so that a training gives the same bytes again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,23 @@ class AdamNumbers(NamedTuple):
 
 
 def adam_numbers(rate: float, clip_factor: float, step: int, betas: tuple[float, float]) -> AdamNumbers:
-    """The numbers of a step, counted from 1, on gradients that are divided by `clip_factor`."""
+    """The numbers of a step of Adam on clipped gradients.
+
+    Parameters
+    ----------
+    rate : float
+        Learning rate.
+    clip_factor : float
+        By which gradients are divided.
+    step : int
+        Number of the step, counted from 1.
+    betas : (float, float)
+        Decay rates of the first and of the second moment.
+
+    Returns
+    -------
+    AdamNumbers
+    """
     first, second = betas
     root = (1 - second**step) ** 0.5
     corrected = root * rate / (1 - first**step)
@@ -46,7 +62,20 @@ def adam_numbers(rate: float, clip_factor: float, step: int, betas: tuple[float,
 
 
 def seed(place: int, step: int) -> int:
-    """A 32-bit number that sets apart the chances of one tensor, at `place` among the parameters, at one step."""
+    """A seed that differs between tensors and between steps, for rounding moments by chance.
+
+    Parameters
+    ----------
+    place : int
+        Number of the tensor among the parameters.
+    step : int
+        Number of the step.
+
+    Returns
+    -------
+    int
+        Of 32 bits.
+    """
     return (step * 0x9E3779B9 + place * 0x85EBCA6B) & WORD
 
 
@@ -60,6 +89,6 @@ def chances(count: int, seed: int, device: torch.device | str = "cpu") -> torch.
 
 
 def narrowed(values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Values in bfloat16, rounded up with a probability equal to the part cut off; `noise` has 16 random bits for each."""
+    """Values in bfloat16, rounded up with a probability equal to the part cut off; `noise` has 16 random bits each."""
     bits = values.float().view(torch.int32) + noise.to(torch.int32)
     return (bits >> 16).to(torch.int16).view(torch.bfloat16)

@@ -16,8 +16,16 @@ from crosscoders.kernels.plain import PlainBackend
 def choose(device: str | torch.device = "cpu") -> Backend:
     """The fastest backend for a device.
 
-    On a GPU the passes are Triton's; on a CPU they are compiled where a C++ compiler is found and the processor has
-    AVX2; torch makes them elsewhere.
+    On a GPU the kernels are Triton's. On a CPU they are compiled where there is a C++ compiler and the processor has
+    AVX2; elsewhere torch computes.
+
+    Parameters
+    ----------
+    device : str or torch.device
+
+    Returns
+    -------
+    Backend
     """
     if torch.device(device).type == "cuda":
         return triton()
@@ -32,11 +40,11 @@ def plain() -> Backend:
 
 @functools.cache
 def compiled() -> Backend:
-    """The kernels of cpu.cpp; :func:`crosscoders.kernels.cpu_library.library` must have been found."""
+    """The kernels of cpu.cpp, for where :func:`crosscoders.kernels.cpu_library.library` is not None."""
     return CompiledBackend()
 
 
 @functools.cache
 def triton() -> Backend:
-    """Triton's kernels; they are imported when first used, because Triton comes with torch's CUDA builds alone."""
+    """Triton's kernels, imported when first used, because Triton comes with torch's CUDA builds alone."""
     return importlib.import_module("crosscoders.kernels.gpu").TritonBackend()

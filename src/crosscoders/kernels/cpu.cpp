@@ -1,6 +1,7 @@
-// Passes of a training step over sparse codes, for x86 processors with AVX2, or with AVX-512 and its 8-bit dot products (VNNI):
-// the pairs above a floor, reconstruction with the gradient at the code, weight gradients, Adam; and the rows of the feed.
-// Compiled and called by native.py, where the bound on the error of an 8-bit product is explained. Matrices are row by row.
+// Kernels of a training step over sparse codes, for x86 processors with AVX2, or with AVX-512 and its 8-bit dot
+// products (VNNI): the pairs above a threshold, reconstruction with the gradient at the code, weight gradients, Adam.
+// Two more gather stored rows into batches. cpu_library.py compiles this file; cpu_candidates.py explains the bound on
+// the error of an 8-bit product. Matrices are stored row by row.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -29,7 +30,7 @@ constexpr int64_t OFFSET = STEPS + 1;      // added to a latent's steps: product
 constexpr int64_t SUMMED = 4;              // quads that are added up in 16 bits where there is no VNNI
 constexpr int64_t BLOCK = SUMMED * QUAD;   // their columns
 
-// Rows in 8 bits are whole lines.
+// Bytes of a row in 8 bits: it fills whole lines of the cache.
 int64_t whole_lines(int64_t width) { return (width + 63) / 64 * 64; }
 
 template <typename T>
@@ -42,7 +43,7 @@ typedef Register<int32_t>::type Ints;
 typedef int8_t Steps __attribute__((vector_size(BYTES / 4)));
 constexpr int64_t SIZE = Register<float>::size;
 
-// A buffer of whole registers.
+// A buffer of zeros, aligned for whole registers.
 template <typename T>
 struct Buffer {
   T* data;
@@ -53,12 +54,12 @@ struct Buffer {
   Buffer(const Buffer&) = delete;
 };
 
-// A register's worth of what lies at a place, wherever it begins.
+// A register filled from a place in memory, which need not be aligned.
 template <typename V>
 V load(const void* place) {
-  V found;
-  std::memcpy(&found, place, sizeof found);
-  return found;
+  V values;
+  std::memcpy(&values, place, sizeof values);
+  return values;
 }
 
 template <typename V>
@@ -66,24 +67,24 @@ void store(void* place, V values) {
   std::memcpy(place, &values, sizeof values);
 }
 
-// The same with zeros from the `left`th on, which are not read.
+// The same where only `left` numbers are left: later lanes are 0, and no memory behind the numbers is read.
 template <typename V, typename T>
 V load(const T* place, int64_t left) {
   if (left >= static_cast<int64_t>(sizeof(V) / sizeof(T))) return load<V>(place);
-  V found = {};
-  if (left > 0) std::memcpy(&found, place, left * sizeof(T));
-  return found;
+  V values = {};
+  if (left > 0) std::memcpy(&values, place, left * sizeof(T));
+  return values;
 }
 
-// As many numbers in 32 bits as a register holds, zeros from the `left`th on; of bfloat16 where given as bits.
+// A register of numbers in 32 bits, lanes after the first `left` being 0; uint16_t holds the bits of bfloat16.
 template <typename T>
 Floats floats(const T* row, int64_t left) {
   typedef T Wide __attribute__((vector_size(SIZE * sizeof(T))));
-  const Wide found = load<Wide>(row, left);
+  const Wide values = load<Wide>(row, left);
   if constexpr (std::is_same_v<T, uint16_t>)
-    return (Floats)(__builtin_convertvector(found, Ints) << 16);
+    return (Floats)(__builtin_convertvector(values, Ints) << 16);
   else
-    return __builtin_convertvector(found, Floats);
+    return __builtin_convertvector(values, Floats);
 }
 
 Floats magnitude(Floats values) { return (Floats)((Ints)values & 0x7fffffff); }
@@ -95,8 +96,9 @@ auto sum(V values) {
   return total;
 }
 
-// The least step that the sums in 16 bits leave to a token: unsigned steps of latents, at most 2 · STEPS + 1, times those of
-// a token must stay in 16 bits for every two columns of the quads that are added up, whatever the latent.
+// The least step at which the sums of a token stay in 16 bits, whatever the latent. Without VNNI the products of two
+// columns of every quad are added up over SUMMED quads in 16 bits, and a latent has unsigned steps of at most 2 · STEPS
+// + 1.
 float least_step(const float* row, int64_t width) {
 #ifdef VNNI
   return 0;
@@ -115,12 +117,13 @@ float least_step(const float* row, int64_t width) {
 #endif
 }
 
-// One row in 8 bits: q = round(factor · row / scale), in [-127, 127] for a token and [-STEPS, STEPS] for a latent. Norms are
-// those of the row times the factor. `factor` and `scaled` hold whole lines, `factor` with zeros past the width.
+// Rounds one row to 8 bits: q = round(factor · row / scale), in [-127, 127] for a token and [-STEPS, STEPS] for a
+// latent. Norms are those of the row times the factor. `factor` and `scaled` hold whole lines, `factor` with zeros past
+// the width.
 template <bool token, typename T>
 void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float* scale, float* norm, float* residual,
               float* scaled) {
-  constexpr float MIDDLE = 3 << 22;  // added to a number, it leaves no room for a fraction
+  constexpr float MIDDLE = 3 << 22;  // a number to which it is added keeps no fraction
   const int64_t padded = whole_lines(width);
   Floats most = {}, squares = {}, rest = {};
   for (int64_t i = 0; i < padded; i += SIZE) {
@@ -132,7 +135,7 @@ void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float
   }
   float top = 0;
   for (int64_t lane = 0; lane < SIZE; lane++) top = std::max(top, most[lane]);
-  // whole steps reach the largest number: where all are as large, or zero, none is rounded, and no error adds up
+  // The largest number is made of whole steps: where all others are as large or 0, nothing is rounded off.
   const float least = token ? least_step(scaled, padded) : 0, most_steps = token ? 127 : STEPS;
   float step = top / (least > 0 ? std::min(std::floor(top / least), most_steps) : most_steps);
   if (!(step > 0)) step = 1;
@@ -146,12 +149,12 @@ void quantise(const T* row, const float* factor, int64_t width, int8_t* q, float
   }
   *scale = step;
   *norm = std::sqrt(sum(squares));
-  *residual = std::sqrt(sum(rest)) + 1e-6f * *norm;  // and what 32-bit arithmetic rounds
+  *residual = std::sqrt(sum(rest)) + 1e-6f * *norm;  // and what 32-bit arithmetic rounds off
 }
 
-constexpr int64_t ROWS = 4;  // rows read side by side: the memory has several requests at once, additions do not wait
+constexpr int64_t ROWS = 4;  // read side by side: memory serves several requests at once, and additions need not wait
 
-// out[r] = a[r] · b[r]; rows that are `soon` needed are asked for line by line.
+// out[r] = a[r] · b[r]; rows that are needed `soon` are prefetched line by line.
 template <typename T>
 void dots(const T* const* a, const T* const* b, int64_t width, T* out, const T* const* soon = nullptr) {
   using Lanes = typename Register<T>::type;
@@ -175,7 +178,7 @@ void dots(const T* const* a, const T* const* b, int64_t width, T* out, const T* 
 #ifdef VNNI
 template <int count>
 void multiply(const int8_t* x, int64_t stride, const uint8_t* panel, int32_t* products) {
-  __m512i low[count], high[count];  // registers: every loop over them is unrolled
+  __m512i low[count], high[count];  // they stay in registers: every loop over them is unrolled
 #pragma GCC unroll 14
   for (int t = 0; t < count; t++) low[t] = high[t] = _mm512_setzero_si512();
   for (int64_t quad = 0; quad < stride / QUAD; quad++) {
@@ -197,8 +200,8 @@ void multiply(const int8_t* x, int64_t stride, const uint8_t* panel, int32_t* pr
   }
 }
 #else
-// Products of unsigned and signed steps, two and two, in 16 bits. As assembly, because compilers reorder such sums of integers,
-// and then keep them outside of registers: that takes 1.6 times as long.
+// Products of unsigned and signed steps, added up in twos, in 16 bits. They are written in assembly because compilers
+// reorder such sums of integers and then keep them outside of registers, which takes 1.6 times as long.
 inline void set_products(__m256i& sums, __m256i positive, __m256i either) {
   asm("vpmaddubsw %2, %1, %0" : "=x"(sums) : "x"(positive), "x"(either));
 }
@@ -208,12 +211,13 @@ inline void add_products(__m256i& sums, __m256i positive, __m256i either) {
   asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sums), "=&x"(two) : "x"(positive), "x"(either));
 }
 
-// Sums of every two numbers of 16 bits; what they are multiplied with stays in memory, for want of registers.
+// Sums of every two numbers of 16 bits, in 32 bits. The ones they are multiplied with stay in memory: no register is
+// left.
 inline __m256i widened(__m256i sums) {
   alignas(BYTES) static const int16_t ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  __m256i found;
-  asm("vpmaddwd %2, %1, %0" : "=x"(found) : "x"(sums), "m"(ones));
-  return found;
+  __m256i totals;
+  asm("vpmaddwd %2, %1, %0" : "=x"(totals) : "x"(sums), "m"(ones));
+  return totals;
 }
 
 template <int count>
@@ -247,7 +251,7 @@ __attribute__((noinline)) void multiply(const int8_t* x, int64_t stride, const u
 }
 #endif
 
-// One bit for every lane that is true.
+// A bit for every lane, set where the lane is true.
 uint32_t bits(Ints lanes) {
 #ifdef VNNI
   return _mm512_movepi32_mask((__m512i)lanes);
@@ -256,19 +260,19 @@ uint32_t bits(Ints lanes) {
 #endif
 }
 
-// What is known of the rows of one side besides their 8-bit values.
+// Steps of rows in 8 bits, norms of the rows, and norms of what rounding cut off.
 struct Rows {
   const float *scale, *norm, *residual;
 };
 
-// Bit l of found[t] says that latent l of a panel may be above its floor at token t.
+// Bit l of masks[t] says that latent l of a panel may exceed its threshold at token t.
 template <int count>
 void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* sums, Rows tokens, Rows latents,
-          const float* bias, const float* floor, float deviations, uint32_t* found) {
+          const float* bias, const float* threshold, float deviations, uint32_t* masks) {
   alignas(64) int32_t products[count * LANES];
   multiply<count>(x, stride, panel, products);
   for (int t = 0; t < count; t++) {
-    found[t] = 0;
+    masks[t] = 0;
     for (int64_t j = 0; j < LANES; j += SIZE) {
       Ints whole = load<Ints>(products + t * LANES + j) - static_cast<int32_t>(OFFSET) * sums[t];
       Floats value = __builtin_convertvector(whole, Floats) * (tokens.scale[t] * load<Floats>(latents.scale + j));
@@ -277,35 +281,36 @@ void tile(const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* 
       // sqrt(p² + q²) ≤ max(p, q) + (√2 − 1) min(p, q)
       Floats error = p > q ? p + 0.41422f * q : q + 0.41422f * p;
       Floats bound = value + load<Floats>(bias + j) + deviations * error;
-      found[t] |= bits(bound > load<Floats>(floor + j)) << j;
+      masks[t] |= bits(bound > load<Floats>(threshold + j)) << j;
     }
   }
 }
 
-// A register's worth of rows in 8 bits, as columns of quads, a panel's width apart.
+// Puts HALF rows in 8 bits into a panel: the quads of all rows side by side, the next columns a panel's width further.
 void pack(const int8_t* rows, int64_t stride, uint8_t* out) {
   for (int64_t quad = 0; quad < stride / QUAD; quad++)
     for (int64_t r = 0; r < HALF; r++) {
       uint32_t four;
       std::memcpy(&four, rows + r * stride + quad * QUAD, QUAD);
-      four = (four ^ 0x80808080u) - (128 - OFFSET) * 0x01010101u;  // every byte by itself: none is carried
+      four = (four ^ 0x80808080u) - (128 - OFFSET) * 0x01010101u;  // changes every byte by itself: nothing is carried
       std::memcpy(out + (quad * LANES + r) * QUAD, &four, QUAD);
     }
 }
 
 template <int count>
 void tiles(int64_t wanted, const int8_t* x, int64_t stride, const uint8_t* panel, const int32_t* sums, Rows tokens,
-           Rows latents, const float* bias, const float* floor, float deviations, uint32_t* found) {
+           Rows latents, const float* bias, const float* threshold, float deviations, uint32_t* masks) {
   if (wanted == count)
-    tile<count>(x, stride, panel, sums, tokens, latents, bias, floor, deviations, found);
+    tile<count>(x, stride, panel, sums, tokens, latents, bias, threshold, deviations, masks);
   else if constexpr (count > 1)
-    tiles<count - 1>(wanted, x, stride, panel, sums, tokens, latents, bias, floor, deviations, found);
+    tiles<count - 1>(wanted, x, stride, panel, sums, tokens, latents, bias, threshold, deviations, masks);
 }
 
-// Keeps those of the pairs [from, to) whose value in full precision exceeds the latent's floor; where the kept ones end.
+// Keeps those of the pairs [from, to) whose value in full precision exceeds the latent's threshold; returns where they
+// end.
 template <typename T>
-int64_t above_in_full(const T* x, const T* encoder, const T* bias, const T* floor, int64_t m, int64_t width, int64_t* index,
-                      T* values, int64_t from, int64_t to) {
+int64_t above_in_full(const T* x, const T* encoder, const T* bias, const T* threshold, int64_t m, int64_t width,
+                      int64_t* index, T* values, int64_t from, int64_t to) {
   auto token = [&](int64_t pair) { return x + index[pair < to ? pair : to - 1] / m * width; };
   auto latent = [&](int64_t pair) { return encoder + index[pair < to ? pair : to - 1] % m * width; };
   const T *tokens[ROWS], *latents[ROWS], *soon[ROWS];
@@ -315,13 +320,13 @@ int64_t above_in_full(const T* x, const T* encoder, const T* bias, const T* floo
     for (int64_t i = 0; i < ROWS; i++) {
       tokens[i] = token(p + i);
       latents[i] = latent(p + i);
-      soon[i] = token(p + ROWS + i);  // latents are few, and lie in the second cache
+      soon[i] = token(p + ROWS + i);  // the latents are few, and their rows lie in the second-level cache
     }
     dots(tokens, latents, width, value, soon);
     for (int64_t i = 0; i < ROWS && p + i < to; i++) {
       int64_t pair = index[p + i], j = pair % m;
       value[i] += bias[j];
-      if (!(value[i] > floor[j])) continue;
+      if (!(value[i] > threshold[j])) continue;
       index[kept] = pair;
       values[kept++] = value[i];
     }
@@ -329,13 +334,13 @@ int64_t above_in_full(const T* x, const T* encoder, const T* bias, const T* floo
   return kept;
 }
 
-// Pairs of tokens and latents in [first, last) whose pre-activation exceeds the latent's floor, tile by tile; -1 where more
-// than `capacity` would have to be computed in full.
+// Finds, tile by tile, the pairs of tokens and latents in [first, last) whose pre-activation exceeds the latent's
+// threshold, and returns their number; -1 where more than `capacity` would have to be computed in full.
 template <typename T>
 int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_scale, const float* x_norm,
-             const float* x_residual, int64_t count, const T* encoder, const T* bias, const T* floor, const float* factor,
-             int64_t first, int64_t last, int64_t m, int64_t width, float deviations, int64_t* index, T* values,
-             int64_t capacity) {
+             const float* x_residual, int64_t count, const T* encoder, const T* bias, const T* threshold,
+             const float* factor, int64_t first, int64_t last, int64_t m, int64_t width, float deviations, int64_t* index,
+             T* values, int64_t capacity) {
   const int64_t stride = whole_lines(width), rows = PANELS * LANES;
   Buffer<uint8_t> packed(rows * stride);
   Buffer<int8_t> q(HALF * stride);
@@ -347,17 +352,18 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
     for (int64_t r = 0; r < rows; r++) {
       int64_t j = group + r;
       offset[r] = j < last ? static_cast<float>(bias[j]) : 0.0f;
-      // lowered by what 32-bit arithmetic may round off a bias and a floor
-      above[r] = j < last ? static_cast<float>(floor[j] - 1e-6 * (std::fabs(floor[j]) + std::fabs(bias[j]))) : INFINITY;
+      // The threshold is lowered by what 32-bit arithmetic may round off a bias and a threshold.
+      above[r] = j < last ? static_cast<float>(threshold[j] - 1e-6 * (std::fabs(threshold[j]) + std::fabs(bias[j])))
+                          : INFINITY;
       int8_t* row = q.data + r % HALF * stride;
       if (j < last)
         quantise<false>(encoder + j * width, factor, width, row, scale + r, norm + r, residual + r, scaled.data);
       else
         scale[r] = norm[r] = residual[r] = 0.0f;
-      int64_t begun = r % LANES - r % HALF;  // of the panel's lanes
+      int64_t begun = r % LANES - r % HALF;  // the first of these lanes in the panel
       if (r % HALF == HALF - 1) pack(q.data, stride, packed.data + r / LANES * LANES * stride + begun * QUAD);
     }
-    uint32_t found[TOKENS];
+    uint32_t masks[TOKENS];
     int64_t candidates = filled;
     for (int64_t t = 0; t < count; t += TOKENS) {
       int64_t some = count - t < TOKENS ? count - t : TOKENS;
@@ -365,15 +371,15 @@ int64_t scan(const T* x, const int8_t* x8, const int32_t* sums, const float* x_s
         int64_t r = panel * LANES;
         tiles<TOKENS>(some, x8 + t * stride, stride, packed.data + r * stride, sums + t,
                       {x_scale + t, x_norm + t, x_residual + t}, {scale + r, norm + r, residual + r}, offset + r,
-                      above + r, deviations, found);
+                      above + r, deviations, masks);
         for (int64_t i = 0; i < some; i++)
-          for (uint32_t mask = found[i]; mask; mask &= mask - 1) {
+          for (uint32_t mask = masks[i]; mask; mask &= mask - 1) {
             if (candidates == capacity) return -1;
             index[candidates++] = (t + i) * m + group + r + __builtin_ctz(mask);
           }
       }
     }
-    filled = above_in_full(x, encoder, bias, floor, m, width, index, values, filled, candidates);
+    filled = above_in_full(x, encoder, bias, threshold, m, width, index, values, filled, candidates);
   }
   return filled;
 }
@@ -401,8 +407,8 @@ void past_caches(void* place, V value) {
 #endif
 }
 
-// Passes over pairs sorted by latent work on few columns at a time: so many registers' worth that these columns of all
-// tokens lie in the second cache, while those of one latent lie in registers.
+// Kernels over pairs sorted by latent work on a few columns at a time, on so many that these columns of all tokens lie
+// in the second-level cache, and those of one latent in REGISTERS registers.
 template <typename T, int REGISTERS>
 struct Columns {
   using Lanes = typename Register<T>::type;
@@ -433,7 +439,7 @@ struct Columns {
     for (int r = 0; r < REGISTERS; r++) std::memcpy(to + r * size, values + r, inside(r));
   }
 
-  // Past the caches, for what is read again only after all other rows; whole lines alone can be written so.
+  // Writes past the caches, which suits what is read again only after all other rows; it takes whole lines.
   void stream(T* matrix, int64_t row, const Lanes* values) const {
     T* to = matrix + row * width + first;
     if (reinterpret_cast<uintptr_t>(to) % 64 || first + count > width) return write(matrix, row, values);
@@ -448,7 +454,7 @@ struct Columns {
   }
 };
 
-constexpr int64_t AHEAD = 8;  // latents whose columns are asked for before their turn: rows lie pages apart
+constexpr int64_t PREFETCHED = 8;  // latents whose columns are prefetched before their turn, as rows lie pages apart
 
 // Pairs sorted by latent: those of latent j are [offsets[j], offsets[j + 1]).
 template <typename T>
@@ -458,8 +464,8 @@ struct Pairs {
   int64_t count, latents;
 };
 
-// Of some columns: the error x − x̂ of a code, the gradient scale · weights · error at x̂, and what these columns add to the
-// gradient at every value of the code.
+// Computes, for some columns, the error x − x̂ of a code, the gradient scale · weights · error at x̂, and what these
+// columns add to the gradient at every value of the code.
 template <typename T, int REGISTERS>
 void reconstruct(Pairs<T> pairs, const T* x, const T* decoder, const T* bias, const T* weights, T scale, int64_t chunk,
                  int64_t width, T* error, T* gradient, T* slopes) {
@@ -473,7 +479,7 @@ void reconstruct(Pairs<T> pairs, const T* x, const T* decoder, const T* bias, co
   for (int64_t t = 0; t < pairs.count; t++)
     for (int r = 0; r < REGISTERS; r++) of(t)[r] = row[r];
   for (int64_t j = 0; j < pairs.latents; j++) {
-    columns.fetch(decoder, j + AHEAD, pairs.latents);
+    columns.fetch(decoder, j + PREFETCHED, pairs.latents);
     columns.read(decoder, j, row);
     for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
       Lanes* total = of(pairs.tokens[p]);
@@ -490,7 +496,7 @@ void reconstruct(Pairs<T> pairs, const T* x, const T* decoder, const T* bias, co
     columns.write(gradient, t, of(t));
   }
   for (int64_t j = 0; j < pairs.latents; j++) {
-    columns.fetch(decoder, j + AHEAD, pairs.latents);
+    columns.fetch(decoder, j + PREFETCHED, pairs.latents);
     columns.read(decoder, j, row);
     for (int64_t p = pairs.offsets[j]; p < pairs.offsets[j + 1]; p++) {
       const Lanes* slope = of(pairs.tokens[p]);
@@ -502,8 +508,9 @@ void reconstruct(Pairs<T> pairs, const T* x, const T* decoder, const T* bias, co
   }
 }
 
-// The same of whole rows of tokens [first, last), for codes so sparse that reading columns of all latents costs more: the
-// pairs are sorted by token, whose rows of the decoder are still in the second cache when they are needed again.
+// The same for whole rows of the tokens [first, last), for codes so sparse that reading columns of all latents costs
+// more. The pairs are sorted by token; a token's rows of the decoder still lie in the second-level cache when they are
+// read again.
 template <typename T>
 void reconstruct_rows(const int64_t* offsets, const int64_t* latents, const T* values, const T* x, const T* decoder,
                       const T* bias, const T* weights, T scale, int64_t first, int64_t last, int64_t width, T* error,
@@ -512,15 +519,15 @@ void reconstruct_rows(const int64_t* offsets, const int64_t* latents, const T* v
     T *e = error + t * width, *g = gradient + t * width;
     std::memcpy(g, bias, width * sizeof(T));
     const T *same[ROWS] = {g, g, g, g}, *row[ROWS];
-    T found[ROWS];
-    auto four = [&](int64_t p) {  // rows of four pairs; past the last one, the first again
+    T number[ROWS];  // values of four pairs, then slopes
+    auto four = [&](int64_t p) {  // rows of four pairs; after the last pair, that of `p` again
       for (int64_t r = 0; r < ROWS; r++) row[r] = decoder + latents[p + r < offsets[t + 1] ? p + r : p] * width;
     };
     for (int64_t p = offsets[t]; p < offsets[t + 1]; p += ROWS) {
       four(p);
-      for (int64_t r = 0; r < ROWS; r++) found[r] = p + r < offsets[t + 1] ? values[p + r] : T(0);
+      for (int64_t r = 0; r < ROWS; r++) number[r] = p + r < offsets[t + 1] ? values[p + r] : T(0);
       for (int64_t i = 0; i < width; i++)
-        g[i] += found[0] * row[0][i] + found[1] * row[1][i] + found[2] * row[2][i] + found[3] * row[3][i];
+        g[i] += number[0] * row[0][i] + number[1] * row[1][i] + number[2] * row[2][i] + number[3] * row[3][i];
     }
     for (int64_t i = 0; i < width; i++) {
       e[i] = x[t * width + i] - g[i];
@@ -528,14 +535,14 @@ void reconstruct_rows(const int64_t* offsets, const int64_t* latents, const T* v
     }
     for (int64_t p = offsets[t]; p < offsets[t + 1]; p += ROWS) {
       four(p);
-      dots(same, row, width, found);
-      for (int64_t r = 0; r < ROWS && p + r < offsets[t + 1]; r++) slopes[p + r] = found[r];
+      dots(same, row, width, number);
+      for (int64_t r = 0; r < ROWS && p + r < offsets[t + 1]; r++) slopes[p + r] = number[r];
     }
   }
 }
 
-// Some columns of Σ value · row over the pairs of every latent, and their sums of squares. Rows of latents without a pair are
-// left as they are.
+// Computes some columns of Σ value · row over the pairs of every latent, and the sums of their squares. Rows of latents
+// without a pair are left as they are.
 template <typename T, int REGISTERS>
 void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width, T* out, T* squares) {
   using C = Columns<T, REGISTERS>;
@@ -561,15 +568,15 @@ void weight_gradient(Pairs<T> pairs, const T* rows, int64_t chunk, int64_t width
   _mm_sfence();
 }
 
-// Moments in 32 bits, and in bfloat16 rounded by sixteen random bits.
+// Moments are stored in 32 bits, or in bfloat16, to which sixteen random bits round them.
 float moment(float stored) { return stored; }
 float moment(uint16_t stored) { return __builtin_bit_cast(float, static_cast<uint32_t>(stored) << 16); }
 void keep(float* to, float value, uint32_t) { *to = value; }
 void keep(uint16_t* to, float value, uint32_t noise) { *to = (__builtin_bit_cast(uint32_t, value) + noise) >> 16; }
 
-constexpr uint32_t WEYL = 0x9E3779B1;  // what sets the words of neighbours apart
+constexpr uint32_t WEYL = 0x9E3779B1;  // difference between the words of neighbouring weights
 
-// 32 random bits of a place, whose word is a multiple of WEYL: adam_step.py's `chances`.
+// 32 random bits for a weight, as `chances` of adam_step.py; `word` is (place + seed) · WEYL.
 uint32_t chance(uint32_t word) {
   word = (word ^ word >> 15) * 0x85EBCA77;
   return word ^ word >> 13;
@@ -580,7 +587,7 @@ struct AdamNumbers {
   float rate, epsilon, beta1, rest1, beta2, rest2, inverse_clip;
 };
 
-// One step of Adam on a row, as in plain.py; a row without a gradient has one of 0. The compiler makes registers of it.
+// One step of Adam on a row, as in plain.py; where no gradient is given, it is 0. The compiler vectorises the loop.
 template <bool given, typename M>
 void adam_row(float* __restrict weights, M* __restrict mean, M* __restrict square, const float* __restrict gradient,
               int64_t width, uint32_t word, const AdamNumbers& numbers) {
@@ -596,7 +603,7 @@ void adam_row(float* __restrict weights, M* __restrict mean, M* __restrict squar
   }
 }
 
-// Rows [first, last); those that are not active have no gradient, and it is not read.
+// One step of Adam on the rows [first, last); the gradient of a row that is not active is 0, and is not read.
 template <typename M>
 void adam(float* weights, M* mean, M* square, const float* gradient, const uint8_t* active, int64_t first, int64_t last,
           int64_t width, uint32_t seed, const AdamNumbers& numbers) {
@@ -617,19 +624,19 @@ void adam(float* weights, M* mean, M* square, const float* gradient, const uint8
   }                                                                                                                       \
   extern "C" int64_t scan_##name(const T* x, const int8_t* x8, const int32_t* sums, const float* scale,                   \
                                  const float* norm, const float* residual, int64_t count, const T* encoder,               \
-                                 const T* bias, const T* floor, const float* factor, int64_t first, int64_t last,         \
+                                 const T* bias, const T* threshold, const float* factor, int64_t first, int64_t last,     \
                                  int64_t m, int64_t width, float deviations, int64_t* index, T* values,                   \
                                  int64_t capacity) {                                                                      \
-    return scan(x, x8, sums, scale, norm, residual, count, encoder, bias, floor, factor, first, last, m, width,           \
+    return scan(x, x8, sums, scale, norm, residual, count, encoder, bias, threshold, factor, first, last, m, width,       \
                 deviations, index, values, capacity);                                                                     \
   }                                                                                                                       \
   extern "C" void reconstruct_##name(const int64_t* offsets, const int64_t* tokens, const T* values, int64_t count,        \
                                      int64_t latents, const T* x, const T* decoder, const T* bias, const T* weights,      \
                                      double scale, int64_t chunk, int64_t width, T* error, T* gradient, T* slopes,        \
                                      int registers) {                                                                     \
-    auto* pass = registers == 8 ? reconstruct<T, 8> : registers == 4 ? reconstruct<T, 4> : reconstruct<T, 2>;             \
-    pass({offsets, tokens, values, count, latents}, x, decoder, bias, weights, static_cast<T>(scale), chunk, width,       \
-         error, gradient, slopes);                                                                                        \
+    auto* kernel = registers == 8 ? reconstruct<T, 8> : registers == 4 ? reconstruct<T, 4> : reconstruct<T, 2>;           \
+    kernel({offsets, tokens, values, count, latents}, x, decoder, bias, weights, static_cast<T>(scale), chunk, width,     \
+           error, gradient, slopes);                                                                                      \
   }                                                                                                                       \
   extern "C" void reconstruct_rows_##name(const int64_t* offsets, const int64_t* latents, const T* values, const T* x,    \
                                           const T* decoder, const T* bias, const T* weights, double scale,                \
@@ -641,8 +648,10 @@ void adam(float* weights, M* mean, M* square, const float* gradient, const uint8
   extern "C" void weight_gradient_##name(const int64_t* offsets, const int64_t* tokens, const T* values, int64_t count,   \
                                          int64_t latents, const T* rows, int64_t chunk, int64_t width, T* out,            \
                                          T* squares, int registers) {                                                     \
-    auto* pass = registers == 8 ? weight_gradient<T, 8> : registers == 4 ? weight_gradient<T, 4> : weight_gradient<T, 2>; \
-    pass({offsets, tokens, values, count, latents}, rows, chunk, width, out, squares);                                    \
+    auto* kernel = registers == 8   ? weight_gradient<T, 8>                                                               \
+                   : registers == 4 ? weight_gradient<T, 4>                                                               \
+                                    : weight_gradient<T, 2>;                                                              \
+    kernel({offsets, tokens, values, count, latents}, rows, chunk, width, out, squares);                                  \
   }
 
 extern "C" void adam_float32(float* weights, void* mean, void* square, int narrow, const float* gradient, const uint8_t* active,
@@ -654,7 +663,7 @@ extern "C" void adam_float32(float* weights, void* mean, void* square, int narro
     adam(weights, static_cast<float*>(mean), static_cast<float*>(square), gradient, active, first, last, width, seed, *numbers);
 }
 
-// Bytes of a register, which groups of columns are made of.
+// Bytes of a register; a group of columns fills whole registers.
 extern "C" int64_t register_bytes() { return BYTES; }
 
 constexpr int64_t PIECE = 32;  // columns of stored activations in a line of the cache
@@ -666,7 +675,7 @@ constexpr bool PAST = true;
 constexpr int64_t TOGETHER = 8;
 #endif
 
-// Values, as many as are left of them, to their place in a row.
+// Writes values to their place in a row, of which `left` numbers are left.
 template <typename T, typename V>
 void put(T* place, V values, int64_t left) {
   if (left < static_cast<int64_t>(sizeof(V) / sizeof(T)))
@@ -677,8 +686,9 @@ void put(T* place, V values, int64_t left) {
     store(place, values);
 }
 
-// out[t][i] = value(rows[t] + i, others[t] + i, i, left), a register's worth of the columns left. Rows lie apart, where no hardware
-// looks ahead: the next ones are asked for beside each piece, and so are their places where they are written through the caches.
+// out[t][i] = value(rows[t] + i, others[t] + i, i, left), a register at a time, of which `left` columns count. Rows lie
+// apart, so that the hardware prefetches none: the next rows are prefetched beside each piece, and so are their places
+// in `out` where these are written through the caches.
 template <typename T, typename F>
 void by_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t count, int64_t width, T* out, int64_t stride,
              F value) {
@@ -686,7 +696,7 @@ void by_rows(const uint16_t* const* rows, const uint16_t* const* others, int64_t
   for (int64_t group = 0; group < count; group += TOGETHER) {
     const uint16_t *row[TOGETHER], *other[TOGETHER], *soon[TOGETHER];
     T *to[TOGETHER], *place[TOGETHER];
-    for (int64_t r = 0; r < TOGETHER; r++) {  // past the last row, that one again
+    for (int64_t r = 0; r < TOGETHER; r++) {  // after the last row, that one again
       const int64_t t = std::min(group + r, count - 1), after = std::min(t + TOGETHER, count - 1);
       row[r] = rows[t], other[r] = others[t], soon[r] = rows[after];
       to[r] = out + t * stride, place[r] = out + after * stride;

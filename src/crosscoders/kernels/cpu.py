@@ -30,7 +30,7 @@ By the registers that hold the columns of one latent: the fewer, the more often 
 
 
 class CompiledBackend(PlainBackend):
-    """What torch does slowly is done in C++: candidates, sparse reconstruction, weight gradients, Adam."""
+    """C++ for what torch does slowly: candidates, sparse reconstruction, weight gradients, Adam."""
 
     dense_above = 0.14
 
@@ -68,16 +68,16 @@ class CompiledBackend(PlainBackend):
         """Σ_t value_tj rows_t, (m, D), of values in the order of the code."""
         m, chunks, rows = len(by_latent.counts), column_chunks(rows), rows.contiguous()
         squares = rows.new_empty(chunks.count, m)
-        found = ActiveRows(rows.new_empty(m, rows.shape[1]), by_latent.counts > 0, squares)
+        gradient = ActiveRows(rows.new_empty(m, rows.shape[1]), by_latent.counts > 0, squares)
         pairs = _PairPointers.of(by_latent, values)
         function = getattr(library(), f"weight_gradient_{NAMES[rows.dtype]}")
 
         def work(chunk: int) -> None:
-            outputs = found.values.data_ptr(), squares[chunk].data_ptr()
+            outputs = gradient.values.data_ptr(), squares[chunk].data_ptr()
             function(*pairs.pointers, rows.data_ptr(), chunk, rows.shape[1], *outputs, chunks.registers)
 
         in_parallel(work, chunks.count)
-        return found if rows.dtype == torch.float32 else found.dense()  # Adam is compiled for float32 alone
+        return gradient if rows.dtype == torch.float32 else gradient.dense()  # Adam is compiled for float32 alone
 
     def adam_step(
         self,
@@ -114,14 +114,14 @@ def sparse_below() -> float:
 
 @dataclass
 class ActiveRows:
-    """A weight gradient, (m, D), whose norm was found on the way; rows that are not active were not written, and are 0.
+    """A weight gradient, (m, D), of which rows that are not active count as 0 and have not been written.
 
     Attributes
     ----------
     values : (m, D)
     active : (m,) bool
     squares : (chunks, m)
-        Sums of squares of parts of rows.
+        Sums of squares of parts of rows, from the kernel that made the gradient.
     """
 
     values: torch.Tensor
@@ -129,7 +129,7 @@ class ActiveRows:
     squares: torch.Tensor
 
     def dense(self) -> torch.Tensor:
-        """The gradient as a tensor."""
+        """The gradient as a tensor, (m, D)."""
         return self.values.index_fill_(0, (~self.active).nonzero()[:, 0], 0)
 
     def squared_norm(self) -> torch.Tensor:
@@ -140,7 +140,7 @@ class ActiveRows:
 def _reconstruct_by_columns(
     code: Code, by_latent: ByLatent, chunks: ColumnChunks, inputs: list[torch.Tensor]
 ) -> Reconstruction:
-    """Groups of columns one after the other, latent by latent, each by a thread."""
+    """A reconstruction by groups of columns, one group per thread at a time, latent by latent."""
     x = inputs[0]
     error, gradient = torch.empty_like(x), torch.empty_like(x)
     slopes = x.new_empty(chunks.count, len(code.values))
@@ -158,7 +158,7 @@ def _reconstruct_by_columns(
 
 
 def _reconstruct_by_rows(code: Code, inputs: list[torch.Tensor]) -> Reconstruction:
-    """Token by token, each thread with tokens of its own."""
+    """A reconstruction token by token; each thread has tokens of its own."""
     x, pairs = inputs[0], [tensor.contiguous() for tensor in (code.offsets, code.latents, code.values)]
     outputs = Reconstruction(torch.empty_like(x), torch.empty_like(x), torch.empty_like(pairs[2]))
     pointers = [tensor.data_ptr() for tensor in (*pairs, *inputs)]
@@ -181,12 +181,12 @@ class ColumnChunks:
     registers: int
 
     def pay(self, pairs: int, latents: int, least: dict[int, float]) -> bool:
-        """Whether so many pairs are better worked on by columns."""
+        """Whether so many pairs cost less by columns than by rows; `least` gives pairs per latent, by registers."""
         return pairs >= least[self.registers] * latents
 
 
 def column_chunks(rows: torch.Tensor) -> ColumnChunks:
-    """Groups as wide as lets the columns of all tokens stay in the second-level cache."""
+    """The widest groups of which the columns of all tokens still fit in the second-level cache."""
     tokens, width = rows.shape
     register = library().register_bytes()
     fitting = second_cache() * 3 // 4 // (register * tokens)
@@ -196,7 +196,7 @@ def column_chunks(rows: torch.Tensor) -> ColumnChunks:
 
 @dataclass
 class _PairPointers:
-    """Pairs sorted by latent, as the C++ code takes them; `kept` holds what the pointers point to."""
+    """Pairs sorted by latent, as the C++ code takes them; `kept` holds the tensors that the pointers point to."""
 
     pointers: list[int]
     kept: list[torch.Tensor]

@@ -18,12 +18,18 @@ from crosscoders.kernels import machine
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC"]
 NAMES = {torch.float32: "float32", torch.float64: "float64"}
-"""Types of numbers that the library is compiled for."""
+"""Types of numbers that the kernels are compiled for, and their names there."""
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there is no compiler or the processor lacks AVX2."""
+    """The compiled kernels of cpu.cpp, compiled where this machine has not done so before.
+
+    Returns
+    -------
+    ctypes.CDLL or None
+        None where there is no compiler, it fails, or the processor lacks AVX2.
+    """
     if compiler() is None or not {"avx2", "fma"} <= set(machine.processor().split()):
         return None
     try:
@@ -40,7 +46,7 @@ def compiler() -> str | None:
 
 
 def built(compiler: str, key: str) -> Path:
-    """The compiled file, from the user's cache where it was compiled before."""
+    """The compiled file, taken from the user's cache where it was compiled before."""
     cache = machine.cache_folder()
     built = cache / f"kernels-{key}.so"
     if not built.exists():
@@ -53,22 +59,22 @@ def built(compiler: str, key: str) -> Path:
 
 def opened(path: Path) -> ctypes.CDLL:
     """The library with its signatures."""
-    found = ctypes.CDLL(str(path))
+    kernels = ctypes.CDLL(str(path))
     p, n, i, x, d = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_double
-    found.adam_float32.argtypes = [p] * 3 + [i] + [p] * 2 + [n] * 3 + [ctypes.c_uint32, p]
-    found.adam_float32.restype = None
-    found.register_bytes.argtypes, found.register_bytes.restype = [], n
-    found.normalised_rows.argtypes, found.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
-    found.stored_rows.argtypes, found.stored_rows.restype = [p, n, n, p, n], None
+    kernels.adam_float32.argtypes = [p] * 3 + [i] + [p] * 2 + [n] * 3 + [ctypes.c_uint32, p]
+    kernels.adam_float32.restype = None
+    kernels.register_bytes.argtypes, kernels.register_bytes.restype = [], n
+    kernels.normalised_rows.argtypes, kernels.normalised_rows.restype = [p, p, n, n, p, x, p, n], None
+    kernels.stored_rows.argtypes, kernels.stored_rows.restype = [p, n, n, p, n], None
     for name in NAMES.values():
-        getattr(found, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
-        getattr(found, f"quantise_{name}").restype = None
-        getattr(found, f"scan_{name}").argtypes = [p] * 6 + [n] + [p] * 4 + [n] * 4 + [x, p, p, n]
-        getattr(found, f"scan_{name}").restype = n
-        getattr(found, f"reconstruct_{name}").argtypes = [p] * 3 + [n] * 2 + [p] * 4 + [d, n, n] + [p] * 3 + [i]
-        getattr(found, f"reconstruct_{name}").restype = None
-        getattr(found, f"reconstruct_rows_{name}").argtypes = [p] * 7 + [d] + [n] * 3 + [p] * 3
-        getattr(found, f"reconstruct_rows_{name}").restype = None
-        getattr(found, f"weight_gradient_{name}").argtypes = [p] * 3 + [n] * 2 + [p] + [n] * 2 + [p] * 2 + [i]
-        getattr(found, f"weight_gradient_{name}").restype = None
-    return found
+        getattr(kernels, f"quantise_{name}").argtypes = [p, p, n, n, p, p, p, p, p]
+        getattr(kernels, f"quantise_{name}").restype = None
+        getattr(kernels, f"scan_{name}").argtypes = [p] * 6 + [n] + [p] * 4 + [n] * 4 + [x, p, p, n]
+        getattr(kernels, f"scan_{name}").restype = n
+        getattr(kernels, f"reconstruct_{name}").argtypes = [p] * 3 + [n] * 2 + [p] * 4 + [d, n, n] + [p] * 3 + [i]
+        getattr(kernels, f"reconstruct_{name}").restype = None
+        getattr(kernels, f"reconstruct_rows_{name}").argtypes = [p] * 7 + [d] + [n] * 3 + [p] * 3
+        getattr(kernels, f"reconstruct_rows_{name}").restype = None
+        getattr(kernels, f"weight_gradient_{name}").argtypes = [p] * 3 + [n] * 2 + [p] + [n] * 2 + [p] * 2 + [i]
+        getattr(kernels, f"weight_gradient_{name}").restype = None
+    return kernels

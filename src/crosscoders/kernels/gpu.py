@@ -1,9 +1,9 @@
 """The backend for a GPU, in kernels of Triton.
 
-The pairs above a threshold are found without storing (T, m) numbers: each pair is one bit. Adam computes the weight gradient
-inside of its step, so that no gradient of (m, D) is ever stored. With TRITON_INTERPRET=1 in the environment the kernels run on
-a CPU, where the tests hold them to plain torch in float64. Sums are taken in the order of the pairs, in the precision of the
-output, so that results do not depend on how programs are scheduled.
+The pairs above a threshold are found without storing (T, m) numbers: each pair is one bit. Adam computes the weight
+gradient inside of its step, so that no gradient of (m, D) is ever stored. With TRITON_INTERPRET=1 in the environment
+the kernels run on a CPU, where the tests hold them to plain torch in float64. Sums are taken in the order of the pairs,
+in the precision of the output, so that results do not depend on how programs are scheduled.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ BLOCK = 512
 PAIRS = 8
 """Pairs that one program works on at a time."""
 TOKENS, LATENTS, COLUMNS = 128, 256, 64
-"""Of one program of the encoder's product."""
+"""What one program of the encoder's product works on."""
 WORDS = 128
 """Words of 32 latents that one program compacts."""
 SPARSE_BELOW = 0.02
-"""Share of pairs above the threshold up to which finding them in 16 bits costs less than all of them in full; not measured."""
+"""Share of pairs above the threshold up to which finding them in 16 bits costs less than all in full; not measured."""
 RATE, EPSILON, BETA1, REST1, BETA2, REST2, INVERSE_CLIP = (tl.constexpr(i) for i in range(len(AdamNumbers._fields)))
-"""Where a kernel finds the numbers of a step: their places in `AdamNumbers`."""
+"""Places in `AdamNumbers` at which a kernel reads the numbers of a step."""
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def _value_gradients(out, gradient, weights, offsets, latents, width, PAIRS: tl.
 
 @triton.jit
 def _row(rows, tokens, values, first, last, column, inside, width, BLOCK: tl.constexpr):
-    """One latent's weight gradient, Σ value · row, in some columns."""
+    """Some columns of one latent's weight gradient, Σ value · row."""
     total = tl.zeros([BLOCK], dtype=values.dtype.element_ty)
     for pair in range(first, last):
         row = tl.load(rows + tl.load(tokens + pair) * width + column, mask=inside, other=0.0)
@@ -96,20 +96,20 @@ def _squares(out, rows, tokens, values, offsets, width, blocks, BLOCK: tl.conste
 
 @triton.jit
 def _widened(bits):
-    """bfloat16, as 16 bits, in 32."""
+    """Numbers in float32, given the 16 bits of bfloat16."""
     return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _narrowed(values, noise):
-    """As :func:`crosscoders.kernels.adam_step.narrowed`, as 16 bits."""
+    """The 16 bits of what :func:`crosscoders.kernels.adam_step.narrowed` returns."""
     bits = values.to(tl.float32).to(tl.int32, bitcast=True) + noise.to(tl.int32)
     return (bits >> 16).to(tl.int16)
 
 
 @triton.jit
 def _chances(place, seed):
-    """As :func:`crosscoders.kernels.adam_step.chances`."""
+    """The random bits of :func:`crosscoders.kernels.adam_step.chances`."""
     word = place.to(tl.uint32) + seed.to(tl.uint32)
     word *= 0x9E3779B1
     word ^= word >> 15
@@ -162,7 +162,7 @@ def _adam(
 
 @triton.jit
 def _rounded(out, step, norm, rest, rows, width, BLOCK: tl.constexpr):
-    """A row in float16 times `step`, its norm, and the norm of what rounding cut off."""
+    """A row as float16 numbers times a `step`, its norm, and the norm of what rounding cut off."""
     row = tl.program_id(0).to(tl.int64)
     top, squares, cut = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for begin in range(0, width, BLOCK):
@@ -183,7 +183,7 @@ def _rounded(out, step, norm, rest, rows, width, BLOCK: tl.constexpr):
     length = tl.sqrt(tl.sum(squares, axis=0))
     tl.store(step + row, unit)
     tl.store(norm + row, length)
-    tl.store(rest + row, tl.sqrt(tl.sum(cut, axis=0)) + 1e-6 * length)  # and what 32-bit arithmetic rounds
+    tl.store(rest + row, tl.sqrt(tl.sum(cut, axis=0)) + 1e-6 * length)  # and what 32-bit arithmetic rounds off
 
 
 @triton.jit
@@ -208,7 +208,7 @@ def _candidates(
     LATENTS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Which pre-activations may exceed their threshold, a bit each, and how many of every token in every block."""
+    """A bit for every pre-activation that may exceed its threshold, and the number of bits of every token and block."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     latent = tl.program_id(1) * LATENTS + tl.arange(0, LATENTS)
     some, there = token < tokens, latent < latents
@@ -243,7 +243,7 @@ def _candidates(
 
 @triton.jit
 def _compact(out, words, begins, latents, stride, WORDS: tl.constexpr):
-    """The latents whose bits are set, of one token and WORDS words, written from where `begins` says."""
+    """The latents whose bits are set in WORDS words of one token, written from the place that `begins` holds."""
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     word = part * WORDS + tl.arange(0, WORDS)
     bits = tl.load(words + token * stride + word, mask=word < stride, other=0)
@@ -254,12 +254,12 @@ def _compact(out, words, begins, latents, stride, WORDS: tl.constexpr):
 
 
 class TritonBackend(PlainBackend):
-    """The passes over sparse codes in kernels; torch's own products of matrices."""
+    """Triton's kernels for sparse codes, and torch's own products of matrices."""
 
     kernels = "Triton"
     products = "cuBLAS"
     dense_above = 0.005
-    """On a GPU products are so fast that gathering wins where m / k exceeds 150 to 260; not measured here."""
+    """Products are so fast on a GPU that gathering pays only where m / k exceeds 150 to 260; not measured here."""
 
     def candidates(
         self, x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor
@@ -284,11 +284,11 @@ class TritonBackend(PlainBackend):
         return out
 
     def rounded(self, matrix: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
-        """A matrix in a precision; kernels read it as it is."""
+        """A matrix, (m, D), in a precision, which the kernels read as it is."""
         return matrix if precision is None else matrix.to(precision)
 
     def weight_gradient(self, by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
-        """Σ_t value_tj rows_t, (m, D), of values in the order of the code; it is computed where it is used."""
+        """Σ_t value_tj rows_t, (m, D), of values in the order of the code; Adam computes it."""
         return SumOfRows(by_latent, values, rows)
 
     def adam_step(
@@ -312,7 +312,7 @@ class TritonBackend(PlainBackend):
 
 @dataclass
 class SumOfRows:
-    """A weight gradient Σ_t value_tj rows_t, (m, D), as the sum it is; `values`, (pairs,), in the order of the code."""
+    """A weight gradient Σ_t value_tj rows_t, (m, D), that is not computed yet; `values`, (pairs,), follow the code."""
 
     code: ByLatent
     values: torch.Tensor
@@ -323,7 +323,7 @@ class SumOfRows:
         return self.rows, self.code.tokens, self.values[self.code.order], self.code.offsets
 
     def dense(self) -> torch.Tensor:
-        """The gradient as a tensor."""
+        """The gradient as a tensor, (m, D)."""
         out = self.rows.new_empty(len(self.code.counts), self.rows.shape[1])
         _weight_gradient[_grid(*out.shape)](out, *self.by_latent(), out.shape[1], BLOCK=BLOCK)
         return out
@@ -342,7 +342,7 @@ def _grid(rows: int, width: int) -> tuple[int, int]:
 
 
 def scaled_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows in float16 and what they are to be multiplied with, their norms, and the norms of what rounding cut off."""
+    """Rows in float16, their steps, their norms, and the norms of what rounding cut off."""
     out = torch.empty_like(rows, dtype=torch.float16)
     step, norm, rest = (torch.empty(len(rows), device=rows.device) for _ in range(3))
     _rounded[(len(rows),)](out, step, norm, rest, rows, rows.shape[1], BLOCK=BLOCK)
@@ -352,9 +352,10 @@ def scaled_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def pairs_above(x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor) -> Pairs:
     """Pairs whose pre-activation exceeds the threshold of its latent.
 
-    Products of rows in float16 tell which may, each row scaled so that its largest number is 2¹⁴: as fast as bfloat16, and three
-    bits more. With x = x̂ + e and w = ŵ + r, x·w = x̂·ŵ + e·w + x̂·r differs from x̂·ŵ by no more than ‖e‖‖w‖ + ‖x̂‖‖r‖, and a sum
-    in 32 bits by 2⁻²³ ‖x̂‖‖ŵ‖ for every number added. Tokens × latents are kept as one bit each.
+    Products of rows in float16 tell which may exceed it. Each row is scaled so that its largest number is 2¹⁴; products
+    are as fast as in bfloat16, and have three bits more. With x = x̂ + e and w = ŵ + r, x·w = x̂·ŵ + e·w + x̂·r differs
+    from x̂·ŵ by no more than ‖e‖‖w‖ + ‖x̂‖‖r‖, and a sum in 32 bits by 2⁻²³ ‖x̂‖‖ŵ‖ for every number added. One bit is
+    kept of every token and latent.
 
     Parameters
     ----------
@@ -378,7 +379,7 @@ def pairs_above(x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, thre
 
 
 def _compacted(words: torch.Tensor, counts: torch.Tensor, m: int) -> torch.Tensor:
-    """Ascending flat indices token · m + latent of set bits, whose numbers per block are known."""
+    """Ascending flat indices token · m + latent of set bits; `counts` has their number in every token and block."""
     tokens, stride = words.shape
     parts, blocks = triton.cdiv(stride, WORDS), WORDS * 32 // LATENTS
     ends = counts.flatten().cumsum(0)

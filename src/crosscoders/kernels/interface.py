@@ -1,7 +1,7 @@
-"""What every backend offers: the products and sums of a training step, on whatever machine it runs.
+"""What every backend offers: the products and sums of a training step.
 
 T tokens, m latents, D columns (the widths of all sources together). A backend is chosen once, by
-:func:`crosscoders.kernels.backends.choose`; whoever has one does not ask what machine it is on.
+:func:`crosscoders.kernels.backends.choose`; what uses it does not ask which machine it runs on.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from crosscoders.kernels.sparse_code import ByLatent, Code
 
 
 class StoredLater(Protocol):
-    """A weight gradient, (m, D), that a backend has not stored as a tensor, or not everywhere."""
+    """A weight gradient, (m, D), that a backend has not, or not completely, stored as a tensor."""
 
     def dense(self) -> torch.Tensor:
-        """The gradient as a tensor."""
+        """The gradient as a tensor, (m, D)."""
 
     def squared_norm(self) -> torch.Tensor:
         """The sum of its squares, a scalar."""
@@ -61,12 +61,12 @@ class Reconstruction(NamedTuple):
 
 
 class Backend(Protocol):
-    """The passes over a code, and products of matrices.
+    """Kernels over a sparse code, and products of matrices.
 
     Attributes
     ----------
     kernels, products : str
-        Who makes the passes over sparse codes, and who multiplies matrices; artifacts record both.
+        What works on sparse codes, and what multiplies matrices; artifacts record both.
     dense_above : float
         Density of a code above which dense products cost less than gathered rows; measured.
     """
@@ -79,7 +79,7 @@ class Backend(Protocol):
         """The product x Wᵀ + b, (T, n), of (T, k), (n, k) and (n,)."""
 
     def product(self, a: torch.Tensor, b: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
-        """The product a b, of factors rounded to a precision where one is given."""
+        """The product a b, (T, n), of (T, k) and (k, n), rounded to a precision beforehand where one is given."""
 
     def candidates(
         self, x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor
@@ -104,7 +104,7 @@ class Backend(Protocol):
         """The error on x, (T, D), weighted by column, (D,), and its gradients."""
 
     def rounded(self, matrix: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
-        """A matrix whose numbers are rounded to a precision, in the type that `reconstruct` takes."""
+        """A matrix, (m, D), whose numbers are rounded to a precision, in the type that `reconstruct` takes."""
 
     def weight_gradient(self, by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
         """Σ_t value_tj rows_t, (m, D), of values in the order of the code."""

@@ -1,4 +1,4 @@
-"""The machine that kernels run on: its processor, its caches, and a folder for what is made once per machine."""
+"""The machine that kernels run on: its processor, its caches, and a folder for files that are made once per machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HALF_A_MEGABYTE = 512 << 10
 
 @functools.cache
 def processor() -> str:
-    """Vendor, model and instructions of the processor, one line each; one cache folder may serve several processors."""
+    """Vendor, model and instructions of the processor, a line each, to tell apart processors that share a folder."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     first = lines[: lines.index("")] if "" in lines else lines
@@ -30,8 +30,8 @@ def made_by_intel() -> bool:
 @functools.cache
 def second_cache() -> int:
     """Bytes of a core's second-level cache; half a megabyte where the system does not say."""
-    told = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
-    size = told.read_text().strip() if told.exists() else ""
+    path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+    size = path.read_text().strip() if path.exists() else ""
     return int(size[:-1]) << 10 if size.endswith("K") else HALF_A_MEGABYTE
 
 

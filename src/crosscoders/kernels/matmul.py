@@ -1,8 +1,8 @@
 """Products of float32 matrices on a CPU: by oneDNN where it is much faster than the BLAS that torch takes.
 
-On processors that are not Intel's, MKL may run at half the rate of oneDNN; elsewhere the two differ by a few percent. The
-one that is taken decides the last digits of every result. The probe therefore asks for more than noise can bridge before
-it leaves torch's own, and what it found is kept per processor and version of torch.
+On processors that are not Intel's, MKL may run at half the rate of oneDNN; elsewhere the two differ by a few percent.
+The choice decides the last digits of every result. oneDNN is therefore taken only where it is faster by more than noise
+explains, and the measured ratio is kept per processor and version of torch.
 """
 
 from __future__ import annotations
@@ -19,23 +19,34 @@ from crosscoders import artifacts
 from crosscoders.kernels import machine
 
 MUCH_FASTER = 1.4
-"""How many times faster oneDNN has to be: between the ratios met, .9 to 1 and 2, which noise seldom bridges."""
+"""How many times faster oneDNN has to be: ratios of 0.9 to 1 and of 2 have been met, and noise is smaller."""
 PROBE = (256, 512, 2048)
 """Tokens, width and latents of a product of a few milliseconds."""
 ROUNDS = 5
 LARGE = 1 << 26
-"""Multiplications from which on the choice counts."""
+"""Multiplications from which on the choice matters."""
 
 
 def name() -> str:
-    """Whose products of float32 matrices are taken on a CPU."""
+    """The library that multiplies float32 matrices on a CPU."""
     if by_onednn():
         return "oneDNN"
     return "MKL" if torch.backends.mkl.is_available() else "BLAS"
 
 
 def linear(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The product x Wᵀ + b, (T, n), of (T, k), (n, k) and (n,); under autograd always by torch's BLAS."""
+    """The product x Wᵀ + b; under autograd always by torch's BLAS.
+
+    Parameters
+    ----------
+    x : (T, k)
+    weights : (n, k)
+    bias : (n,), optional
+
+    Returns
+    -------
+    (T, n)
+    """
     large = x.dtype == torch.float32 and x.device.type == "cpu" and len(x) * weights.numel() >= LARGE
     if large and not torch.is_grad_enabled() and by_onednn():
         return _onednn(x, weights, bias)
@@ -44,7 +55,7 @@ def linear(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None = N
 
 @cache
 def by_onednn() -> bool:
-    """Whether oneDNN multiplies much faster than torch's BLAS here: measured once per processor and version of torch."""
+    """Whether oneDNN multiplies much faster than torch's BLAS, measured once per processor and version of torch."""
     if not torch.backends.mkldnn.is_available() or machine.made_by_intel():
         return False
     key = hashlib.sha256(f"{machine.processor()} {torch.__version__}".encode()).hexdigest()[:16]
@@ -55,7 +66,7 @@ def by_onednn() -> bool:
 
 
 def ratio() -> float:
-    """How many times faster oneDNN is, by the shortest of a few times each, in turns."""
+    """How many times faster oneDNN is, by the shortest of ROUNDS times each, taken in turns."""
     tokens, width, latents = PROBE
     x, weights = torch.ones(tokens, width), torch.ones(latents, width)
     sides = (lambda: x @ weights.T), (lambda: _onednn(x, weights, None))
@@ -68,6 +79,6 @@ def _onednn(x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()  # of this process: what else runs here counts little
+    began = time.process_time()  # of this process, so that other processes count little
     work()
     return time.process_time() - began

@@ -11,14 +11,14 @@ from crosscoders.kernels.sparse_code import ByLatent, Code, weighted_rows
 
 
 class PlainBackend:
-    """Every pass of :class:`crosscoders.kernels.interface.Backend` in operations of torch."""
+    """Every method of :class:`crosscoders.kernels.interface.Backend` in operations of torch."""
 
     kernels = "torch"
     dense_above = 0.04
 
     @property
     def products(self) -> str:
-        """Whose products of float32 matrices are taken."""
+        """The library that multiplies float32 matrices."""
         return matmul.name()
 
     def linear(self, x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -26,13 +26,13 @@ class PlainBackend:
         return matmul.linear(x, weights, bias)
 
     def product(self, a: torch.Tensor, b: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
-        """The product a b, of factors rounded to a precision where one is given."""
+        """The product a b, (T, n), of (T, k) and (k, n), rounded to a precision beforehand where one is given."""
         return self.linear(a, b.T) if precision is None else (a.to(precision) @ b.to(precision)).to(a.dtype)
 
     def candidates(
         self, x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, threshold: torch.Tensor
     ) -> Pairs | None:
-        """None: torch has no product that costs less than all pre-activations."""
+        """None, as torch has no product that costs less than all pre-activations."""
 
     def decode(self, code: Code, decoder: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """The reconstruction Σ_j f_j W_j + b, (T, D)."""
@@ -59,7 +59,7 @@ class PlainBackend:
         return Reconstruction(error, at_output, self.value_gradients(code, at_output, decoder))
 
     def rounded(self, matrix: torch.Tensor, precision: torch.dtype | None) -> torch.Tensor:
-        """A matrix whose numbers are rounded to a precision, in its own type."""
+        """A matrix, (m, D), whose numbers are rounded to a precision, in its own type."""
         return matrix if precision is None else matrix.to(precision).to(matrix.dtype)
 
     def weight_gradient(self, by_latent: ByLatent, values: torch.Tensor, rows: torch.Tensor) -> Gradient:

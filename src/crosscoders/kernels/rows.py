@@ -1,4 +1,4 @@
-"""Rows of memory-mapped activations gathered by compiled code, into memory that the training step reads."""
+"""Rows of memory-mapped activations, which compiled code gathers into batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stored_rows(addresses: np.ndarray, out: torch.Tensor) -> None:
 
 
 def normalised_rows(addresses: np.ndarray, mean: np.ndarray, scale: float, out: torch.Tensor) -> None:
-    """Write (row − mean) / scale of stored bfloat16 rows, or of the differences of two, into `out`, (rows, width), float32.
+    """Write (row − mean) / scale of stored rows, or of differences of two, into `out`, (rows, width), float32.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Adam of a crosscoder: gradients divided as they are read, stored or not, moments in 32 or in 16 bits."""
+"""Adam of a crosscoder: it clips gradients as it reads them, stored or not, and keeps moments in 32 or in 16 bits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Adam:
     Parameters
     ----------
     parameters : list of tensors
-        What is trained.
+        The tensors that are trained.
     betas : (float, float)
-        Memories of both moments.
+        Decay rates of both moments.
     backend : Backend
-        Makes the steps that torch's own kernel cannot: on gradients that are not stored, with moments in 16 bits.
+        Makes the steps that torch's own kernel cannot: on gradients that are not stored, and with moments in 16 bits.
     moments : torch.dtype, optional
         Precision of the moments of matrices; that of the weights where absent.
     """
@@ -39,19 +39,19 @@ class Adam:
         )
 
     def state_dict(self) -> dict:
-        """What a checkpoint holds."""
+        """The number of steps and both moments, for a checkpoint."""
         return {"steps": self.steps, "mean": self.mean, "square": self.square}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Take over what a checkpoint holds."""
+        """Take over the number of steps and both moments of a checkpoint."""
         self.steps = saved["steps"]
         for own, values in zip(self.mean + self.square, saved["mean"] + saved["square"], strict=True):
             own.copy_(values)
 
     def step(self, parameters: list[torch.Tensor], gradients: list[Gradient], rate: float, clip_factor: float) -> None:
-        """One step on gradients divided by `clip_factor`."""
+        """One step in place, on gradients divided by `clip_factor`; `rate` is the learning rate."""
         self.steps += 1
-        clip_factor, together = float(np.float32(clip_factor)), []  # as torch's kernel takes it
+        clip_factor, together = float(np.float32(clip_factor)), []  # the precision in which torch's kernel takes it
         numbers = adam_numbers(rate, clip_factor, self.steps, self.betas)
         for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             moments = self.mean[place], self.square[place]
@@ -62,11 +62,11 @@ class Adam:
         self._fused(together, rate, clip_factor)
 
     def _steps_before(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The steps before this one, as torch's kernel takes them."""
+        """The number of steps before this one, as the tensor that torch's kernel takes."""
         return torch.tensor(float(self.steps - 1), device=parameter.device)
 
     def _fused(self, together: list[tuple], rate: float, clip_factor: float) -> None:
-        """Torch's own Adam for what it can: it divides gradients as it reads them."""
+        """Torch's own Adam, which divides gradients as it reads them, for the tensors that it can step on."""
         if not together:
             return
         parameters, gradients, mean, square, steps = (list(column) for column in zip(*together, strict=True))

@@ -1,7 +1,7 @@
 """Loss and gradients of the aligned crosscoder, by hand and over active pairs alone.
 
-Equal to autograd through :func:`crosscoders.crosscoder.aligned.reference_loss` (held in float64 by the tests). The codes of
-all S sources are worked with together, as one code of S·T tokens.
+They equal those of autograd through :func:`crosscoders.crosscoder.aligned.reference_loss`, which the tests check in
+float64. The codes of all S sources are worked with together, as one code of S·T tokens.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ def compute(
     """
     tokens, sources, norms = len(x), len(coder.sources), coder.decoder_norms()
     parts = [part.contiguous() for part in x.split(coder.widths, dim=1)]
-    rows = [Preactivations(*given, backend) for given in zip(parts, coder.encoders, coder.encoder_bias, strict=True)]
-    codes, threshold = source_codes(coder.selection, rows, norms.sum(1), objective.k, selections)
+    inputs = zip(parts, coder.encoders, coder.encoder_bias, strict=True)
+    preactivations = [Preactivations(*given, backend) for given in inputs]
+    codes, threshold = source_codes(coder.selection, preactivations, norms.sum(1), objective.k, selections)
     path = path_of(joined(codes), backend)
-    # the mean is taken over S·T tokens there, over T here
-    found = path.reconstruct(coder, x.repeat(sources, 1), torch.full_like(x[0], sources))
+    # `reconstruct` takes the mean over S·T tokens; the loss is a mean over T, hence the weights S.
+    reconstruction = path.reconstruct(coder, x.repeat(sources, 1), torch.full_like(x[0], sources))
     value, at_values, at_norms = _alignment(path, norms, objective.alignment, tokens, sources)
-    value += float(found.error.square().sum()) / tokens
-    at_values = found.at_values + at_values
+    value += float(reconstruction.error.square().sum()) / tokens
+    at_values = reconstruction.at_values + at_values
     if objective.penalty != "none":
         cost = penalise(path, norms, torch.ones_like(norms[:, 0]), objective, tokens)
         value, at_norms = value + cost.value, at_norms + cost.at_norms
         at_values = at_values if cost.at_values is None else at_values + cost.at_values
     return Result(
         loss=value,
-        gradients=_gradients(coder, parts, path, found, (at_values, at_norms)),
-        squared_error=_own_errors(coder, found.error, tokens),
+        gradients=_gradients(coder, parts, path, reconstruction, (at_values, at_norms)),
+        squared_error=_own_errors(coder, reconstruction.error, tokens),
         counts=path.counts,
         threshold=threshold,
         l0=float(path.counts.sum()) / (sources * tokens),
@@ -63,12 +64,12 @@ def source_codes(
     k: int | None,
     selections: list[BatchTopK],
 ) -> tuple[list[Code], float]:
-    """The code of every source while training, and the mean of the smallest scores kept.
+    """The code of every source while training, and the smallest score kept, averaged over sources.
 
     Parameters
     ----------
     rule : Selection
-        Over what ranks are taken.
+        Over tokens or batches, from which it takes ranks, or over neither.
     preactivations : per source, (T, m)
     norms : (m,)
         N_j = Σ_s n_{j,s}.
@@ -100,11 +101,15 @@ def _alignment(
 
 
 def _gradients(
-    coder: Aligned, parts: list[torch.Tensor], path: Path, found: Reconstruction, at: tuple[torch.Tensor, torch.Tensor]
+    coder: Aligned,
+    parts: list[torch.Tensor],
+    path: Path,
+    reconstruction: Reconstruction,
+    at: tuple[torch.Tensor, torch.Tensor],
 ) -> list[Gradient]:
     """Gradients of all parameters, given those at the code's values and at the decoder norms, (m, S)."""
     (at_values, at_norms), norms, f = at, coder.decoder_norms(), path.values
-    decoder_gradient = stored(path.weight_gradient(f, found.at_output))
+    decoder_gradient = stored(path.weight_gradient(f, reconstruction.at_output))
     by_source = zip(coder.decoder.split(coder.widths, dim=1), decoder_gradient.split(coder.widths, dim=1), strict=True)
     for s, (decoder, its_gradient) in enumerate(by_source):
         its_gradient.addcmul_(decoder, (at_norms[:, s] / norms[:, s].clamp_min(1e-30))[:, None])
@@ -112,7 +117,7 @@ def _gradients(
     for x, (own, values) in zip(parts, path.copies(at_values * (f > 0), len(parts)), strict=True):
         at_encoders.append(own.weight_gradient(values, x))
         at_biases.append(own.total(values))
-    return [*at_encoders, torch.stack(at_biases), decoder_gradient, found.at_output.sum(0)]
+    return [*at_encoders, torch.stack(at_biases), decoder_gradient, reconstruction.at_output.sum(0)]
 
 
 def _own_errors(coder: Aligned, error: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from crosscoders.errors import UserError
 from crosscoders.training.state import State
 
 FORMAT = 3
-"""Of what a checkpoint holds; another is not taken over."""
+"""Version of the content of a checkpoint; checkpoints of other versions are not used."""
 
 
 class Checkpoint:
@@ -39,7 +39,7 @@ class Checkpoint:
         artifacts.write_sealed(buffer.getvalue(), self.path)
 
     def restore(self, state: State) -> bool:
-        """Take over the saved state; a file that is absent, damaged or foreign is left aside."""
+        """Take over the saved state and return True; False where the file is absent, damaged or of another training."""
         if not self.path.exists():
             return False
         try:

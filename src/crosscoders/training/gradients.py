@@ -1,8 +1,8 @@
 """Loss and gradients of a crosscoder, by hand: over active pairs where the code is sparse, dense where it is not.
 
-Equal to autograd through :func:`crosscoders.crosscoder.crosscoder.reference_loss` (held in float64 by the tests), plus AuxK.
-A step reads from top to bottom of :func:`compute`: encode, select, reconstruct, gradients. It takes a backend, which was
-chosen once for the training. T tokens, m latents, S sources, D columns.
+They equal those of autograd through :func:`crosscoders.crosscoder.crosscoder.reference_loss`, which the tests check in
+float64, plus AuxK. :func:`compute` is one step: it encodes, selects, reconstructs and computes gradients, by a backend
+that was chosen once for the training. T tokens, m latents, S sources, D columns.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from crosscoders.kernels.interface import Backend, Gradient, Reconstruction
 from crosscoders.kernels.sparse_code import ByLatent, Code, from_flat, parted
 
 AUXILIARY_TOKENS = 4
-"""AuxK looks at one in so many tokens of a batch: dead latents need a direction, not precision."""
+"""AuxK uses one in so many tokens of a batch, which are enough to give dead latents a direction."""
 
 
 @dataclass
 class Objective:
-    """What is minimised at one step."""
+    """The loss that is minimised at one step."""
 
     weights: torch.Tensor
     """Weight of every column's squared error, (D,)."""
@@ -41,12 +41,12 @@ class Objective:
     alignment: float = 0.0
     """λ_align of the aligned crosscoder."""
     precision: torch.dtype | None = None
-    """To which factors of large products are rounded, but those that decide which latents of a sparse code are on."""
+    """Precision of the factors of large products, except of those that decide which latents of a sparse code are on."""
 
 
 @dataclass
 class Result:
-    """Loss, gradients in the order of `Crosscoder.parameters`, and what the code was like."""
+    """Loss, gradients in the order of `Crosscoder.parameters`, and figures of the code."""
 
     loss: float
     gradients: list[Gradient]
@@ -98,13 +98,13 @@ def compute(
 
 
 def stored(gradient: Gradient) -> torch.Tensor:
-    """A gradient as a tensor."""
+    """A gradient, (m, D), as a tensor."""
     return gradient if isinstance(gradient, torch.Tensor) else gradient.dense()
 
 
 @dataclass
 class _Part:
-    """A crosscoder, or one part of several, with what it reads at this step.
+    """A crosscoder, or one part of several, with its input at this step.
 
     x : (T, D of the part); norms : (m, S), its decoder norms.
     """
@@ -126,18 +126,18 @@ def _inputs(part: Crosscoder, x: torch.Tensor, objective: Objective, backend: Ba
 
 
 def _compute_part(given: _Part, path: Path, objective: Objective) -> Result:
-    """Loss and gradients of one part, its code chosen."""
+    """Loss and gradients of one part, whose code has been chosen."""
     crosscoder = given.crosscoder
-    found = path.reconstruct(crosscoder, given.x, objective.weights)
-    result = _backward(given, found, path, objective)
-    squares = (found.error * found.at_output).sum(0) / -2
+    reconstruction = path.reconstruct(crosscoder, given.x, objective.weights)
+    result = _backward(given, reconstruction, path, objective)
+    squares = (reconstruction.error * reconstruction.at_output).sum(0) / -2
     result.squared_error = torch.stack([squares[columns].sum() for columns in crosscoder.columns])
     result.loss = float(squares.sum()) + result.parts.get("penalty", 0.0)
     revived = objective.auxiliary_coefficient > 0 and objective.dead is not None and bool(objective.dead.any())
     if revived or not crosscoder.unconstrained:
         result.gradients = [stored(gradient) for gradient in result.gradients]
     if revived:
-        add_auxiliary(crosscoder, found.error, given.preactivations, objective, result.gradients)
+        add_auxiliary(crosscoder, reconstruction.error, given.preactivations, objective, result.gradients)
     if not crosscoder.unconstrained:
         crosscoder.constrain(result.gradients[0], result.gradients[2])
     return result
@@ -159,8 +159,8 @@ def _select(
         codes = [code] if len(given) == 1 else code.split(sizes)
         return [path_of(one, backend, objective.precision) for one in codes], threshold
     if rule.learns_threshold:
-        found = zip(given, norms, strict=True)
-        return [_thresholded(one.preactivations, n, one.crosscoder.on_above, objective) for one, n in found], 0.0
+        with_norms = zip(given, norms, strict=True)
+        return [_thresholded(one.preactivations, n, one.crosscoder.on_above, objective) for one, n in with_norms], 0.0
     return [_positive(one.preactivations, objective.precision) for one in given], 0.0
 
 
@@ -170,7 +170,7 @@ def _side_by_side(parts: list[Preactivations]) -> Whole:
 
 
 def path_of(code: Code, backend: Backend, precision: torch.dtype | None = None) -> Path:
-    """Over active pairs, or dense where the code has so many that dense products cost less."""
+    """A code worked with over its active pairs, or densely where it has so many that dense products cost less."""
     if _dense_pays(len(code.values), code.size, backend):
         return DensePath(code.dense(), backend, precision)
     return SparsePath(code, backend, precision)
@@ -181,21 +181,21 @@ def _dense_pays(pairs: int, size: tuple[int, int], backend: Backend) -> bool:
 
 
 def _positive(preactivations: Preactivations, precision: torch.dtype | None) -> Path:
-    """All positive pre-activations are on."""
+    """The code in which all positive pre-activations are on."""
     backend = preactivations.backend
-    found = preactivations.few_above(0.0)
-    if found is None:
+    pairs = preactivations.few_above(0.0)
+    if pairs is None:
         wanted = preactivations.whole > 0
         if _dense_pays(int(wanted.count_nonzero()), preactivations.size, backend):
             return DensePath(preactivations.whole.relu(), backend, precision)
-        found = preactivations.at(wanted)
-    return path_of(from_flat(*found, preactivations.size), backend, precision)
+        pairs = preactivations.at(wanted)
+    return path_of(from_flat(*pairs, preactivations.size), backend, precision)
 
 
 def _thresholded(
     preactivations: Preactivations, norms: torch.Tensor, theta: torch.Tensor, objective: Objective
 ) -> Path:
-    """The code above learned thresholds; pairs just below them are kept with value 0, as thresholds learn from them."""
+    """The code above learned thresholds. Pairs just below them are kept with value 0, as thresholds learn from them."""
     bandwidth = objective.bandwidth
     index, values = preactivations.above((theta - bandwidth / 2) / norms.clamp_min(1e-30))
     latents = index % len(norms)
@@ -234,7 +234,7 @@ class SparsePath:
         return self.backend.reconstruct(self.code, self.by_latent, x, decoder, crosscoder.decoder_bias, weights)
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
-        """What (m,) numbers are at `values`."""
+        """Numbers per latent, (m,), looked up for every one of `values`."""
         return per_latent[self.code.latents]
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
@@ -246,13 +246,13 @@ class SparsePath:
         return self.by_latent.total(values)
 
     def over_copies(self, values: torch.Tensor, count: int) -> torch.Tensor:
-        """At every value the sum over the same token and latent, where the tokens are so many copies one after the other."""
+        """For every value the sum over all `count` copies of its token and latent, which follow one another."""
         place = self.code.tokens % (self.code.size[0] // count) * self.code.size[1] + self.code.latents
         place, inverse = place.unique(return_inverse=True)
         return values.new_zeros(len(place)).index_add_(0, inverse, values)[inverse]
 
     def copies(self, values: torch.Tensor, count: int) -> list[tuple[SparsePath, torch.Tensor]]:
-        """The path of every copy, and its values."""
+        """The path of every copy, and those of `values` that belong to it."""
         ends = self.code.offsets[:: self.code.size[0] // count].tolist()
         codes = zip(parted(self.code, count), ends, ends[1:], strict=False)
         return [(SparsePath(code, self.backend), values[a:b]) for code, a, b in codes]
@@ -274,7 +274,7 @@ class DensePath:
         return Reconstruction(error, at_output, self.backend.product(at_output, crosscoder.decoder.T, self.precision))
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
-        """What (m,) numbers are at `values`."""
+        """Numbers per latent, (m,), which broadcast over `values`."""
         return per_latent
 
     def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
@@ -286,11 +286,11 @@ class DensePath:
         return values.sum(0)
 
     def over_copies(self, values: torch.Tensor, count: int) -> torch.Tensor:
-        """At every value the sum over the same token and latent, where the tokens are so many copies one after the other."""
+        """For every value the sum over all `count` copies of its token and latent, which follow one another."""
         return values.view(count, -1, values.shape[1]).sum(0).repeat(count, 1)
 
     def copies(self, values: torch.Tensor, count: int) -> list[tuple[DensePath, torch.Tensor]]:
-        """The path of every copy, and its values."""
+        """The path of every copy, and those of `values` that belong to it."""
         parts = zip(self.values.chunk(count), values.chunk(count), strict=True)
         return [(DensePath(code, self.backend), part) for code, part in parts]
 
@@ -298,11 +298,11 @@ class DensePath:
 Path = SparsePath | DensePath
 
 
-def _backward(given: _Part, found: Reconstruction, path: Path, objective: Objective) -> Result:
+def _backward(given: _Part, reconstruction: Reconstruction, path: Path, objective: Objective) -> Result:
     """Gradients of reconstruction and penalty, given those at the reconstruction, (T, D), and at the code."""
     crosscoder, x, norms, f = given.crosscoder, given.x, given.norms, path.values
-    at_values, parts = found.at_values, {}
-    decoder_gradient = path.weight_gradient(f, found.at_output)
+    at_values, parts = reconstruction.at_values, {}
+    decoder_gradient = path.weight_gradient(f, reconstruction.at_output)
     if objective.penalty != "none":
         cost = penalise(path, norms, crosscoder.penalty, objective, len(x))
         at_values = at_values if cost.at_values is None else at_values + cost.at_values
@@ -313,7 +313,8 @@ def _backward(given: _Part, found: Reconstruction, path: Path, objective: Object
         parts["penalty"] = cost.value
     at_step = at_values
     at_values = at_values * (f > 0)
-    gradients = [path.weight_gradient(at_values, x), path.total(at_values), decoder_gradient, found.at_output.sum(0)]
+    gradients = [path.weight_gradient(at_values, x), path.total(at_values), decoder_gradient]
+    gradients.append(reconstruction.at_output.sum(0))
     if crosscoder.log_threshold is not None:  # as in crosscoder.StepThreshold, times dθ / d log θ = θ
         theta = crosscoder.on_above
         reached = path.total(at_step * path.near)
@@ -323,7 +324,7 @@ def _backward(given: _Part, found: Reconstruction, path: Path, objective: Object
 
 @dataclass
 class PenaltyGradient:
-    """Value of a penalty, and its gradients at the decoder norms, (m, S), and at the code's values where it has one."""
+    """Value of a penalty, and its gradients at the decoder norms, (m, S), and at the code's values, if any."""
 
     value: float
     at_norms: torch.Tensor
@@ -344,7 +345,7 @@ def penalise(
         π_j.
     objective : Objective
     tokens : int
-        Over which the mean is taken.
+        Tokens over which the mean is taken.
     """
     penalty, rate = PENALTIES[objective.penalty], objective.coefficient * factors / tokens
     size = penalty.join(norms)

@@ -1,8 +1,9 @@
-"""What the training stages share: a training from files to a finished state, with progress and a checkpoint."""
+"""What both training stages share: a training from files to a finished state, with progress and a checkpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from crosscoders.training.state import State
 
 @dataclass
 class Files:
-    """What a training reads, and where its result will lie."""
+    """The files that a training reads, and the one that its stage writes."""
 
     activations: list[Path]
     validation: list[Path]
@@ -38,7 +39,7 @@ class Files:
 
 @dataclass
 class Trained:
-    """A finished training: its state, the normalisation of its sources, and whose arithmetic made it."""
+    """A finished training: its state, the normalisation of its sources, and the kernels and libraries that computed."""
 
     state: State
     normalisation: xr.Dataset
@@ -57,12 +58,16 @@ def train(
 
     Parameters
     ----------
-    section, recipe, files
-        What the training is about, how it goes, and what it reads; a checkpoint belongs to section and files.
+    section : TrainingSection or AlignedSection
+    recipe : Recipe
+    files : Files
+        A checkpoint belongs to the section and to the content of these files.
     device : str
         `auto`, `cpu` or `cuda`.
     sources : list of str, optional
         All stored ones where absent.
+    null : NullChange, optional
+        How activations are changed for a null.
 
     Raises
     ------
@@ -83,17 +88,19 @@ def train(
     name = f"{section.stage} {section.label}"
     stage.say(f"{name}: kernels by {arithmetic['kernels']}, products by {arithmetic['products']}")
     progress = stage.Progress(name, recipe.settings.training.steps * batch_tokens)
-
-    def report(state: State) -> None:
-        last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
-        progress.reach(state.step * batch_tokens, step=state.step, **last)
-
+    report = partial(_report, progress, batch_tokens)
     state = loop.fit(recipe, *splits, section.seed, device, checkpoint, report)
     return Trained(state, normalisation, arithmetic)
 
 
+def _report(progress: stage.Progress, batch_tokens: int, state: State) -> None:
+    """Show how far a training is, and the figures of its last step."""
+    last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
+    progress.reach(state.step * batch_tokens, step=state.step, **last)
+
+
 def _identity(section: TrainingSection | AlignedSection, files: Files) -> dict[str, object]:
-    """What decides the bytes of a training: its settings, inputs and packages."""
+    """All that decides the bytes of a training: its settings, inputs and packages."""
     digests = [artifacts.digest(path) for path in (files.normalisation, *files.activations)]
     return {**section.model_dump(mode="json"), "inputs": digests, "versions": artifacts.versions()}
 
@@ -101,6 +108,7 @@ def _identity(section: TrainingSection | AlignedSection, files: Files) -> dict[s
 def use_exact_arithmetic(device: str) -> None:
     """Set torch up so that a training gives the same bytes again."""
     torch.set_grad_enabled(False)
-    torch.use_deterministic_algorithms(True, warn_only=device == "cuda")  # some CUDA kernels have no such version
-    torch.utils.deterministic.fill_uninitialized_memory = False  # every gradient's, at every step
+    # Some CUDA kernels have no deterministic version: torch warns of them and goes on.
+    torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every gradient at every step
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")

@@ -1,4 +1,4 @@
-"""The training loop: a step, the books kept of it, steering of sparsity, and a whole training from data to thresholds."""
+"""The training loop: one step, the figures kept of it, steering of sparsity, and a whole training up to thresholds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from crosscoders.activations.prefetch import Prefetch, Rows
@@ -21,7 +20,7 @@ from crosscoders.training.state import HISTORY, PRECISION, State, start
 STEERING, STEERING_LIMIT = 0.02, 0.01
 """Relative change of the penalty coefficient in one step, per unit of log(L0 expected / L0 wanted); and the largest."""
 HORIZON = 120
-"""Steps ahead for which L0 is expected: it follows the coefficient with about this delay."""
+"""Steps over which the trend of L0 is extrapolated: L0 follows the coefficient with about this delay."""
 THRESHOLD_DECAY = 0.999
 RATE_TOKENS = 4096
 """Tokens on which firing rates are equalised at the start."""
@@ -31,7 +30,7 @@ class Saved(Protocol):
     """Where a training keeps its checkpoint."""
 
     def restore(self, state: State) -> bool:
-        """Take over the saved state; whether there was one."""
+        """Take over the saved state, and return whether there was one."""
 
     def save(self, state: State) -> None:
         """Keep the state."""
@@ -58,7 +57,7 @@ def step(state: State, x: torch.Tensor) -> Result:
 
 
 def _objective(state: State, schedule: Schedule) -> Objective:
-    """What is minimised at the next step."""
+    """The loss that is minimised at the next step."""
     settings = state.recipe.settings
     return Objective(
         weights=state.column_weights,
@@ -86,7 +85,7 @@ def _norm(gradient: Gradient) -> float:
 
 
 def _keep_books(state: State, result: Result, schedule: Schedule, tokens: int) -> None:
-    """Dead counters, threshold average, and steering of the penalty towards the wanted L0."""
+    """Update counters of dead latents and the average threshold, and steer the penalty towards the wanted L0."""
     state.silent_tokens += tokens
     state.silent_tokens[result.counts > 0] = 0
     if result.threshold > 0:
@@ -101,7 +100,7 @@ def _keep_books(state: State, result: Result, schedule: Schedule, tokens: int) -
 
 
 def _steering(state: State, schedule: Schedule) -> float:
-    """Change of the coefficient's logarithm: towards the wanted L0, as fast as the learning rate lets L0 follow."""
+    """Change of the coefficient's logarithm, towards the wanted L0 and in proportion to the learning rate."""
     settings = state.recipe.settings
     expected = math.log(state.mean_l0 / settings.penalty.target_l0) + HORIZON * state.l0_trend
     speed = schedule.learning_rate(state.step) / settings.training.learning_rate
@@ -109,7 +108,7 @@ def _steering(state: State, schedule: Schedule) -> float:
 
 
 def run(state: State, batch: Callable[[int], torch.Tensor], after_step: Callable[[State], None]) -> None:
-    """Train to the end; `batch(step)` gives the tokens of a step, (T, D), `after_step` reports and saves.
+    """Train to the end; `batch(step)` gives the activations of a step, (T, D), and `after_step` reports and saves.
 
     Raises
     ------
@@ -146,13 +145,13 @@ def fit(
     ----------
     recipe : Recipe
     data, held_out : Activations or alike
-        Have `sources`, `widths`, a length, `rows(index)` and `batches(count)`; for a GPU `data` has `stored` and `normalise`.
+        Have `sources`, `widths`, a length, `rows` and `batches`; for a GPU `data` has `stored` and `normalise`.
     seed : int
-        Of the weights at the start and of the order of the tokens.
+        Of the weights at the start and of the shuffle of tokens.
     device : str
         `cpu` or `cuda`; the backend follows from it.
     checkpoint, report : optional
-        Where an interrupted training goes on, and what is called after every step.
+        Where the state is saved and restored from, and what is called after every step.
 
     Returns
     -------
@@ -164,19 +163,15 @@ def fit(
     FloatingPointError
         The loss is not finite.
     """
-    training = recipe.settings.training
-    order = Order(len(data), seed)
+    training, order = recipe.settings.training, Order(len(data), seed)
     coder = recipe.create(data.sources, data.widths, seed).to(device)
     trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
     state = start(trainee, recipe, backends.choose(device))
     if checkpoint is not None:
         checkpoint.restore(state)
-
-    def index(step: int) -> np.ndarray:
-        return order.take(step * training.batch_tokens, training.batch_tokens)
-
-    with Prefetch(data, index, training.steps, training.batch_tokens, device) as batch:
+    tokens = training.batch_tokens
+    with Prefetch(data, lambda step: order.take(step * tokens, tokens), training.steps, tokens, device) as batch:
         run(state, batch, lambda state: _after_step(state, checkpoint, report))
-    recipe.finish(coder, trainee, (x.to(device) for _, x in held_out.batches(training.batch_tokens)))
+    recipe.finish(coder, trainee, (x.to(device) for _, x in held_out.batches(tokens)))
     state.crosscoder = coder.to("cpu")
     return state

@@ -1,4 +1,4 @@
-"""What the training loop asks of a kind of crosscoder: how it is created, stepped, finished. One loop trains all kinds."""
+"""How each kind of crosscoder is created, stepped and finished by the one training loop of all kinds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from crosscoders.training.gradients import Objective, Result
 from crosscoders.training.thresholds import ThresholdFit
 
 Trainee = Crosscoder | Separate | Aligned
-"""What a step changes."""
+"""What a step trains."""
 
 
 class Recipe(Protocol):
@@ -36,7 +36,7 @@ class Recipe(Protocol):
         """The crosscoder before training, on the CPU."""
 
     def begin(self, coder: Crosscoder | Aligned, some_tokens: Callable[[], torch.Tensor]) -> Trainee:
-        """What is trained, once set up on tokens of the first batches, (tokens, D)."""
+        """What is trained, set up on tokens of the first batches, (tokens, D), which are read where needed."""
 
     def selections(self, trainee: Trainee) -> list[BatchTopK]:
         """Fresh thresholds to carry from batch to batch."""
@@ -71,16 +71,16 @@ class CrosscoderRecipe:
         return separate(coder) or coder
 
     def selections(self, trainee: Crosscoder | Separate) -> list[BatchTopK]:
-        """One: ranks are taken over all latents."""
+        """One threshold, as ranks are taken over all latents."""
         return [BatchTopK()]
 
     def column_weights(self, trainee: Crosscoder | Separate) -> torch.Tensor:
         """w_s of every column, (D,)."""
-        found, chosen = [], self.settings.source_weights
+        weights, chosen = [], self.settings.source_weights
         for part in trainee.parts:
             for name, columns in zip(part.sources, part.columns, strict=True):
-                found.append(torch.full_like(part.decoder_bias[columns], chosen.get(name, 1.0)))
-        return torch.cat(found)
+                weights.append(torch.full_like(part.decoder_bias[columns], chosen.get(name, 1.0)))
+        return torch.cat(weights)
 
     def compute(
         self,
@@ -121,7 +121,7 @@ class AlignedRecipe:
         return coder
 
     def selections(self, trainee: Aligned) -> list[BatchTopK]:
-        """One per source."""
+        """One threshold per source."""
         return [BatchTopK() for _ in trainee.sources]
 
     def column_weights(self, trainee: Aligned) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""All that changes while a crosscoder is trained, and the figures that are kept of every step."""
+"""The state of a training, and the figures that are kept of every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crosscoders.training.recipes import Recipe, Trainee
 
 HISTORY = ("loss", "l0", "dead_fraction", "learning_rate", "penalty_coefficient", "gradient_norm", "threshold")
 PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
-"""By its name in the settings; None is that of the weights."""
+"""Precisions by their names in the settings; None is the precision of the weights."""
 STEERED = ("coefficient", "threshold", "mean_l0", "l0_trend", "step")
 """Numbers of the state that a checkpoint holds."""
 
@@ -25,16 +25,16 @@ class State:
     Attributes
     ----------
     recipe : Recipe
-        How what is trained is stepped.
+        How this kind of crosscoder is trained.
     backend : Backend
-        Who computes; chosen once for the training.
+        What computes; chosen once for the training.
     crosscoder : Trainee
         What is trained; at the end the finished crosscoder.
     optimizer : Adam
     silent_tokens : (m,)
         Tokens since each latent last fired.
     coefficient : float
-        Of the penalty.
+        Coefficient of the penalty.
     column_weights : (D,)
         Weight of every column's squared error.
     selections : list of BatchTopK
@@ -62,7 +62,7 @@ class State:
     history: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """What a checkpoint holds."""
+        """The content of a checkpoint."""
         return {
             "parameters": [parameter.clone() for parameter in self.crosscoder.parameters],
             "optimizer": self.optimizer.state_dict(),

@@ -1,4 +1,4 @@
-"""Sides of a race take turns, step by step, each in its own process and environment; medians, ratios, JSON, a figure."""
+"""Sides of a benchmark that take turns, step by step, each in a process of its own; medians, ratios, JSON, a figure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from crosscoders import artifacts
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks/out"
-RIVALS = ROOT / ".venv-rivals/bin/python"
-OWN = ("ours", "passes", "dense")
+PEERS = ROOT / ".venv-peers/bin/python"
+"""The interpreter that has the packages of peers."""
+OWN = ("ours", "sparse_part", "dense")
+"""Sides that run in this environment."""
 WARMUP = 12
 PINNED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
@@ -25,7 +27,7 @@ class Side:
     """A worker that takes one step at a time."""
 
     def __init__(self, name: str, shape: dict):
-        python = sys.executable if name in OWN else str(RIVALS)
+        python = sys.executable if name in OWN else str(PEERS)
         command = [python, str(ROOT / "benchmarks/worker.py"), name, json.dumps(shape)]
         environment = os.environ | PINNED
         self.process = subprocess.Popen(
@@ -41,7 +43,7 @@ class Side:
         return float(self.process.stdout.readline())
 
     def close(self) -> int:
-        """End the worker; its largest memory in MB."""
+        """End the worker, and return its largest memory in MB."""
         self.process.stdin.close()
         memory = float(self.process.stdout.readline())
         self.process.wait()
@@ -50,16 +52,16 @@ class Side:
 
 def available(names: list[str]) -> list[str]:
     """The sides whose environment is there."""
-    return [name for name in names if name in OWN or RIVALS.exists()]
+    return [name for name in names if name in OWN or PEERS.exists()]
 
 
-def race(names: list[str], shape: dict, steps: int) -> tuple[dict[str, float], dict[str, int]]:
+def in_turns(names: list[str], shape: dict, steps: int) -> tuple[dict[str, float], dict[str, int]]:
     """Median milliseconds of CPU time per step of every side, and its largest memory in MB."""
     return run({name: Side(name, shape) for name in available(names)}, steps)
 
 
 def run(sides: dict[str, Side], steps: int) -> tuple[dict[str, float], dict[str, int]]:
-    """As `race`, of sides that may have shapes of their own."""
+    """As :func:`in_turns`, for sides that may have shapes of their own."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(steps + WARMUP):
         for name, side in sides.items():
@@ -83,23 +85,23 @@ def take_turns(
 
 
 def machine() -> dict:
-    """What the numbers hold for."""
-    found = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    """The processor, its cores and the versions of packages for which the numbers hold."""
+    listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next(
-        (line.split(":")[1].strip() for line in found.splitlines() if line.startswith("model name")), "unknown"
+        (line.split(":")[1].strip() for line in listed.splitlines() if line.startswith("model name")), "unknown"
     )
     versions = artifacts.versions()
-    if RIVALS.exists():
-        listed = subprocess.run(
-            [str(RIVALS), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
+    if PEERS.exists():
+        packages = subprocess.run(
+            [str(PEERS), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
         )
-        known = {package["name"]: package["version"] for package in json.loads(listed.stdout)}
+        known = {package["name"]: package["version"] for package in json.loads(packages.stdout)}
         versions |= {name: known[name] for name in ("dictionary-learning", "eai-sparsify", "sae-lens") if name in known}
     return {"cpu": model, "cores": os.cpu_count(), "versions": versions}
 
 
 def save(name: str, rows: list[dict], kept: bool = False) -> None:
-    """benchmarks/out/{name}.json and .png: ratios against their targets; rows of other names are `kept` where asked for."""
+    """Write benchmarks/out/{name}.json, and {name}.png with ratios and targets; `kept` keeps rows of other names."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,7 +118,7 @@ def save(name: str, rows: list[dict], kept: bool = False) -> None:
     sns.set_theme(style="whitegrid", palette="colorblind")
     bars = [row for row in rows if "ratio" in row]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(bars)))
-    labels = [f"{row['name']}: {row['rival']}" for row in bars]
+    labels = [f"{row['name']}: {row['peer']}" for row in bars]
     axis.barh(labels, [row["ratio"] for row in bars])
     for place, row in enumerate(bars):
         if "target" in row:
@@ -125,7 +127,7 @@ def save(name: str, rows: list[dict], kept: bool = False) -> None:
             )
     axis.invert_yaxis()
     axis.axvline(1, color="grey", linewidth=1)
-    axis.set_xlabel("times faster than the rival")
+    axis.set_xlabel("times faster than the peer")
     if bars:
         axis.legend()
     figure.savefig(OUT / f"{name}.png", dpi=150, bbox_inches="tight")

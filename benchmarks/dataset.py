@@ -1,8 +1,8 @@
-"""The feed: rows of 9.2 KB (two sources of 2,304 in bfloat16) in training order, warm cache, one thread.
+"""The dataset: rows of 9.2 KB (two sources of 2,304 in bfloat16) in the shuffle of training, warm cache, one thread.
 
-Ours reads memory-mapped contiguous variables; the rival is `xarray.Dataset.isel` on the same rows of the same files.
-Once for stored bit patterns, which are what a GPU is sent, and once for normalised float32, which a step on a CPU gets.
-The floor is the same number of consecutive rows, read and written nowhere.
+Our side reads memory-mapped contiguous variables; the peer is `xarray.Dataset.isel` on the same rows of the same files.
+Both read stored bit patterns, which a GPU is sent, and normalised float32, which a step on a CPU gets. The roofline is
+the same number of consecutive rows, read and written nowhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from benchmarks.race import save, take_turns
+from benchmarks.sides import save, take_turns
 from crosscoders import artifacts
 from crosscoders.activations import extract_activations
 from crosscoders.activations.dataset import Activations
@@ -28,7 +28,7 @@ SOURCES = {"base": Source(model="base", layer=0), "chat": Source(model="chat", l
 
 
 def shard(path: Path) -> xr.Dataset:
-    """Write one shard of random activations, and give the statistics to read it with."""
+    """Write one shard of random activations, and return the statistics that normalise it."""
     generator = np.random.default_rng(0)
     bits = {
         name: torch.from_numpy(generator.standard_normal((TOKENS, WIDTH), np.float32))
@@ -43,21 +43,21 @@ def shard(path: Path) -> xr.Dataset:
     tokens = xr.Dataset(metadata | {"document": ("token", place // 100), "position": ("token", 1 + place % 100)})
     dataset = extract_activations.to_dataset(bits, norms, tokens, SOURCES).assign_attrs(first_token=0)
     artifacts.write(dataset, path, contiguous=SOURCES)
-    found = xr.Dataset({"scale": ("source", [1.0, 1.0]), "sink_norm": ("source", [1e9, 1e9])})
+    statistics = xr.Dataset({"scale": ("source", [1.0, 1.0]), "sink_norm": ("source", [1e9, 1e9])})
     for name in SOURCES:
-        found[f"mean_{name}"] = (f"width_{name}", np.zeros(WIDTH))
-    return found.assign_coords(source=np.array(list(SOURCES), dtype=object))
+        statistics[f"mean_{name}"] = (f"width_{name}", np.zeros(WIDTH))
+    return statistics.assign_coords(source=np.array(list(SOURCES), dtype=object))
 
 
-def race(sides: dict[str, Callable[[np.ndarray], object]]) -> dict[str, float]:
-    """Thousands of rows per second of CPU time, by batches in training order."""
+def rates(sides: dict[str, Callable[[np.ndarray], object]]) -> dict[str, float]:
+    """Thousands of rows per second of CPU time, by batches in the shuffle of training."""
     order = Order(TOKENS, 0)
     seconds = take_turns(sides, ROUNDS, lambda i: (order.take(i * BATCH, BATCH),))
     return {name: round(BATCH / value / 1000) for name, value in seconds.items()}
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Thousand rows per second, as bits and as normalised numbers."""
+    """Thousands of rows per second of every side, as bits and as normalised numbers."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "000.nc"
         fitted = shard(path)
@@ -73,47 +73,45 @@ def measure() -> dict[str, dict[str, float]]:
 
             for file in files:
                 file.sum(dtype=np.int64)  # warm the cache
-            bits = race(
+            bits = rates(
                 {
                     "ours": lambda index: data.stored(index, buffer),
                     "isel": lambda index: [opened[name].isel(token=index).values for name in SOURCES],
-                    "floor": read,
+                    "roofline": read,
                 }
             )
-            normalised = race(
+            normalised = rates(
                 {
                     "ours": data.rows,
                     "isel": lambda index: np.concatenate(
                         [artifacts.from_bits(opened[name].isel(token=index).values) for name in SOURCES], axis=1
                     ),
-                    "floor": read,
+                    "roofline": read,
                 }
             )
     return {"bits": bits, "float32": normalised}
 
 
 def main() -> None:
-    """Measure both, print and save them."""
+    """Measure both kinds of rows, print and save them."""
     torch.set_num_threads(1)
     reuse_memory()
     rows = [
         {
-            "name": f"feed, {kind}",
-            "rival": "xarray.isel",
-            "floor": found.pop("floor"),
+            "name": f"dataset, {kind}",
+            "peer": "xarray.isel",
+            "roofline": speeds.pop("roofline"),
             "bound": "memory",
             "target": 5.0,
-            "thousand_rows_per_second": found,
-            "ratio": round(found["ours"] / found["isel"], 2),
+            "thousand_rows_per_second": speeds,
+            "ratio": round(speeds["ours"] / speeds["isel"], 2),
         }
-        for kind, found in measure().items()
+        for kind, speeds in measure().items()
     ]
     for row in rows:
-        print(
-            f"{row['name']}: {row['thousand_rows_per_second']} of {row['floor']} thousand rows/s  × {row['ratio']:.2f}",
-            flush=True,
-        )
-    save("feed", rows)
+        speeds = row["thousand_rows_per_second"]
+        print(f"{row['name']}: {speeds} of {row['roofline']} thousand rows/s  × {row['ratio']:.2f}", flush=True)
+    save("dataset", rows)
 
 
 if __name__ == "__main__":
