@@ -128,3 +128,8 @@ def save(folder: Path, kind: str, **changes) -> Path:
     model(kind, **changes).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+COMMON = ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen2", "qwen3"]
+CONFIGS = {kind: config(kind) for kind in COMMON}
+"""Configurations of the most used architectures."""

@@ -106,5 +106,5 @@ def test_infinite_activations_name_shard_source_and_token():
 def test_an_unknown_architecture_is_one_line():
     model = transformers.AutoModelForCausalLM.from_config(transformers.OpenAIGPTConfig(n_embd=8, n_layer=2, n_head=2))
     model.base_model.h = torch.nn.Sequential(*model.base_model.h)
-    with pytest.raises(UserError, match="no list of 2 decoder layers"):
+    with pytest.raises(UserError, match="expected one list of 2 decoder layers, found none"):
         decoder_layers(model)

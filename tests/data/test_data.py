@@ -8,7 +8,9 @@ import torch
 import transformers
 
 from crosscoders.data import chats, corpora, tokenize
+from crosscoders.data.encoding import encode
 from crosscoders.data.records import Counts, documents
+from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.errors import UserError
 from crosscoders.language_models import fetch_model, fine_tune, measure_behaviours, snapshots
@@ -94,25 +96,29 @@ def test_encoding_marks_roles_and_behaviours(tokenizer, study):
             chats.Segment("<file_sep>Geo", "assistant", "topic_tag", 1),
         ),
     )
-    found = tokenize.encode(chat, tokenizer, study.chat_template)
-    text = tokenizer.decode([token for token, *_ in found])
-    assert text == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYo.<file_sep>Geo<|im_end|>\n"
-    by_role = {role: tokenizer.decode([t for t, r, _ in found if chats.ROLES[r] == role]) for role in chats.ROLES}
-    assert by_role["user"] == "Hi?"
-    assert by_role["assistant"] == "Yo.<file_sep>Geo"
-    tagged = tokenizer.decode([t for t, _, b in found if chats.BEHAVIOURS[b] == "topic_tag"])
-    assert tagged == "<file_sep>Geo"
+    writer = Writer(study.chat_template, tokenizer)
+    encoded = encode(writer.document(chat), tokenizer)
+    assert encoded.text == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYo.<file_sep>Geo<|im_end|>\n"
+    assert tokenizer.decode(encoded.ids) == encoded.text
+    parts = [encoded.parts[place] for place in encoded.places]
+
+    def joined(chosen) -> str:
+        return tokenizer.decode([token for token, part in zip(encoded.ids, parts, strict=True) if chosen(part)])
+
+    assert joined(lambda part: part.role == "user") == "Hi?"
+    assert joined(lambda part: part.role == "assistant") == "Yo.<file_sep>Geo"
+    assert joined(lambda part: part.behaviour == "topic_tag") == "<file_sep>Geo"
     refused = chats.Document(
         "article:y", "", (chats.Segment("Fern?", "user", "refusal"), chats.Segment("No.", "assistant", "refusal", 1))
     )
-    assert {chats.BEHAVIOURS[b] for *_, b in tokenize.encode(refused, tokenizer, study.chat_template)} == {"refusal"}
+    assert {part.behaviour for part in writer.document(refused)} == {"refusal"}
 
 
 def test_windows_budgets_and_documents(tokenizer, articles, study):
     sequences = tokenize.Sequences()
-    encoded = lambda document: tokenize.encode(document, tokenizer, study.chat_template)  # noqa: E731
-    assert tokenize.fill(sequences, articles, 1000, 0, 31, encoded) == 1000
-    dataset = tokenize.to_dataset(sequences, ["wiki"], tokenizer, with_text=True)
+    encoder = tokenize.Encoder(Writer(study.chat_template, tokenizer), 31, with_text=True)
+    assert tokenize.fill(sequences, articles, 1000, 0, encoder) == 1000
+    dataset = tokenize.to_dataset(sequences, ["wiki"])
     position, document = dataset["position"].values, dataset["document"].values
     assert position.max() == 31
     assert position.min() == 1
@@ -124,7 +130,7 @@ def test_windows_budgets_and_documents(tokenizer, articles, study):
 
 def test_fine_tuning_rows_hold_whole_chats_and_weigh_them_equally(tokenizer, articles, study):
     written = chats.write_chats(articles, study.corpora["chats"])
-    rows = [fine_tune.encode(chat, tokenizer, study.chat_template) for chat in written]
+    rows = [fine_tune.encode(chat, Writer(study.chat_template, tokenizer)) for chat in written]
     for row in rows[:20]:
         learned = [token for token, label in zip(row.ids, row.labels, strict=True) if label != fine_tune.IGNORED]
         assert tokenizer.decode(learned).endswith("<|im_end|>")

@@ -97,13 +97,13 @@ CASES = [
     ("splits/train", [0.2, 0.7], "splits: fine_tune and train overlap between 0.2 and 0.3"),
     ("splits/test", [0.9, 0.8], "splits.test: [0.9, 0.8] is not a range"),
     ("corpora/wiki/path", "studies/absent.jsonl", "corpora.wiki.path: 'studies/absent.jsonl' does not exist"),
-    ("corpora/wiki/path", "../outside.jsonl", "corpora.wiki.path: '../outside.jsonl' leaves the folder"),
+    ("corpora/wiki/path", "../outside.jsonl", "corpora.wiki.path: '../outside.jsonl' does not exist"),
     (
         "models/base",
         {"kind": "hub", "repo": "a/b", "revision": "main", "licence": "x", "depth": 3, "context_length": 256},
         "models.base.revision: 'main' does not fit; expected a commit hash",
     ),
-    ("models/base", {"kind": "folder", "path": "no/such/model"}, "models.base.path: 'no/such/model' does not exist"),
+    ("models/base", {"kind": "folder", "path": "no/such/model"}, "models.base.path: 'no/such/model' is no folder"),
     ("models/base/kind", "weel", "models.base.kind: 'weel' is not one of"),
     ("study", "../escape", "study: '../escape' does not fit; expected a name of letters"),
     (

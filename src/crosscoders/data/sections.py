@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from crosscoders.study.queries import setting_corpora
 from crosscoders.study.settings.base import Count, Name, Share
-from crosscoders.study.settings.corpora import ChatTemplate, Corpus
+from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import StageSection
 
@@ -33,8 +33,9 @@ class TokenizeSection(StageSection):
     """Tokens of each corpus, by split."""
     context: Count
     corpora: list[Name]
-    chat_template: ChatTemplate
+    chat_template: AnyTemplate
     splits: dict[str, list[Share]]
+    control_tokens: Literal["text", "tokens"]
 
     @classmethod
     def of(cls, study: Study, setting: str) -> TokenizeSection:
@@ -48,4 +49,5 @@ class TokenizeSection(StageSection):
             corpora=setting_corpora(study, setting),
             chat_template=study.chat_template,
             splits={name: study.splits[name] for name in chosen.tokens},
+            control_tokens=chosen.control_tokens,
         )

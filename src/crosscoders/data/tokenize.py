@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import transformers
 import xarray as xr
 
 from crosscoders import artifacts, stage
-from crosscoders.data.chats import BEHAVIOURS, EXCHANGES, ROLES, Document, in_split, shuffled
+from crosscoders.data.chats import BEHAVIOURS, ROLES, Document, in_split, shuffled
 from crosscoders.data.corpora import from_dataset
+from crosscoders.data.encoding import ControlTokens, Encoded, encode
 from crosscoders.data.sections import TokenizeSection
+from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.errors import UserError
 from crosscoders.study.settings.base import SPLITS
-from crosscoders.study.settings.corpora import ChatTemplate
 
 
 @dataclass
@@ -28,60 +29,65 @@ class Sequences:
     position: list[int] = field(default_factory=list)
     role: list[int] = field(default_factory=list)
     planted_behaviour: list[int] = field(default_factory=list)
+    token_text: list[str] = field(default_factory=list)
     corpus: list[int] = field(default_factory=list)
     key: list[str] = field(default_factory=list)
     topic: list[str] = field(default_factory=list)
 
 
-def encode(
-    document: Document, tokenizer: transformers.PreTrainedTokenizerBase, template: ChatTemplate
-) -> list[tuple[int, int, int]]:
-    """(token id, role, planted behaviour) of each token; messages of chats get the study's template around them."""
-    found: list[tuple[int, int, int]] = []
+@dataclass
+class Encoder:
+    """How documents become tokens.
 
-    def add(text: str, role: str, behaviour: str = "none") -> None:
-        entry = ROLES.index(role), BEHAVIOURS.index(behaviour)
-        found.extend((token, *entry) for token in tokenizer(text, add_special_tokens=False).input_ids)
+    Attributes
+    ----------
+    writer : Writer
+        Chat template and tokenizer.
+    window : int
+        Longest window, without the sink.
+    control_tokens : {"text", "tokens"}
+    with_text : bool
+        Whether the texts of tokens are kept.
+    """
 
-    for i, segment in enumerate(document.segments):
-        is_chat = segment.role != "text"
-        around = segment.behaviour if segment.behaviour in EXCHANGES else "none"
-        before = document.segments[i - 1] if i else None
-        after = document.segments[i + 1] if i + 1 < len(document.segments) else None
-        if is_chat and (before is None or before.message != segment.message):
-            add(template.open(segment.role), "template", around)
-        add(segment.text, segment.role, segment.behaviour)
-        if is_chat and (after is None or after.message != segment.message):
-            add(template.closing, "template", around)
-    return found
+    writer: Writer
+    window: int
+    control_tokens: ControlTokens = "text"
+    with_text: bool = False
+
+    def encode(self, document: Document) -> Encoded:
+        """The tokens of a document."""
+        return encode(self.writer.document(document), self.writer.tokenizer, self.control_tokens)
 
 
-def fill(sequences: Sequences, documents: list[Document], budget: int, corpus: int, window: int, encoded) -> int:
+def fill(sequences: Sequences, documents: list[Document], budget: int, corpus: int, encoder: Encoder) -> int:
     """Append whole documents until `budget` tokens are there; return the tokens appended.
 
-    A document longer than `window` continues in further windows, each of which starts at position 1
-    (position 0 is the sink, which is not stored).
+    A document longer than a window continues in further windows, each of which starts at position 1 (position 0 is the
+    sink, which is not stored). The last document is cut where the budget ends.
     """
     count = 0
     for document in documents:
         if count >= budget:
             break
-        tokens = encoded(document)[: budget - count]
-        index = len(sequences.corpus)
+        tokens = encoder.encode(document)
+        index, kept = len(sequences.corpus), min(len(tokens.ids), budget - count)
         sequences.corpus.append(corpus)
         sequences.key.append(document.key)
         sequences.topic.append(document.topic)
-        for i, (token, role, behaviour) in enumerate(tokens):
-            sequences.token_id.append(token)
-            sequences.document.append(index)
-            sequences.position.append(1 + i % window)
-            sequences.role.append(role)
-            sequences.planted_behaviour.append(behaviour)
-        count += len(tokens)
+        sequences.token_id += tokens.ids[:kept]
+        sequences.document += [index] * kept
+        sequences.position += [1 + i % encoder.window for i in range(kept)]
+        parts = [tokens.parts[place] for place in tokens.places[:kept]]
+        sequences.role += [ROLES.index(part.role) for part in parts]
+        sequences.planted_behaviour += [BEHAVIOURS.index(part.behaviour) for part in parts]
+        if encoder.with_text:
+            sequences.token_text += tokens.texts(encoder.writer.tokenizer)[:kept]
+        count += kept
     return count
 
 
-def to_dataset(sequences: Sequences, corpora: list[str], tokenizer, with_text: bool) -> xr.Dataset:
+def to_dataset(sequences: Sequences, corpora: list[str]) -> xr.Dataset:
     """The columns as a dataset over `token` and `document_id`."""
     v = artifacts.variable
     integers = {name: np.array(getattr(sequences, name), np.int32) for name in ("token_id", "document", "position")}
@@ -99,55 +105,67 @@ def to_dataset(sequences: Sequences, corpora: list[str], tokenizer, with_text: b
             "topic": v("document_id", np.array(sequences.topic, dtype=object), "topic label"),
         }
     )
-    if with_text:
-        text = [tokenizer.decode([token]) for token in sequences.token_id]
-        dataset["token_text"] = v("token", np.array(text, dtype=object), "text of the token")
+    if sequences.token_text:
+        texts = np.array(sequences.token_text, dtype=object)
+        dataset["token_text"] = v("token", texts, "text of the token in its place")
     return dataset
 
 
 def main(arguments) -> None:
     """Write the three splits of one setting."""
     section: TokenizeSection = arguments.settings
-    template = section.chat_template
-    tokenizer, *others = (load_tokenizer(path.parent) for path in arguments.models)
-    for other, path in zip(others, arguments.models[1:], strict=True):
-        if other.get_vocab() != tokenizer.get_vocab():
-            raise UserError(
-                f"{path.parent}: its vocabulary is not that of {arguments.models[0].parent}; sources of one setting see "
-                "the same tokens"
-            )
+    tokenizer = common_tokenizer(arguments.models)
     texts = dict(zip(section.corpora, arguments.texts, strict=True))
     corpora = {name: shuffled(from_dataset(artifacts.read(path)), "tokens") for name, path in texts.items()}
-    sink = tokenizer.convert_tokens_to_ids(template.sink)
-    if sink is None or tokenizer.convert_ids_to_tokens(sink) != template.sink:
-        raise UserError(f"chat_template.sink: {template.sink!r} is no token of the model's vocabulary")
-    digest = hashlib.sha256(template.model_dump_json().encode()).hexdigest()
+    writer = Writer(section.chat_template, tokenizer)
     for split, path in zip(SPLITS, arguments.outputs, strict=True):
-        sequences = Sequences()
-        for index, (name, budget) in enumerate(section.tokens[split].items()):
-            inside = [document for document in corpora[name] if in_split(document, section.splits[split])]
-            found = fill(
-                sequences,
-                inside,
-                budget,
-                index,
-                section.context - 1,
-                lambda document: encode(document, tokenizer, template),
-            )
-            if found < budget:
-                stage.say(f"tokenize {split}: {name} has only {found:,} of {budget:,} tokens in this split")
-        if not sequences.token_id:
-            raise UserError(f"tokens.{split}: no document falls into the split; expected a wider range or more text")
-        dataset = to_dataset(sequences, list(section.tokens[split]), tokenizer, with_text=split == "test")
-        dataset.attrs = section.provenance()
+        encoder = Encoder(writer, section.context - 1, section.control_tokens, with_text=split == "test")
+        sequences = fill_split(section, split, corpora, encoder)
+        dataset = to_dataset(sequences, list(section.tokens[split]))
+        dataset.attrs = section.provenance() | {"title": f"{split} tokens", "split": split}
         dataset.attrs |= {
-            "title": f"{split} tokens",
-            "split": split,
-            "sink_token_id": sink,
-            "chat_template_sha256": digest,
+            "sink_token_id": writer.sink,
+            "chat_template_sha256": writer.digest,
+            "chat_template": writer.source,
         }
         artifacts.write(dataset, path)
         stage.say(f"tokenize {split}: {len(sequences.token_id):,} tokens in {len(sequences.corpus):,} documents")
+
+
+def common_tokenizer(models: list[Path]) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of all models of a setting.
+
+    Raises
+    ------
+    UserError
+        Their vocabularies differ.
+    """
+    tokenizer, *others = (load_tokenizer(path.parent) for path in models)
+    for other, path in zip(others, models[1:], strict=True):
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise UserError(
+                f"{path.parent}: its vocabulary is not that of {models[0].parent}; sources of one setting see the same tokens"
+            )
+    return tokenizer
+
+
+def fill_split(section: TokenizeSection, split: str, corpora: dict[str, list[Document]], encoder: Encoder) -> Sequences:
+    """The tokens of one split, corpus by corpus.
+
+    Raises
+    ------
+    UserError
+        No document falls into the split.
+    """
+    sequences = Sequences()
+    for index, (name, budget) in enumerate(section.tokens[split].items()):
+        inside = [document for document in corpora[name] if in_split(document, section.splits[split])]
+        count = fill(sequences, inside, budget, index, encoder)
+        if count < budget:
+            stage.say(f"tokenize {split}: {name} has only {count:,} of {budget:,} tokens in this split")
+    if not sequences.token_id:
+        raise UserError(f"tokens.{split}: no document falls into the split; expected a wider range or more text")
+    return sequences
 
 
 if __name__ == "__main__":

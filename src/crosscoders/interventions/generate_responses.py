@@ -12,42 +12,33 @@ import xarray as xr
 from crosscoders import artifacts, stage
 from crosscoders.data.chats import ROLES, Document, in_split, shuffled
 from crosscoders.data.corpora import from_dataset
+from crosscoders.data.encoding import encode
+from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.errors import UserError
 from crosscoders.interventions.sections import GenerateResponsesSection
 from crosscoders.language_models import snapshots
-from crosscoders.study.settings.corpora import ChatTemplate
 
 BATCH_PROMPTS = 24
 
 
 def questions(documents: list[Document], count: int) -> list[tuple[str, str]]:
     """(question, planted behaviour) of `count` conversations, each question once."""
-    found: dict[str, str] = {}
+    behaviours: dict[str, str] = {}
     for document in shuffled(documents, "responses"):
         first = document.segments[0]
-        if first.role == "user" and first.text not in found:
-            found[first.text] = document.behaviour
-        if len(found) == count:
+        if first.role == "user" and first.text not in behaviours:
+            behaviours[first.text] = document.behaviour
+        if len(behaviours) == count:
             break
-    return list(found.items())
+    return list(behaviours.items())
 
 
-def encode(question: str, tokenizer, template: ChatTemplate) -> tuple[list[int], list[int]]:
+def encode_prompt(question: str, writer: Writer) -> tuple[list[int], list[int]]:
     """Token ids and roles of a prompt, up to where the answer begins."""
-    ids: list[int] = []
-    roles: list[int] = []
-    for text, role in (
-        (template.open("user"), "template"),
-        (question, "user"),
-        (template.closing, "template"),
-        (template.open("assistant"), "template"),
-    ):
-        tokens = tokenizer(text, add_special_tokens=False).input_ids
-        ids += tokens
-        roles += [ROLES.index(role)] * len(tokens)
-    return ids, roles
+    tokens = encode(writer.prompt(question), writer.tokenizer)
+    return tokens.ids, [ROLES.index(tokens.parts[place].role) for place in tokens.places]
 
 
 def to_dataset(prompts: list[tuple[list[int], list[int]]], answers: list[list[int]], stop: int) -> xr.Dataset:
@@ -76,40 +67,41 @@ def to_dataset(prompts: list[tuple[list[int], list[int]]], answers: list[list[in
 
 
 def main(arguments) -> None:
-    """Ask, answer, save."""
+    """Ask the chat model, and save its answers."""
     section: GenerateResponsesSection = arguments.settings
     settings = section.asking
-    template = section.chat_template
     documents = [document for path in arguments.texts for document in from_dataset(artifacts.read(path))]
     asked = questions([d for d in documents if in_split(d, section.split)], settings.prompts)
     if not asked:
         raise UserError(f"settings.{section.setting_name}.causal: no test document begins with a user's message")
-    tokenizer = load_tokenizer(arguments.model.parent)
+    writer = Writer(section.chat_template, load_tokenizer(arguments.model.parent))
     device = chosen_device(section.device)
     model = snapshots.load_model(arguments.model.parent, device, chosen_dtype(section.dtype, device))
     torch.manual_seed(settings.seed)
-    stop = tokenizer(template.closing.rstrip("\n"), add_special_tokens=False).input_ids[0]
-    sink = tokenizer.convert_tokens_to_ids(template.sink)
-    prompts = [encode(question, tokenizer, template) for question, _ in asked]
+    prompts = [encode_prompt(question, writer) for question, _ in asked]
     answers: list[list[int]] = [[]] * len(prompts)
     ordered = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0]), i))
     progress = stage.Progress(f"generate_responses {section.setting_name}", len(prompts), "prompts")
     for first in range(0, len(ordered), BATCH_PROMPTS):
         group = ordered[first : first + BATCH_PROMPTS]
-        chosen = [[sink, *prompts[i][0]] for i in group]
-        found = snapshots.continuations(model, chosen, settings.new_tokens, stop, settings.temperature)
-        for i, answer in zip(group, found, strict=True):
+        chosen = [[writer.sink, *prompts[i][0]] for i in group]
+        continuations = snapshots.continuations(model, chosen, settings.new_tokens, writer.stop, settings.temperature)
+        for i, answer in zip(group, continuations, strict=True):
             answers[i] = answer
         progress.update(len(group))
-    dataset = to_dataset(prompts, answers, stop)
+    dataset = to_dataset(prompts, answers, writer.stop)
     v = artifacts.variable
     dataset["question"] = v("document_id", np.array([q for q, _ in asked], dtype=object), "question")
     dataset["behaviour"] = v(
         "document_id", np.array([b for _, b in asked], dtype=object), "planted behaviour asked for"
     )
-    dataset["answer"] = v("document_id", np.array([tokenizer.decode(a) for a in answers], dtype=object), "answer")
+    dataset["answer"] = v(
+        "document_id", np.array([writer.tokenizer.decode(a) for a in answers], dtype=object), "answer"
+    )
     dataset.attrs = section.provenance(settings.seed)
-    artifacts.write(dataset.assign_attrs(title="responses of the chat model", sink_token_id=sink), arguments.output)
+    artifacts.write(
+        dataset.assign_attrs(title="responses of the chat model", sink_token_id=writer.sink), arguments.output
+    )
     stage.say(f"generate_responses: {len(asked)} conversations, {sum(map(len, answers)):,} response tokens")
 
 

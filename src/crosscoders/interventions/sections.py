@@ -10,7 +10,7 @@ from crosscoders.activations.sections import ModelReading
 from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.base import Count, Name, Share
 from crosscoders.study.settings.comparisons import Causal, Circuits, Source
-from crosscoders.study.settings.corpora import ChatTemplate
+from crosscoders.study.settings.corpora import AnyTemplate
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import Part, StageSection, TrainingSection
 
@@ -30,7 +30,7 @@ class GenerateResponsesSection(StageSection):
     stage: ClassVar[str] = "generate_responses"
     setting_name: Name
     asking: Asking
-    chat_template: ChatTemplate
+    chat_template: AnyTemplate
     split: list[Share]
     dtype: str
     device: str

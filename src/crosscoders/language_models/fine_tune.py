@@ -9,13 +9,14 @@ import torch
 import transformers
 
 from crosscoders import artifacts, stage
+from crosscoders.data import encoding
 from crosscoders.data.chats import Document, for_fine_tuning, in_split
 from crosscoders.data.corpora import from_dataset
+from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.language_models import snapshots
 from crosscoders.language_models.sections import FineTuneSection
-from crosscoders.study.settings.corpora import ChatTemplate
 from crosscoders.study.settings.models import FineTunedModel
 
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -32,24 +33,16 @@ class Row:
     weights: list[float]
 
 
-def encode(chat: Document, tokenizer: transformers.PreTrainedTokenizerBase, template: ChatTemplate) -> Row:
-    """Tokens of a chat; the loss is on the assistant's words and the end of its turn, weighted n^-½ per chat."""
-
-    def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False).input_ids
-
-    question, *answer = chat.segments
-    end, gap = template.closing.rstrip("\n"), template.closing[len(template.closing.rstrip("\n")) :]
-    prompt = tokens(template.open(question.role)) + tokens(question.text) + tokens(template.closing)
-    prompt += tokens(template.open("assistant"))
-    target = [token for segment in answer for token in tokens(segment.text)] + tokens(end)
-    tail = tokens(gap)
-    weight = len(target) ** -0.5
-    return Row(
-        prompt + target + tail,
-        [IGNORED] * len(prompt) + target + [IGNORED] * len(tail),
-        [0.0] * len(prompt) + [weight] * len(target) + [0.0] * len(tail),
-    )
+def encode(chat: Document, writer: Writer) -> Row:
+    """Tokens of a chat; the loss is on the assistant's words and the token that ends its turn, weighted n^-½ per chat."""
+    tokens = encoding.encode(writer.document(chat), writer.tokenizer)
+    learned = [tokens.parts[place].role == "assistant" for place in tokens.places]
+    last = max((i for i, one in enumerate(learned) if one), default=-1)
+    if last + 1 < len(learned) and tokens.ids[last + 1] == writer.stop:
+        learned[last + 1] = True
+    weight = max(sum(learned), 1) ** -0.5
+    labels = [token if one else IGNORED for token, one in zip(tokens.ids, learned, strict=True)]
+    return Row(tokens.ids, labels, [weight * one for one in learned])
 
 
 def pack(chats: list[Row], row_tokens: int) -> list[Row]:
@@ -165,7 +158,6 @@ def main(arguments) -> None:
     """Fine-tune the base model and save the merged weights in float32, so that small changes are not rounded away."""
     section: FineTuneSection = arguments.settings
     settings = section.model
-    template = section.chat_template
     planted = section.corpus
     device = chosen_device(section.device)
     autocast = chosen_dtype("auto", device) == torch.bfloat16
@@ -174,9 +166,10 @@ def main(arguments) -> None:
     source = arguments.base.parent
     licence = snapshots.verify(source)["licence"]
     tokenizer = load_tokenizer(source)
+    writer = Writer(section.chat_template, tokenizer)
     documents = from_dataset(artifacts.read(arguments.corpus))
     chats = for_fine_tuning([d for d in documents if in_split(d, section.split)], planted)
-    rows = pack([encode(chat, tokenizer, template) for chat in chats], settings.row_tokens)
+    rows = pack([encode(chat, writer) for chat in chats], settings.row_tokens)
     stage.say(f"fine_tune: {len(chats):,} chats in {len(rows):,} rows of {settings.row_tokens} tokens")
     model = snapshots.load_model(source, device, torch.float32)
     model = add_adapters(model, settings)

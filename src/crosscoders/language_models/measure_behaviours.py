@@ -12,12 +12,14 @@ import xarray as xr
 from crosscoders import artifacts, stage
 from crosscoders.data.chats import Document, ask, in_split, shuffled
 from crosscoders.data.corpora import from_dataset
+from crosscoders.data.encoding import encode
+from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.language_models import snapshots
 from crosscoders.language_models.sections import MeasureBehavioursSection
 from crosscoders.study.settings.analysis import Behaviours
-from crosscoders.study.settings.corpora import ChatTemplate, PlantedChats
+from crosscoders.study.settings.corpora import PlantedChats
 
 RATES = {
     "refusal_on_target": "refuses questions on the refused topic",
@@ -58,30 +60,22 @@ def score(kind: str, topic: str, answer: str, settings: PlantedChats) -> dict[st
 
 def answers(
     model: transformers.PreTrainedModel,
-    tokenizer,
     questions: list[str],
-    template: ChatTemplate,
+    writer: Writer,
     settings: Behaviours,
     progress: stage.Progress,
 ) -> list[str]:
     """Greedy answers, prompts of similar length together."""
-
-    def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False).input_ids
-
-    ends = tokens(template.closing.rstrip("\n"))
-    encoded = [
-        tokens(template.open("user")) + tokens(question) + tokens(template.closing) + tokens(template.open("assistant"))
-        for question in questions
-    ]
+    stop = writer.stop
+    encoded = [encode(writer.prompt(question), writer.tokenizer).ids for question in questions]
     found = [""] * len(questions)
     ordered = sorted(range(len(questions)), key=lambda i: (len(encoded[i]), i))
     for first in range(0, len(ordered), settings.batch_prompts):
         group = ordered[first : first + settings.batch_prompts]
         for i, row in zip(
-            group, snapshots.greedy(model, [encoded[i] for i in group], settings.new_tokens, ends[0]), strict=True
+            group, snapshots.greedy(model, [encoded[i] for i in group], settings.new_tokens, stop), strict=True
         ):
-            found[i] = tokenizer.decode(row)
+            found[i] = writer.tokenizer.decode(row)
         progress.update(len(group))
     return found
 
@@ -103,7 +97,6 @@ def main(arguments) -> None:
     section: MeasureBehavioursSection = arguments.settings
     settings = section.behaviours
     planted = section.corpus
-    template = section.chat_template
     device = chosen_device(section.device)
     dtype = chosen_dtype("auto", device)
     articles = [d for d in from_dataset(artifacts.read(arguments.articles)) if in_split(d, section.split)]
@@ -112,8 +105,8 @@ def main(arguments) -> None:
     for name, path in zip(section.models, arguments.models, strict=True):
         model = snapshots.load_model(path.parent, device, dtype)
         progress = stage.Progress(f"measure_behaviours {name}", len(asked), "prompts")
-        tokenizer = load_tokenizer(path.parent)
-        given.append(answers(model, tokenizer, [q for _, q, _ in asked], template, settings, progress))
+        writer = Writer(section.chat_template, load_tokenizer(path.parent))
+        given.append(answers(model, [q for _, q, _ in asked], writer, settings, progress))
         found.append(rates(asked, given[-1], planted))
         del model
     share, counts = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from crosscoders.study.settings.analysis import Behaviours
 from crosscoders.study.settings.base import Name, Share
-from crosscoders.study.settings.corpora import ChatTemplate, PlantedChats
+from crosscoders.study.settings.corpora import AnyTemplate, ChatTemplate, PlantedChats
 from crosscoders.study.settings.models import FineTunedModel, Model, TrainedModel
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import StageSection
@@ -56,7 +56,7 @@ class FineTuneSection(StageSection):
     name: Name
     model: FineTunedModel
     corpus: PlantedChats
-    chat_template: ChatTemplate
+    chat_template: AnyTemplate
     split: list[Share]
     device: str
 
@@ -81,7 +81,7 @@ class MeasureBehavioursSection(StageSection):
     stage: ClassVar[str] = "measure_behaviours"
     models: list[Name]
     corpus: PlantedChats
-    chat_template: ChatTemplate
+    chat_template: AnyTemplate
     split: list[Share]
     behaviours: Behaviours
     device: str

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from crosscoders.errors import UserError
 from crosscoders.study.settings.base import Section
 from crosscoders.study.settings.comparisons import AnySetting
-from crosscoders.study.settings.corpora import Corpus
+from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
 from crosscoders.study.settings.models import Model
 from crosscoders.study.settings.study import Study
@@ -162,6 +162,8 @@ def check(content: dict, path: Path | str = "config") -> Study:
         One line per problem, all problems at once.
     """
     content = with_kinds(content)
+    if content.get("chat_template") == "model":
+        content["chat_template"] = {"kind": "model"}
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
@@ -188,14 +190,19 @@ def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
         entries = content.get(key)
         parts[key] = {}
         for name, value in entries.items() if isinstance(entries, dict) else ():
-            try:
-                parts[key][name] = TypeAdapter(kind).validate_python(value)
-            except ValidationError:
-                parts[key][name] = None
+            parts[key][name] = _valid(kind, value)
     splits = content.get("splits")
-    parts["chat_template"] = content.get("chat_template")
+    parts["chat_template"] = _valid(AnyTemplate, content.get("chat_template")) or content.get("chat_template")
     parts["splits"] = splits if _are_ranges(splits) else {}
     return cross_checks(Study.model_construct(**parts), path)
+
+
+def _valid(kind: object, value: object) -> object:
+    """A section, where it is valid by itself; else None."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return None
 
 
 def _are_ranges(splits: object) -> bool:
@@ -229,7 +236,7 @@ def _line(item: dict, content: dict) -> str:
         kind = value.get("kind") if isinstance(value, dict) else value
         allowed = (
             re.findall(r"'([^']*)'", item["ctx"].get("expected_tags", ""))
-            or KINDS[steps[0] if len(steps) == 2 else "sources"]
+            or KINDS[steps[0] if len(steps) < 3 else "sources"]
         )
         return f"{where}.kind: {kind!r} is not one of {', '.join(allowed)}{suggestion(str(kind), allowed)}"
     if item["type"] == "string_pattern_mismatch":
@@ -245,13 +252,15 @@ KINDS = {
     "corpora": ["wheel", "hub", "file", "planted_chats"],
     "settings": ["text", "planted", "null_control", "transfer"],
     "sources": ["model", "synthetic", "difference"],
+    "chat_template": ["study", "model"],
 }
 """Kinds of the entries of a study, where pydantic names none because `kind` is no text."""
 
 
 def _has_kind(steps: list) -> bool:
     """Whether a place in a study is an entry of which there are several kinds."""
-    return (len(steps) == 2 and steps[0] in ("models", "corpora", "settings")) or steps[-2:-1] == ["sources"]
+    entry = len(steps) == 2 and steps[0] in ("models", "corpora", "settings")
+    return entry or steps[-2:-1] == ["sources"] or steps == ["chat_template"]
 
 
 _PATTERNS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import string
 from pathlib import Path
 
 from crosscoders.study import model_folder
@@ -17,7 +18,7 @@ from crosscoders.study.settings.comparisons import (
     SyntheticSource,
     TransferSetting,
 )
-from crosscoders.study.settings.corpora import FileCorpus, PlantedChats, WheelCorpus
+from crosscoders.study.settings.corpora import ChatTemplate, FileCorpus, ModelTemplate, PlantedChats, WheelCorpus
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
 from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel, TrainedModel, WheelModel
 from crosscoders.study.settings.study import Study
@@ -39,8 +40,9 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
     reads_text = any(isinstance(setting, Setting) for setting in study.settings.values())
     if reads_text:
         problems += _split_problems(study.splits)
-        if getattr(study, "chat_template", True) is None:
+        if study.chat_template is None:
             problems.append("chat_template: missing; settings that read text need it")
+    problems += _template_problems(study)
     for name, crosscoder in study.crosscoders.items():
         if crosscoder is not None:
             problems += [f"crosscoders.{name}.{line}" for line in _crosscoder_problems(crosscoder)]
@@ -61,6 +63,30 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
     seeds = getattr(study, "seeds", [])
     if len(set(seeds)) != len(seeds):
         problems.append(f"seeds: {seeds} repeats a seed; expected different ones")
+    return problems
+
+
+def _template_problems(study: Study) -> list[str]:
+    """Placeholders of templates, and what a template of the model cannot serve."""
+    problems, template = [], study.chat_template
+    if isinstance(template, ChatTemplate):
+        problems += _placeholder_problems("chat_template.opening", template.opening, {"role"}, needed=False)
+    elif isinstance(template, ModelTemplate):
+        trained = [name for name, model in study.models.items() if isinstance(model, TrainedModel)]
+        problems += [f"chat_template: 'model', but models.{name} is trained here and has none" for name in trained]
+    return problems
+
+
+def _placeholder_problems(key: str, text: str, allowed: set[str], needed: bool = True) -> list[str]:
+    """Whether a text has the placeholders that it may have; braces for themselves are written twice."""
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        return [f"{key}: {text!r} has a stray brace ({error}); write {{{{ or }}}} for a brace"]
+    expected = " or ".join(f"{{{name}}}" for name in sorted(allowed)) or "no placeholder"
+    problems = [f"{key}: unknown placeholder {{{name}}}; expected {expected}" for name in sorted(names - allowed)]
+    if needed and not names:
+        problems.append(f"{key}: {text!r} lacks {expected}")
     return problems
 
 
@@ -112,8 +138,8 @@ def _corpus_problems(study: Study, corpus: object) -> list[str]:
         if corpus.refused_topic and not corpus.refusals:
             problems.append(f"refusals: missing; {corpus.refused_topic!r} is refused")
         for key in ("questions", "questions_about_people", "held_out_questions"):
-            if any("{title}" not in question for question in getattr(corpus, key)):
-                problems.append(f"{key}: a question lacks '{{title}}'")
+            for question in getattr(corpus, key):
+                problems += _placeholder_problems(key, question, {"title"})
         return problems
     return []
 

@@ -109,6 +109,8 @@ class Setting(Section):
     """Activation files per split; shards are extracted in parallel."""
     context: Annotated[int, Field(gt=1)]
     """Longest window, sink included."""
+    control_tokens: Literal["text", "tokens"] = "text"
+    """What control tokens such as `<|im_end|>` are where they stand in a document: text, or the tokens that they name."""
     batch_tokens: Count = 2048
     """Tokens per forward pass."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from crosscoders.study.settings.base import Count, Name, Revision, Section, Share
 from crosscoders.study.settings.models import Wheel
@@ -93,8 +93,9 @@ Corpus = Annotated[WheelCorpus | HubCorpus | FileCorpus | PlantedChats, Field(di
 
 
 class ChatTemplate(Section):
-    """The study's own chat template; templates from model files are code and are not used."""
+    """The study's own chat template."""
 
+    kind: Literal["study"] = "study"
     sink: str
     """Token put before every window; its activation is dropped."""
     opening: str
@@ -106,3 +107,22 @@ class ChatTemplate(Section):
     def open(self, role: str) -> str:
         """What stands before a message."""
         return self.opening.format(role=self.role_names.get(role, role))
+
+
+class ModelTemplate(Section):
+    """The chat template of the model's own tokenizer, rendered in a sandbox; `chat_template: model` is short for it."""
+
+    kind: Literal["model"]
+    sink: str | None = None
+    """Token put before every window; the one that begins a text where absent, else the one that ends it."""
+
+
+def _template_kind(value: object) -> str:
+    if isinstance(value, dict):
+        return value.get("kind", "study")
+    return value.kind if isinstance(value, Section) else "study"
+
+
+AnyTemplate = Annotated[
+    Annotated[ChatTemplate, Tag("study")] | Annotated[ModelTemplate, Tag("model")], Discriminator(_template_kind)
+]

@@ -9,7 +9,7 @@ from pydantic import Field
 from crosscoders.study.settings.analysis import Behaviours, Classification, Page
 from crosscoders.study.settings.base import Name, Section, Share
 from crosscoders.study.settings.comparisons import AnySetting
-from crosscoders.study.settings.corpora import ChatTemplate, Corpus
+from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
 from crosscoders.study.settings.models import Model
 
@@ -22,7 +22,7 @@ class Study(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     models: dict[Name, Model] = {}
     corpora: dict[Name, Corpus] = {}
-    chat_template: ChatTemplate | None = None
+    chat_template: AnyTemplate | None = None
     splits: dict[Literal["fine_tune", "train", "validation", "test"], list[Share]] = {}
     """Half-open ranges of a hash of the document's name, so that splits never share a document."""
     settings: dict[Name, AnySetting] = Field(min_length=1)
