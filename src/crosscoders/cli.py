@@ -6,21 +6,62 @@ import argparse
 import sys
 
 from crosscoders.errors import UserError
-from crosscoders.study import loading
+from crosscoders.study import facts, loading, new
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; bad input ends it with one line per problem and exit status 1."""
-    parser = argparse.ArgumentParser(prog="crosscoders", description="Reproducible studies of crosscoders.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="check study files: all mistakes at once, a line each")
-    check.add_argument("studies", nargs="+", metavar="STUDY", help="a study file; later ones replace what earlier say")
-    check.set_defaults(run=lambda given: loading.load(*given.studies))
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     try:
         given.run(given)
     except UserError as error:
         sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="crosscoders", description="Reproducible studies of crosscoders.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check", help="check study files: all mistakes at once, a line each")
+    check.add_argument("studies", nargs="+", metavar="STUDY", help="a study file; later ones replace what earlier say")
+    check.set_defaults(run=_check)
+    made = commands.add_parser("new", help="write a study of two models, or of several layers of one")
+    made.add_argument(
+        "models", nargs="+", metavar="MODEL", help="BASE CHAT, or one MODEL with --layers: folders or ids of the hub"
+    )
+    made.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="files, folders, or datasets of the hub")
+    made.add_argument(
+        "--layer", type=int, help="layer at which two models are compared, counted from 0; the middle if absent"
+    )
+    made.add_argument("--layers", type=_layers, help="layers of one model, as 4,8,12")
+    made.add_argument("--study", help="name of the study and of its file in studies/")
+    made.set_defaults(run=_new)
+    return parser
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected numbers with commas between, as 4,8,12") from None
+
+
+def _check(given: argparse.Namespace) -> None:
+    loading.load(*given.studies)
+
+
+def _new(given: argparse.Namespace) -> None:
+    models = [facts.model_facts(place) for place in given.models]
+    texts, machine = [facts.text_facts(place) for place in given.text], new.Machine.here()
+    if len(models) == 2 and given.layers is None:
+        name = given.study or f"{models[0].name}-vs-{models[1].name}"
+        content = new.pair_study(*models, texts, given.layer, facts.name_of(name), machine)
+    elif len(models) == 1 and given.layers is not None:
+        name = given.study or f"{models[0].name}-layers"
+        content = new.layers_study(models[0], given.layers, texts, facts.name_of(name), machine)
+    else:
+        raise UserError("new: expected two models (BASE CHAT), or one model with --layers 4,8,12")
+    path = new.write(content, facts.name_of(name))
+    print(f"{path} is written for {machine}. Look through it, then run:\n  snakemake --cores all --configfile {path}")
 
 
 if __name__ == "__main__":

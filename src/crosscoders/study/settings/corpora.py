@@ -27,8 +27,8 @@ class HubCorpus(Section):
     name: str | None = None
     """The dataset's configuration, where it has several."""
     split: str = "train"
-    column: str
-    """A column of strings, or of lists of {role, content}."""
+    column: str | None = None
+    """A column of strings, or of lists of {role, content}; found by its usual names where absent."""
     documents: Count
     """How many documents to take from the start."""
     licence: str
