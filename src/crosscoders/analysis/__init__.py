@@ -1,4 +1,4 @@
-"""What trained crosscoders are like: reconstruction, classes of latents, seeds, pages.
+"""Measures of trained crosscoders: reconstruction, classes of latents, agreement of seeds, and pages of latents.
 
 Uses `activations`, `crosscoder`, `language_models` and what lies below them.
 """

@@ -6,13 +6,35 @@ import numpy as np
 
 
 def resamples(documents: int, replicates: int, seed: int) -> np.ndarray:
-    """How often each document is drawn in each replicate, (replicates, documents)."""
+    """How often each document is drawn in each replicate.
+
+    Parameters
+    ----------
+    documents, replicates, seed : int
+
+    Returns
+    -------
+    (replicates, documents)
+        Counts as float64; every row sums to `documents`.
+    """
     generator = np.random.default_rng(seed)
     return generator.multinomial(documents, np.full(documents, 1 / documents), size=replicates).astype(np.float64)
 
 
 def interval(replicates: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval over the first axis; replicates that are NaN are left out."""
+    """Percentile interval over the first axis; replicates that are NaN are left out.
+
+    Parameters
+    ----------
+    replicates : (replicates, ...)
+    confidence : float
+        Probability that the interval holds, in (0, 1).
+
+    Returns
+    -------
+    low, high : (...)
+        NaN where every replicate is.
+    """
     tail = (1 - confidence) / 2
     with np.errstate(all="ignore"):
         ordered = np.sort(replicates, axis=0)  # NaN sorts last
@@ -35,14 +57,15 @@ def ratio_interval(
 
     Parameters
     ----------
-    numerators, denominators : (documents, …)
+    numerators, denominators : (documents, ...)
         Sums within each document.
     weights : (replicates, documents)
         From :func:`resamples`.
+    confidence : float
 
     Returns
     -------
-    estimate, low, high : (…)
+    estimate, low, high : (...)
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = numerators.sum(0) / denominators.sum(0)

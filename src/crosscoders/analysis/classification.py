@@ -41,27 +41,37 @@ def relative_norm(base: np.ndarray, chat: np.ndarray) -> np.ndarray:
 def norm_class(delta: np.ndarray, settings: Classification) -> np.ndarray:
     """Index into NORM_CLASSES by thresholds on Δ."""
     low, high = settings.shared_between
-    found = np.full(delta.shape, NORM_CLASSES.index("other"))
-    found[delta <= settings.base_only_below] = NORM_CLASSES.index("base-only")
-    found[(delta >= low) & (delta <= high)] = NORM_CLASSES.index("shared")
-    found[delta >= settings.chat_only_above] = NORM_CLASSES.index("chat-only")
-    return found
+    classes = np.full(delta.shape, NORM_CLASSES.index("other"))
+    classes[delta <= settings.base_only_below] = NORM_CLASSES.index("base-only")
+    classes[(delta >= low) & (delta <= high)] = NORM_CLASSES.index("shared")
+    classes[delta >= settings.chat_only_above] = NORM_CLASSES.index("chat-only")
+    return classes
 
 
 def lives(norms: np.ndarray) -> np.ndarray:
-    """Sources in which latents live: their decoder norm, (m, S), is at least half of their largest; (m, S) bool."""
+    """Sources in which latents live: there the decoder norm is at least half of the latent's largest.
+
+    Parameters
+    ----------
+    norms : (m, S)
+        Decoder norms.
+
+    Returns
+    -------
+    (m, S) bool
+    """
     return norms >= 0.5 * norms.max(1, keepdims=True)
 
 
 def source_cosine(decoders: list[torch.Tensor]) -> np.ndarray:
     """Cosine between a latent's decoder vectors, (m, S, S); NaN where widths differ or a vector is 0."""
-    found = np.full((len(decoders[0]), len(decoders), len(decoders)), np.nan)
+    cosines = np.full((len(decoders[0]), len(decoders), len(decoders)), np.nan)
     for i, a in enumerate(decoders):
         for j, b in enumerate(decoders):
             if a.shape == b.shape:
                 norms = a.norm(dim=1) * b.norm(dim=1)
-                found[:, i, j] = torch.where(norms > 0, (a * b).sum(1) / norms, torch.nan).numpy()
-    return found
+                cosines[:, i, j] = torch.where(norms > 0, (a * b).sum(1) / norms, torch.nan).numpy()
+    return cosines
 
 
 # -- latent scaling ----------------------------------------------------------------------------------------------------
@@ -69,20 +79,22 @@ def source_cosine(decoders: list[torch.Tensor]) -> np.ndarray:
 
 @dataclass
 class Scaling:
-    """Sums over tokens from which β and ν follow, for each resample of documents (replicate 0 is the data itself).
+    """Sums over tokens from which latent scaling follows, for each resample of documents; replicate 0 is the data.
 
-    With d_j the decoder of the direction source (first axis of `activation`, `reconstruction`):
-    activation[i, s, r, j] = Σ_t f ⟨d_j, x_s⟩, reconstruction[i, s, r, j] = Σ_t f ⟨d_j, x̂_s⟩, squares[r, j] = Σ_t f².
+    β_j^s is the factor by which the part f d_j of latent j fits a target in source s with the least squared error, and
+    ν_j is the ratio of its β in the two sources. d_j is the decoder vector of the direction source, which is the first
+    axis of `activation` and `reconstruction`: activation[i, s, r, j] = Σ_t f ⟨d_j, x_s⟩,
+    reconstruction[i, s, r, j] = Σ_t f ⟨d_j, x̂_s⟩, and squares[r, j] = Σ_t f².
     """
 
     activation: np.ndarray
     reconstruction: np.ndarray
     squares: np.ndarray
     own: np.ndarray
-    """⟨d_j^i, W_dec,j^s⟩, (2, 2, m): what a latent's own part adds to the error."""
+    """⟨d_j^i, W_dec,j^s⟩, (2, 2, m): takes the latent's own part out of the reconstruction in the error target."""
 
     def beta(self, target: str) -> np.ndarray:
-        """Numerators of β_j^s for a target, (direction, source, replicate, latent); denominators cancel in ν."""
+        """Numerators of β_j^s for a target, (direction, source, replicate, latent); the denominators cancel in ν."""
         if target == "activation":
             return self.activation
         if target == "reconstruction":
@@ -90,7 +102,7 @@ class Scaling:
         return self.activation - self.reconstruction + self.squares * self.own[:, :, None, :]
 
     def nu(self, target: str, direction: int) -> np.ndarray:
-        """ν of every replicate and latent: β of the other source over β of the direction's source."""
+        """ν, (replicates, m): β of the other source over β of the direction's source."""
         beta = self.beta(target)[direction]
         with np.errstate(divide="ignore", invalid="ignore"):
             return beta[1 - direction] / beta[direction]
@@ -98,7 +110,7 @@ class Scaling:
 
 @dataclass
 class Pairs:
-    """All active pairs of a split: token, latent and value."""
+    """All active pairs of a split, (pairs,) each: token, latent and value."""
 
     token: np.ndarray
     latent: np.ndarray
@@ -130,6 +142,11 @@ def scan(
         (base, chat); empty where the crosscoder lacks one of them, and every ν is NaN.
     weights : (replicates, documents), optional
         Resamples; a row of ones for the data itself is put before them.
+
+    Returns
+    -------
+    Scaling, Pairs
+        Sums of the data and of every resample, and the active pairs by ascending token.
     """
     itself = np.ones((1, int(document[-1]) + 1))
     weights = itself if weights is None else np.vstack([itself, weights])
@@ -139,27 +156,31 @@ def scan(
     activation, reconstruction, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape[2:])
     pairs: list[tuple[np.ndarray, ...]] = []
     for chosen in document_batches(document, BATCH):
-        x = data.rows(np.arange(chosen.start, chosen.stop))
+        x, inside = data.rows(np.arange(chosen.start, chosen.stop)), document[chosen]
         code = encode_sparse(coder, x, backend)
         rebuilt = backend.decode(code, coder.decoder, coder.decoder_bias)
         tokens, latents, f = code.tokens.numpy(), code.latents.numpy(), code.values.double().numpy()
-        inside = document[chosen]
         cell = (inside[tokens] - inside[0]) * m + latents
         drawn = weights[:, inside[0] : inside[-1] + 1]
-
-        def spread(values: np.ndarray, cell: np.ndarray = cell, drawn: np.ndarray = drawn) -> np.ndarray:
-            return drawn @ np.bincount(cell, values, drawn.shape[1] * m).reshape(-1, m)
-
-        squares += spread(f * f)
+        squares += _resampled(f * f, cell, drawn, m)
         for direction, decoder in enumerate(decoders):
             for s, column in enumerate(columns):
                 for total, target in ((activation, x), (reconstruction, rebuilt)):
                     if decoder.shape[1] == column.stop - column.start:
                         inner = backend.value_gradients(code, target[:, column].contiguous(), decoder)
-                        total[direction, s] += spread(f * inner.double().numpy())
+                        total[direction, s] += _resampled(f * inner.double().numpy(), cell, drawn, m)
         pairs.append((tokens + chosen.start, latents, f))
     joined = Pairs(*(np.concatenate(parts) for parts in zip(*pairs, strict=True)))
     return Scaling(activation, reconstruction, squares, _own_products(decoders, m)), joined
+
+
+def _resampled(values: np.ndarray, cell: np.ndarray, drawn: np.ndarray, m: int) -> np.ndarray:
+    """Sums of pairs' values by latent under every resample, (replicates, m).
+
+    `cell`, (pairs,), numbers the document and the latent of a pair; `drawn`, (replicates, documents), holds the
+    resamples.
+    """
+    return drawn @ np.bincount(cell, values, drawn.shape[1] * m).reshape(-1, m)
 
 
 def _own_products(decoders: list[torch.Tensor], m: int) -> np.ndarray:
@@ -175,8 +196,8 @@ def _own_products(decoders: list[torch.Tensor], m: int) -> np.ndarray:
 def specific(error: np.ndarray, reconstruction: np.ndarray, delta: np.ndarray, settings: Classification) -> np.ndarray:
     """Index into SPECIFIC from ν of (direction base, direction chat), each (2, …, m): both ν below their limits [M25].
 
-    A latent can be specific only to the source that it is written to more strongly: ν towards the other one divides by
-    what a decoder vector of almost no norm explains, and says nothing.
+    A latent can be specific only to the source that it writes more strongly. ν towards the other source says nothing,
+    because it divides by what a decoder vector of almost no norm explains.
     """
     below = (error < settings.specific_error_below) & (reconstruction < settings.specific_reconstruction_below)
     chat, base = below[1] & (delta >= 0.5), below[0] & (delta < 0.5)
@@ -186,9 +207,9 @@ def specific(error: np.ndarray, reconstruction: np.ndarray, delta: np.ndarray, s
 def twins(
     coder: Crosscoder, pairs: Pairs, by_norm: np.ndarray, contrast: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Each chat-only latent with the base-only latent of most similar direction, where their cosine exceeds TWIN_COSINE.
+    """Each chat-only latent with the base-only latent of nearest direction, where their cosine exceeds TWIN_COSINE.
 
-    A concept that both models have can be split into two such latents; twins that fire on the same tokens are that.
+    A crosscoder can split a concept of both models into two such latents. Then the twins fire on the same tokens.
 
     Returns
     -------
@@ -196,8 +217,8 @@ def twins(
         Latents.
     cosine : (twins,)
     divergence : (twins,)
-        Share of tokens on which only one of the two is high, of those on which either is [M25]: high from TWIN_HIGH of a
-        latent's largest activation, low below TWIN_LOW of it.
+        Of the tokens on which either is high, the share on which the other is low [M25]. High begins at TWIN_HIGH of a
+        latent's largest activation, and low ends at TWIN_LOW of it.
     """
     chosen = [np.flatnonzero(by_norm == NORM_CLASSES.index(name)) for name in ("base-only", "chat-only")]
     decoders = [
@@ -230,7 +251,20 @@ def _divergence(pairs: Pairs, *latents: int) -> float:
 
 
 def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Classification) -> xr.Dataset:
-    """Decoder norms and what follows from them alone; without a contrast, Δ and the cosine are NaN."""
+    """Decoder norms and what follows from them alone; without a contrast, Δ and the cosine are NaN.
+
+    Parameters
+    ----------
+    coder : Crosscoder
+    contrast : pair of source indices
+        (base, chat); empty where the crosscoder lacks one of them.
+    settings : Classification
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `latent` (m,), `source` and `other_source` (S,).
+    """
     norms = coder.decoder_norms().double().numpy()
     angles = source_cosine([coder.decoder[:, c].double() for c in coder.columns])
     delta = cosine = np.full(coder.latents, np.nan)
@@ -261,9 +295,9 @@ def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Cla
 
 
 def count_calls(scaling: Scaling, delta: np.ndarray, fitted: np.ndarray, settings: Classification) -> np.ndarray:
-    """How many latents fall under each of CALLS, in the data and in every resample of its documents, (replicates, calls).
+    """How many latents fall under each of CALLS, in the data and in every resample of documents, (replicates, calls).
 
-    A latent counts as specific where `fitted`, (m,), found on other documents, says so and ν of these documents agrees.
+    A latent counts as specific where `fitted`, (m,), says so from other documents and ν of these documents agrees.
     """
     alive = (scaling.squares > 0) & np.isfinite(delta)
     nu = [np.stack([scaling.nu(target, direction) for direction in (0, 1)]) for target in TARGETS[:2]]
@@ -279,8 +313,21 @@ def scaling_dataset(scaling: Scaling, validation: Scaling, delta: np.ndarray, se
     """ν of every latent for the three targets and both directions, with intervals; `specific`; counts of all calls.
 
     `specific` is fitted on validation documents; ν, its intervals and the counts are those of the test documents.
+
+    Parameters
+    ----------
+    scaling, validation : Scaling
+        Sums over test documents with their resamples, and over validation documents.
+    delta : (m,)
+        Relative norms.
+    settings : Classification
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `latent` (m,), `call` and `replicate`.
     """
-    v, found, fitted = artifacts.variable, {}, {}
+    v, variables, fitted = artifacts.variable, {}, {}
     for target in TARGETS:
         for direction, suffix in ((1, ""), (0, "_reversed")):
             nu, fit = (
@@ -291,28 +338,28 @@ def scaling_dataset(scaling: Scaling, validation: Scaling, delta: np.ndarray, se
             fitted[target, direction] = fit[0]
             toward = "base over chat" if direction else "chat over base"
             name = f"nu_{target}{suffix}"
-            found[name] = v("latent", nu[0], f"latent scaling of the {target}, {toward}")
-            found[f"{name}_low"] = v("latent", low, "lower end of its interval over documents")
-            found[f"{name}_high"] = v("latent", high, "upper end of its interval over documents")
-            found[f"{name}_validation"] = v("latent", fit[0], "the same on validation documents")
+            variables[name] = v("latent", nu[0], f"latent scaling of the {target}, {toward}")
+            variables[f"{name}_low"] = v("latent", low, "lower end of its interval over documents")
+            variables[f"{name}_high"] = v("latent", high, "upper end of its interval over documents")
+            variables[f"{name}_validation"] = v("latent", fit[0], "the same on validation documents")
     both = [np.stack([fitted[target, d] for d in (0, 1)]) for target in TARGETS[:2]]
     flags = specific(*both, delta, settings)
-    found["specific"] = artifacts.flags("latent", flags, SPECIFIC, "passes latent scaling on validation documents")
+    variables["specific"] = artifacts.flags("latent", flags, SPECIFIC, "passes latent scaling on validation documents")
     counts = count_calls(scaling, delta, flags, settings)
-    # A resample holds fewer different documents, so fewer latents fire in it: its counts are centred on those found.
+    # Fewer latents fire in a resample, which holds fewer different documents: counts are centred on those of the data.
     centred = counts[1:] - counts[1:].mean(0) + counts[0]
     low, high = bootstrap.interval(centred, settings.confidence)
-    found["called"] = v("call", counts[0], "latents under each call on test documents")
-    found["called_low"] = v("call", low.clip(min=0), "lower end of its interval over documents")
-    found["called_high"] = v("call", high, "upper end of its interval over documents")
-    found["called_replicate"] = v(("replicate", "call"), counts[1:], "latents under each call, resampled documents")
-    return xr.Dataset(found, coords={"call": ("call", np.array(CALLS, dtype=object), {"long_name": "call"})})
+    variables["called"] = v("call", counts[0], "latents under each call on test documents")
+    variables["called_low"] = v("call", low.clip(min=0), "lower end of its interval over documents")
+    variables["called_high"] = v("call", high, "upper end of its interval over documents")
+    variables["called_replicate"] = v(("replicate", "call"), counts[1:], "latents under each call, resampled documents")
+    return xr.Dataset(variables, coords={"call": ("call", np.array(CALLS, dtype=object), {"long_name": "call"})})
 
 
-def twins_dataset(found: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> xr.Dataset:
-    """Twins over `twin`; where there are none, one row that says so (−1, NaN)."""
+def twins_dataset(columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]) -> xr.Dataset:
+    """What :func:`twins` returns, over `twin`; where there are no twins, one row of −1 and NaN."""
     chat, base, cosine, divergence = (
-        found if len(found[0]) else (np.array([-1]), np.array([-1]), *([np.array([np.nan])] * 2))
+        columns if len(columns[0]) else (np.array([-1]), np.array([-1]), *([np.array([np.nan])] * 2))
     )
     v = artifacts.variable
     return xr.Dataset(

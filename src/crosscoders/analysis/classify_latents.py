@@ -1,8 +1,8 @@
 """Stage classify_latents: what every latent is like, on the test documents.
 
-Classes and latent scaling are those of :mod:`crosscoders.analysis.classification`; besides, density; the share of each latent's
-activation on template tokens and on each planted behaviour; enrichment of the planted behaviours by quantile of the
-relative norm, against a permutation of latents.
+Classes and latent scaling are those of :mod:`crosscoders.analysis.classification`. The stage also measures density, the
+share of each latent's activation on template tokens and on each planted behaviour, and the enrichment of the planted
+behaviours by quantile of the relative norm, against a permutation of latents.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ CATEGORIES = (*BEHAVIOURS[1:], "template", "planted_or_template")
 CONTEXT_TOKENS = 24
 """Tokens shown before an example's strongest token."""
 CONTEXT_AFTER = 6
+"""Tokens shown after it."""
 
 
 # -- behaviours --------------------------------------------------------------------------------------------------------
 
 
 def categories(metadata: xr.Dataset) -> np.ndarray:
-    """(categories, tokens) bool: planted behaviours, template tokens, either."""
+    """What a token belongs to, (categories, tokens) bool: each planted behaviour, the template, either."""
     planted = metadata["planted_behaviour"].values
     template = metadata["role"].values == ROLES.index("template")
     rows = [planted == i for i in range(1, len(BEHAVIOURS))]
@@ -72,7 +73,7 @@ class Groups:
 
     @classmethod
     def of(cls, delta: np.ndarray, alive: np.ndarray, quantiles: list[float]) -> Groups:
-        """Groups of as many latents as quantiles say; ranks decide, so that ties split."""
+        """Alive latents cut into groups at quantiles of Δ; the cut is by rank and can part latents of equal Δ."""
         edges = np.quantile(delta[alive], quantiles) if alive.any() else np.full(len(quantiles), np.nan)
         group, rank = np.full(len(delta), -1), np.empty(alive.sum(), int)
         rank[np.argsort(delta[alive], kind="stable")] = np.arange(alive.sum())
@@ -83,9 +84,17 @@ class Groups:
 
 @dataclass
 class Firings:
-    """Sums within documents: firings of every group, those on every category, tokens, and tokens of every category.
+    """Sums within documents.
 
-    fired (documents, groups); hits (documents, groups, categories); tokens (documents,); base (documents, categories).
+    Attributes
+    ----------
+    fired : (documents, groups)
+        Firings of every group.
+    hits : (documents, groups, categories)
+        Firings of every group on every category.
+    tokens : (documents,)
+    base : (documents, categories)
+        Tokens of every category.
     """
 
     fired: np.ndarray
@@ -108,7 +117,7 @@ class Firings:
     def lift(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Share of each group's firings on each category, and that share over the category's share of tokens.
 
-        `weight`, (…, documents), says how often each document counts.
+        `weight`, (..., documents), says how often each document counts.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.tensordot(weight, self.hits, 1) / np.tensordot(weight, self.fired, 1)[..., None]
@@ -130,10 +139,8 @@ def enrichment(
     ----------
     groups, pairs
         Alive latents by Δ, and all active pairs of the split.
-    document : (tokens,)
-        Consecutive document numbers.
-    category : (categories, tokens)
-        What a token belongs to.
+    document, category : (tokens,), (categories, tokens)
+        Consecutive document numbers, and what a token belongs to.
     weights : (replicates, documents)
         Resamples of documents.
 
@@ -143,9 +150,9 @@ def enrichment(
         Over `group` and `category`: `enrichment_share`, `enrichment_lift` over the token base rate with its interval
         over documents, and the interval of the lift under permutations of the latents' Δ.
     """
-    found = Firings.of(groups, pairs, document, category, weights.shape[1])
-    (share, estimate), rate = found.lift(np.ones(weights.shape[1])), found.base.sum(0) / found.tokens.sum()
-    low, high = bootstrap.interval(found.lift(weights)[1], settings.confidence)
+    firings = Firings.of(groups, pairs, document, category, weights.shape[1])
+    (share, estimate), rate = firings.lift(np.ones(weights.shape[1])), firings.base.sum(0) / firings.tokens.sum()
+    low, high = bootstrap.interval(firings.lift(weights)[1], settings.confidence)
     null_low, null_high = _permuted(groups, pairs, category, rate, settings)
     v, dims = artifacts.variable, ("group", "category")
     latents = np.bincount(groups.group[groups.alive], minlength=groups.count)
@@ -167,7 +174,7 @@ def enrichment(
 def _permuted(
     groups: Groups, pairs: Pairs, category: np.ndarray, rate: np.ndarray, settings: Classification
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of the lift where groups are dealt to alive latents at random."""
+    """Interval of the lift where alive latents are assigned to groups at random."""
     m, alive = len(groups.group), groups.alive
     fired = np.bincount(pairs.latent, minlength=m)[alive]
     hits = np.array([np.bincount(pairs.latent, row[pairs.token], m)[alive] for row in category])

@@ -1,4 +1,4 @@
-"""Stage evaluate_aligned: what an aligned crosscoder's code of each source says of every source, on test documents."""
+"""Stage evaluate_aligned: how well the code of each source in an aligned crosscoder rebuilds every source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from crosscoders.crosscoder.files import aligned_from_dataset
 from crosscoders.study.settings.analysis import Bootstrap
 
 MEASURES = {
-    "aligned_fraction_variance_explained": "fraction of the variance of the other source explained from the source's code",
+    "aligned_fraction_variance_explained": "fraction of the variance of the other source explained "
+    "from the source's code",
     "aligned_overlap": "Jaccard overlap of the active latents of two sources",
     "aligned_l0": "active latents per token of the source's code",
 }
@@ -24,7 +25,7 @@ MEASURES = {
 
 @torch.no_grad()
 def evaluate(coder: Aligned, data, document: np.ndarray, batch: int = 2048) -> dict[str, np.ndarray]:
-    """Sums within documents of what every source's code says of every source.
+    """Sums within documents of how well every source's code rebuilds every source, and of how the codes overlap.
 
     Parameters
     ----------
@@ -65,9 +66,9 @@ def to_dataset(sources: list[str], sums: dict[str, np.ndarray], options: Bootstr
     weights = bootstrap.resamples(len(sums["tokens"]), options.bootstrap_replicates, options.seed)
     ratio = lambda a, b: bootstrap.ratio_interval(sums[a], sums[b], weights, options.confidence)  # noqa: E731
     unexplained, low, high = ratio("error", "variance")
-    found = [(1 - unexplained, 1 - high, 1 - low), ratio("both", "either"), ratio("active", "tokens")]
+    estimates = [(1 - unexplained, 1 - high, 1 - low), ratio("both", "either"), ratio("active", "tokens")]
     v, dataset = artifacts.variable, xr.Dataset()
-    for (name, label), values in zip(MEASURES.items(), found, strict=True):
+    for (name, label), values in zip(MEASURES.items(), estimates, strict=True):
         dims = ("source", "other_source")[: values[0].ndim]
         dataset[name] = v(dims, values[0], label)
         dataset[f"{name}_low"] = v(dims, values[1], "lower end of its interval over documents")

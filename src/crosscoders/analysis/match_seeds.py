@@ -56,7 +56,7 @@ def main(arguments) -> None:
     }
     mine = section.seed
     empty = np.full(len(decoders[mine]), np.nan), np.full(len(decoders[mine]), -1)
-    found = [
+    matches = [
         match(decoders[mine], decoders[seed], alive[mine], alive[seed]) if seed != mine else empty
         for seed in section.seeds
     ]
@@ -64,15 +64,19 @@ def main(arguments) -> None:
     dataset = xr.Dataset(
         {
             "matched_cosine": v(
-                dims, np.stack([cosine for cosine, _ in found]), "largest decoder cosine with a latent of another seed"
+                dims,
+                np.stack([cosine for cosine, _ in matches]),
+                "largest decoder cosine with a latent of another seed",
             ),
-            "matched_latent": v(dims, np.stack([latent for _, latent in found]), "that latent, -1 where there is none"),
+            "matched_latent": v(
+                dims, np.stack([latent for _, latent in matches]), "that latent, -1 where there is none"
+            ),
         },
         coords={"other_seed": section.seeds},
         attrs=section.provenance() | {"title": "latents matched across seeds"},
     )
     artifacts.write(dataset, arguments.output)
-    median = [f"{np.nanmedian(cosine):.2f}" for cosine, latent in found if (latent >= 0).any()]
+    median = [f"{np.nanmedian(cosine):.2f}" for cosine, latent in matches if (latent >= 0).any()]
     stage.say(f"match_seeds: median cosine {', '.join(median)}")
 
 

@@ -17,14 +17,16 @@ BATCH = 2048
 def reconstruction(
     coder: Crosscoder, data, document: np.ndarray, cost: Callable[[sparse_code.Code], torch.Tensor] | None = None
 ) -> dict[str, np.ndarray]:
-    """Sums within each document that evaluation is made of.
+    """Sums within each document from which the measures of evaluation follow.
 
     Parameters
     ----------
+    coder, data
+        The crosscoder, and a split of its activations.
     document : (tokens,)
         Consecutive document numbers from 0.
     cost : optional
-        What every active pair of a code pays, (pairs,).
+        The penalty of every active pair of a code, (pairs,).
 
     Returns
     -------

@@ -21,7 +21,7 @@ class EvaluateSection(TrainingSection):
     bootstrap: Bootstrap
     null: NullChange | None
     splice: ModelReading | None
-    """How the models are run that reconstructions are spliced into; none where they are not."""
+    """How the models are run into which reconstructions are spliced; none where the setting splices nothing."""
 
     @classmethod
     def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> EvaluateSection:
@@ -73,7 +73,7 @@ class ClassifyLatentsSection(TrainingSection):
 
 
 class MatchSeedsSection(TrainingSection):
-    """The latents of one training beside those of all seeds."""
+    """The latents of one training, matched with those of all seeds."""
 
     stage: ClassVar[str] = "match_seeds"
     seeds: list[Seed]

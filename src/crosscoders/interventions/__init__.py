@@ -1,1 +1,4 @@
-"""What latents do: patched into models, ablated, collapsed into circuits. Uses `analysis` and what lies below it."""
+"""What latents do when they are patched into models, ablated, or collapsed into circuits.
+
+Uses `analysis` and what lies below it.
+"""

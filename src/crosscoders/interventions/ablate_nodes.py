@@ -1,4 +1,8 @@
-"""What a collapsed node does in its model: ablated where it begins, against what its last direction predicts."""
+"""What a collapsed node does in its model.
+
+A node is a crosscoder latent together with the SAE latents that it stands for. It is ablated at the source where it
+begins, and the change is compared with what its direction at the last source predicts.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from crosscoders.study.settings.comparisons import Circuits
 
 def span_of(coder: Crosscoder) -> tuple[np.ndarray, np.ndarray]:
     """First and last source in which every latent lives, (m,) each."""
-    found = lives(coder.decoder_norms().numpy())
-    return found.argmax(1), found.shape[1] - 1 - found[:, ::-1].argmax(1)
+    living = lives(coder.decoder_norms().numpy())
+    return living.argmax(1), living.shape[1] - 1 - living[:, ::-1].argmax(1)
 
 
 @dataclass
@@ -35,7 +39,7 @@ class Graph:
     labels : per source, (SAE latents,)
         The crosscoder's latent that each SAE latent is collapsed into, −1 where there is none.
     sites : per source
-        Where it stands in the model.
+        Where the source stands in the model.
     scales : (S,)
         σ_s of every source.
     """
@@ -65,23 +69,23 @@ class Where:
 def draw(graph: Graph, position: np.ndarray, options: Circuits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens and latents to ablate, and another active latent for each: (interventions,) each.
 
-    Latents that stand for SAE latents of two sources or more and live up to the last source, on tokens early in their
-    window, no token twice. `position`, (tokens,), is the place in the window.
+    The latents stand for SAE latents of two sources or more and live up to the last source. The tokens stand early in
+    their window, and none is drawn twice. `position`, (tokens,), is the place in the window.
     """
     first, last = span_of(graph.coder)
     code, labels = graph.code, graph.labels
     sources = np.stack([np.isin(np.arange(graph.coder.latents), part) for part in labels]).sum(0)
     allowed = (sources > 1) & (first < last) & (last == len(labels) - 1)
-    generator, found = np.random.default_rng(options.seed), []
+    generator, drawn = np.random.default_rng(options.seed), []
     for token in generator.permutation(np.flatnonzero(position <= options.ablated_before)):
         active = code.indices[code.indptr[token] : code.indptr[token + 1]]
         choice = active[allowed[active]]
         if len(choice) and len(active) > 1:
             latent = generator.choice(choice)
-            found.append((token, latent, generator.choice(active[active != latent])))
-        if len(found) == options.interventions:
+            drawn.append((token, latent, generator.choice(active[active != latent])))
+        if len(drawn) == options.interventions:
             break
-    return tuple(np.array(found, int).reshape(-1, 3).T)
+    return tuple(np.array(drawn, int).reshape(-1, 3).T)
 
 
 def _logit(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -92,7 +96,7 @@ def _logit(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 def _logits(
     model: transformers.PreTrainedModel, ids: torch.Tensor, ends: torch.Tensor, site: Site, act
 ) -> torch.Tensor:
-    """Logits at the ends of some windows, (batch, vocabulary); `act` changes what a site gives there, (batch, width)."""
+    """Logits at the ends of some windows, (batch, vocabulary); `act` changes a site's activations there."""
     rows = torch.arange(len(ids))
 
     def change(_: Site, tensor: torch.Tensor) -> torch.Tensor:
@@ -120,7 +124,7 @@ def respond(
     -------
     change : (batch,)
     gradient : (batch, width)
-        Of that logit, at the last site of the unchanged pass.
+        Of that logit at the last site, with nothing taken away.
     """
     with torch.enable_grad():
         leaf: list[torch.Tensor] = []
@@ -144,49 +148,42 @@ def ablate(
 ) -> dict[str, np.ndarray]:
     """Change of the most likely next token's logit when a node is taken away at the first source in which it lives.
 
-    A window is cut off after the ablated token. Predicted is −f σ ⟨∇, W_dec^last⟩, with the logit's gradient at the last
-    source: right if taking the feature away early takes it away late, as one persistent node claims. The control predicts
-    with another latent that is active on the token.
+    A window is cut off after the ablated token. Predicted is −f σ ⟨∇, W_dec^last⟩, with the logit's gradient at the
+    last source. This is right if a feature that is taken away early is gone late, too, as it must be where the node is
+    one persistent feature. The control predicts with another latent that is active on the token.
 
     Parameters
     ----------
-    model, graph, where, options
-        What is ablated, on which tokens, and how many.
-    label : str
-        For progress.
+    model, graph, where, options, label
+        What is ablated, on which tokens, and how many; `label` is for progress.
 
     Returns
     -------
-    dict of (interventions,)
-        `measured`, `predicted`, `control`, `document`.
+    `measured`, `predicted`, `control` and `document`, (interventions,) each
     """
     position, ids = where.tokens["position"].values, where.tokens["token_id"].values
     token, latent, other = draw(graph, position[where.token_index], options)
     first, sink = span_of(graph.coder)[0][latent], int(where.tokens.attrs["sink_token_id"])
     stop = where.token_index[token] + 1
     start = stop - position[where.token_index[token]]
-    found, last = (
-        {name: np.full(len(token), np.nan) for name in ("measured", "predicted", "control")},
-        len(graph.sites) - 1,
-    )
+    changes = {name: np.full(len(token), np.nan) for name in ("measured", "predicted", "control")}
+    last = len(graph.sites) - 1
     model.requires_grad_(False)
     progress = stage.Progress(label, len(token), "interventions")
     for begins in np.unique(first):
-        ending = {int(stop[i]): i for i in np.flatnonzero(first == begins)}  # no token twice: none is lost
+        ending = {int(stop[i]): i for i in np.flatnonzero(first == begins)}  # one each: no token is drawn twice
         spans = [slice(int(start[i]), end) for end, i in ending.items()]
         for group in batches(spans, options.batch_tokens):
             chosen = np.array([ending[span.stop] for span in group])
             ends = torch.tensor([span.stop - span.start for span in group])
-            window, removed = (
-                padded(ids, group, sink).to(model.device),
-                graph.part(latent[chosen], begins, token[chosen]),
-            )
+            window = padded(ids, group, sink).to(model.device)
+            removed = graph.part(latent[chosen], begins, token[chosen])
             change, gradient = respond(model, window, ends, graph.sites[begins], graph.sites[last], removed)
-            found["measured"][chosen] = change.numpy()
+            changes["measured"][chosen] = change.numpy()
             for name, which in (("predicted", latent), ("control", other)):
-                found[name][chosen] = -(gradient * graph.part(which[chosen], last, token[chosen])).sum(1).numpy()
+                changes[name][chosen] = -(gradient * graph.part(which[chosen], last, token[chosen])).sum(1).numpy()
             progress.update(len(group))
-    return found | {"document": where.document[token]}
+    return changes | {"document": where.document[token]}
 
 
 def correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Stage causal: how far each patch brings the chat model's lower half, replaced by base's, back to itself."""
+"""Stage causal: how far each patch restores the chat model's predictions where base's lower half replaces its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH = 2048
 
 
 class Scale:
-    """Means and scales of sources, as float32 tensors; how raw activations are normalised and back."""
+    """Means and scales of sources, as float32 tensors, with which raw activations are normalised and restored."""
 
     def __init__(self, normalisation: xr.Dataset, sources: list[str]):
         self.mean = {
@@ -44,7 +44,7 @@ class Scale:
 def directions(coder: Crosscoder, scale: Scale, base: str, chat: str) -> tuple[Directions, torch.Tensor]:
     """What latents add to base's activation, and what is added to it at every token, (width,).
 
-    A crosscoder of both models adds its decoder vectors alone; an SAE on their difference its whole reconstruction.
+    A crosscoder of both models adds its decoder vectors alone. An SAE on their difference adds its reconstruction.
     """
     raw = {
         name: scale.scale[name] * coder.decoder[:, part]
@@ -57,7 +57,7 @@ def directions(coder: Crosscoder, scale: Scale, base: str, chat: str) -> tuple[D
 
 
 def sets(latents: xr.Dataset, settings: Causal) -> dict[str, np.ndarray]:
-    """Named sets of latents: halves of the most chat-leaning ones, and random ones matched to the better half by Δ."""
+    """Named sets of latents: halves of the most chat-leaning ones, and random sets matched to the better half by Δ."""
     delta, density = latents["relative_norm"].values, latents["density"].values
     alive = (density > 0) & np.isfinite(delta)
     if alive.sum() < 2 * settings.candidates:
@@ -66,14 +66,14 @@ def sets(latents: xr.Dataset, settings: Causal) -> dict[str, np.ndarray]:
     limit = classified.classification.chat_only_above
     chosen = patching.candidates(delta, alive, limit, settings.candidates)
     ranks = patching.rank_sum(chosen, latents["nu_reconstruction"].values, latents["nu_error"].values)
-    found = {}
+    named = {}
     for label, badness in (("Δ", -delta), ("ν", ranks)):
-        found[f"best half by {label}"], found[f"worst half by {label}"] = patching.halves(chosen, badness)
+        named[f"best half by {label}"], named[f"worst half by {label}"] = patching.halves(chosen, badness)
     allowed = alive.copy()
     allowed[chosen] = False
     norm = latents["decoder_norm"].values.sum(1)
-    drawn = patching.matched_sets(found["best half by Δ"], allowed, density, norm, settings.random_sets, settings.seed)
-    return found | {f"random {i + 1}": one for i, one in enumerate(drawn)}
+    drawn = patching.matched_sets(named["best half by Δ"], allowed, density, norm, settings.random_sets, settings.seed)
+    return named | {f"random {i + 1}": one for i, one in enumerate(drawn)}
 
 
 def components(data: Activations, scale: Scale, count: int) -> torch.Tensor:
@@ -99,7 +99,7 @@ class Patches:
     where : Directions
         What a latent adds.
     constant : (width,)
-        What is added at every token.
+        What is added at every token besides.
     named : {name: (m,) bool}
         Sets of latents.
     mean : (width,)
@@ -125,7 +125,7 @@ class Patches:
         """
         at = kept[..., None]
         everything = pair.contribution(self.where.replace) + self.constant * at
-        found = {
+        patched = {
             "none": pair.base,
             "all": pair.base + everything,
             "error": pair.chat - everything,
@@ -134,13 +134,13 @@ class Patches:
             "mean difference": pair.base + self.mean * at,
         }
         for name, members in self.named.items():
-            found[name] = pair.base + pair.contribution(self.where.replace, members)
+            patched[name] = pair.base + pair.contribution(self.where.replace, members)
             if name.startswith("best"):
-                found[f"{name}, added"] = pair.base + pair.contribution(self.where.chat, members)
+                patched[f"{name}, added"] = pair.base + pair.contribution(self.where.chat, members)
         for count, axes in self.principal.items():
             centred = pair.chat - pair.base - self.mean
-            found[f"components {count}"] = pair.base + (self.mean + centred @ axes.T @ axes) * at
-        return found
+            patched[f"components {count}"] = pair.base + (self.mean + centred @ axes.T @ axes) * at
+        return patched
 
 
 @dataclass
@@ -205,7 +205,7 @@ def measure(
     """
     ids, place = responses["token_id"].values, responses["response_place"].values
     template = responses["role"].values == ROLES.index("template")
-    found: dict[str, np.ndarray] = {}
+    divergences: dict[str, np.ndarray] = {}
     progress = stage.Progress(label, len(ids))
     for group in batches(windows(responses["position"].values), batch_tokens):
         rows = padded(ids, group, int(responses.attrs["sink_token_id"]))
@@ -215,10 +215,10 @@ def measure(
         upper = partial(patching.log_probabilities, reader.chat, reader.layer, ids=rows, wanted=wanted)
         reference = upper(pair.chat)
         for name, hidden in patches.conditions(pair, kept, templated).items():
-            column = found.setdefault(name, np.full(len(ids), np.nan))
+            column = divergences.setdefault(name, np.full(len(ids), np.nan))
             column[order] = patching.divergence(reference, upper(hidden))
         progress.update(sum(span.stop - span.start for span in group))
-    return {name: column[place >= 0] for name, column in found.items()}
+    return {name: column[place >= 0] for name, column in divergences.items()}
 
 
 def _masks(
@@ -240,7 +240,7 @@ def _read(model, site: tuple[int, str], rows: torch.Tensor) -> torch.Tensor:
 
 
 def to_dataset(
-    found: dict[str, np.ndarray],
+    divergences: dict[str, np.ndarray],
     named: dict[str, np.ndarray],
     document: np.ndarray,
     place: np.ndarray,
@@ -250,17 +250,22 @@ def to_dataset(
     inside = patching.segments(place)
     documents = int(document.max()) + 1
     counts = np.stack([np.bincount(document, part, documents) for part in inside], axis=1)
-    sums = np.stack([[np.bincount(document, values * part, documents) for part in inside] for values in found.values()])
+    sums = np.stack(
+        [[np.bincount(document, values * part, documents) for part in inside] for values in divergences.values()]
+    )
     sums = sums.transpose(2, 0, 1)  # conversation, condition, segment
     weights = bootstrap.resamples(documents, options.bootstrap_replicates, options.seed)
     divergence = bootstrap.ratio_interval(
         sums, np.broadcast_to(counts[:, None], sums.shape), weights, options.confidence
     )
-    none = sums[:, [list(found).index("none")]]
+    none = sums[:, [list(divergences).index("none")]]
     left, low, high = bootstrap.ratio_interval(sums, np.broadcast_to(none, sums.shape), weights, options.confidence)
     v, dims = artifacts.variable, ("condition", "segment")
     dataset = xr.Dataset(
-        coords={"condition": np.array(list(found), dtype=object), "segment": np.array(patching.SEGMENTS, dtype=object)}
+        coords={
+            "condition": np.array(list(divergences), dtype=object),
+            "segment": np.array(patching.SEGMENTS, dtype=object),
+        }
     )
     for name, label, unit, values in (
         ("divergence", "KL of the patched from the chat model's next-token distribution", "nats", divergence),
@@ -272,7 +277,7 @@ def to_dataset(
     dataset["segment_tokens"] = v("segment", counts.sum(0).astype(np.int64), "response tokens")
     dataset["set_latents"] = v(
         "condition",
-        np.array([len(named.get(name.removesuffix(", added"), ())) for name in found]),
+        np.array([len(named.get(name.removesuffix(", added"), ())) for name in divergences]),
         "latents of the patched set",
     )
     return dataset
@@ -300,10 +305,10 @@ def main(arguments) -> None:
     patches = Patches(where, constant, masks, scale.mean[chat] - scale.mean[base], principal)
     loaded = load_pair(section, dict(zip(section.models, arguments.models, strict=True)))
     reader = Reader(*loaded, section.contrast, section.layer, coder, scale, norms)
-    found = measure(reader, responses, patches, section.batch_tokens, f"causal {section.label}")
+    divergences = measure(reader, responses, patches, section.batch_tokens, f"causal {section.label}")
     chosen = responses["response_place"].values >= 0
     document, place = (responses[name].values[chosen] for name in ("document", "response_place"))
-    dataset = to_dataset(found, named, document, place, section.bootstrap)
+    dataset = to_dataset(divergences, named, document, place, section.bootstrap)
     artifacts.write(dataset.assign_attrs(**section.provenance(), title="causal patching"), arguments.output)
     closed = dataset["gap_closed"].sel(segment="all")
     shown = [name for name in ("all", "best half by Δ", "template", "mean difference") if name in closed["condition"]]

@@ -1,9 +1,9 @@
 """Stage circuits: how much simpler a graph of SAE latents becomes when a crosscoder says which of them are one feature.
 
-Nodes, edges and identity attribution of the graph of SAEs per source, before and after its latents are collapsed by the
-crosscoder, beside two controls: chains found without a crosscoder, and tokens shuffled within every source. What a
-collapsed node claims is tested in the model: it is ablated where it begins, and the change of the logit is compared with
-what its direction at the last source predicts.
+The stage measures nodes, edges and identity attribution of the graph of SAEs per source, before and after the
+crosscoder collapses its latents. There are two controls: chains made without a crosscoder, and tokens shuffled within
+every source. What a collapsed node claims is tested in the model: it is ablated where it begins, and the change of the
+logit is compared with what its direction at the last source predicts.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from crosscoders.language_models import snapshots
 from crosscoders.study.settings.analysis import Bootstrap
 
 
-def faithfulness_dataset(found: dict[str, np.ndarray], options: Bootstrap) -> xr.Dataset:
+def faithfulness_dataset(changes: dict[str, np.ndarray], options: Bootstrap) -> xr.Dataset:
     """Measured against predicted changes of logits, and their correlation with its interval over documents."""
-    documents = int(found["document"].max(initial=-1)) + 1
+    documents = int(changes["document"].max(initial=-1)) + 1
     v = artifacts.variable
     dataset = xr.Dataset(
         {
             "measured_change": v(
-                "intervention", found["measured"], "change of the logit when the node is ablated where it begins"
+                "intervention", changes["measured"], "change of the logit when the node is ablated where it begins"
             ),
             "predicted_change": v(
                 ("prediction", "intervention"),
-                np.stack([found["predicted"], found["control"]]),
+                np.stack([changes["predicted"], changes["control"]]),
                 "change that a direction at the last source predicts",
             ),
         },
@@ -47,9 +47,9 @@ def faithfulness_dataset(found: dict[str, np.ndarray], options: Bootstrap) -> xr
     ends = np.full((3, 2), np.nan)
     if documents > 2:
         weights = bootstrap.resamples(documents, options.bootstrap_replicates, options.seed)
-        per_sample = np.vstack([np.ones(len(found["document"])), weights[:, found["document"]]])
+        per_sample = np.vstack([np.ones(len(changes["document"])), weights[:, changes["document"]]])
         for p, name in enumerate(("predicted", "control")):
-            drawn = ablate_nodes.correlation(found[name], found["measured"], per_sample)
+            drawn = ablate_nodes.correlation(changes[name], changes["measured"], per_sample)
             ends[:, p] = drawn[0], *bootstrap.interval(drawn[1:], options.confidence)
     dataset["faithfulness"] = v("prediction", ends[0], "correlation of measured and predicted changes")
     dataset["faithfulness_low"] = v("prediction", ends[1], "lower end of its interval over documents")

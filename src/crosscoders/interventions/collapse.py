@@ -1,4 +1,4 @@
-"""What a shared dictionary makes of a graph of SAE latents: nodes that stand for one persistent feature become one.
+"""A graph of SAE latents, in which a shared dictionary makes one node of the latents of one persistent feature.
 
 Every source has an SAE of its own. A latent of one source acts on a latent of the next through the residual stream:
 f_i ⟨W_enc,j^{s+1}, W_dec,i^s⟩. Where both stand for the same crosscoder latent the edge is an identity edge: it says
@@ -25,11 +25,11 @@ class Layer:
     decoder: np.ndarray
 
     def shuffled(self, generator: np.random.Generator) -> Layer:
-        """The same latents on other tokens."""
+        """The same latents with their tokens in random order."""
         return Layer(self.code[generator.permutation(self.code.shape[0])], self.encoder, self.decoder)
 
 
-# -- which latents are one ---------------------------------------------------------------------------------------------
+# -- latents of one feature --------------------------------------------------------------------------------------------
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -55,30 +55,30 @@ def similar(
     a: csr_array, b: csr_array, directions: tuple[np.ndarray, np.ndarray], least_cosine: float, least_correlation: float
 ) -> np.ndarray:
     """Cosine of the directions of all pairs that point alike and fire together, 0 for all others, (m_a, m_b)."""
-    found = cosine(*directions)
-    return np.where((found >= least_cosine) & (correlation(a, b) >= least_correlation), found, 0)
+    cosines = cosine(*directions)
+    return np.where((cosines >= least_cosine) & (correlation(a, b) >= least_correlation), cosines, 0)
 
 
 def by_crosscoder(
     layers: list[Layer], code: csr_array, decoders: list[np.ndarray], least_cosine: float, least_correlation: float
 ) -> list[np.ndarray]:
-    """The crosscoder latent that every SAE latent stands for, −1 where none: (m_s,) per source.
+    """The crosscoder latent that every SAE latent stands for, −1 where there is none: (m_s,) per source.
 
     `decoders` are the crosscoder's, (m, width) per source.
     """
-    found = []
+    labels = []
     for layer, decoder in zip(layers, decoders, strict=True):
         score = similar(layer.code, code, (layer.decoder, decoder), least_cosine, least_correlation)
-        found.append(np.where(score.max(1) > 0, score.argmax(1), -1))
-    return found
+        labels.append(np.where(score.max(1) > 0, score.argmax(1), -1))
+    return labels
 
 
 def by_clustering(layers: list[Layer], least_cosine: float, least_correlation: float) -> list[np.ndarray]:
-    """Chains of SAE latents without a crosscoder: each is the other's best partner in the next source.
+    """Chains of SAE latents, made without a crosscoder: the number of every latent's chain, (m_s,) per source.
 
-    Numbers of chains, −1 for latents without a partner: (m_s,) per source.
+    Two latents of neighbouring sources are joined where each is the other's best partner; −1 stands for no partner.
     """
-    found = [np.full(layer.decoder.shape[0], -1) for layer in layers]
+    chains = [np.full(layer.decoder.shape[0], -1) for layer in layers]
     count = 0
     for s, (layer, following) in enumerate(zip(layers, layers[1:], strict=False)):
         pair = (layer.decoder, following.decoder)
@@ -86,10 +86,10 @@ def by_clustering(layers: list[Layer], least_cosine: float, least_correlation: f
         best, back = score.argmax(1), score.argmax(0)
         mutual = np.flatnonzero((score.max(1) > 0) & (back[best] == np.arange(len(best))))
         for i in mutual:
-            if found[s][i] < 0:
-                found[s][i], count = count, count + 1
-            found[s + 1][best[i]] = found[s][i]
-    return found
+            if chains[s][i] < 0:
+                chains[s][i], count = count, count + 1
+            chains[s + 1][best[i]] = chains[s][i]
+    return chains
 
 
 def factor(labels: list[np.ndarray]) -> float:
@@ -100,7 +100,7 @@ def factor(labels: list[np.ndarray]) -> float:
 
 
 def matched_share(labels: list[np.ndarray], layers: list[Layer]) -> float:
-    """Share of the SAE latents that fire which have a node."""
+    """Of the SAE latents that fire, the share that has a node."""
     fires = np.concatenate([np.diff(layer.code.tocsc().indptr) > 0 for layer in layers])
     return float((np.concatenate(labels) >= 0)[fires].mean()) if fires.any() else np.nan
 
@@ -108,12 +108,12 @@ def matched_share(labels: list[np.ndarray], layers: list[Layer]) -> float:
 def distinct(labels: list[np.ndarray]) -> list[np.ndarray]:
     """Labels in which every latent without a node is a node of its own."""
     first = 1 + max(int(part.max(initial=-1)) for part in labels)
-    found = []
+    nodes = []
     for part in labels:
         alone = part < 0
-        found.append(np.where(alone, first + np.cumsum(alone) - 1, part))
+        nodes.append(np.where(alone, first + np.cumsum(alone) - 1, part))
         first += int(alone.sum())
-    return found
+    return nodes
 
 
 # -- the graph ---------------------------------------------------------------------------------------------------------
@@ -154,16 +154,16 @@ def edges(layers: list[Layer]) -> Edges:
 
 
 def _needed(token: np.ndarray, size: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Largest edges of each token that, beside what is free, carry KEPT_ATTRIBUTION of the token's total, (tokens,).
+    """How many of a token's largest edges carry, with what is free, KEPT_ATTRIBUTION of the token's total, (tokens,).
 
     `token` (edges,) ascends; `size` (edges,) is absolute attribution; `free` (tokens,) what costs no edge.
     """
-    found = np.zeros(len(free), np.int64)
+    counts = np.zeros(len(free), np.int64)
     ends = np.searchsorted(token, np.arange(len(free) + 1))
     for t, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
-        carried = np.cumsum(np.r_[free[t], np.sort(size[first:last])[::-1]])  # by 0, 1, ... of the largest
-        found[t] = np.count_nonzero(carried[:-1] < (KEPT_ATTRIBUTION - 1e-9) * carried[-1])
-    return found
+        carried = np.cumsum(np.r_[free[t], np.sort(size[first:last])[::-1]])  # by none, the largest, the two largest
+        counts[t] = np.count_nonzero(carried[:-1] < (KEPT_ATTRIBUTION - 1e-9) * carried[-1])
+    return counts
 
 
 def measure(layers: list[Layer], graph: Edges, labels: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -209,12 +209,20 @@ def recall(
 ) -> tuple[float, float]:
     """Share of planted persistent concepts that one node holds in every source in which they live.
 
-    A concept is persistent where it is `present`, (concepts, sources) bool, in two sources or more; an SAE latent stands
-    for it where their directions have an absolute cosine above `threshold`. `directions` are (concepts, width) per source.
+    A concept is persistent if it is present in two sources or more. An SAE latent stands for it where their directions
+    have an absolute cosine above `threshold`.
+
+    Parameters
+    ----------
+    layers, labels
+        SAE latents, and the node of each, (m_s,) per source; −1 where it has none.
+    directions : per source, (concepts, width)
+    present : (concepts, S) bool
+    threshold : float
 
     Returns
     -------
-    recall, recall_of_known
+    recall, recall_of_known : float
         Of all persistent concepts, and of those for which every source has a latent that stands for it.
     """
     alike = [np.abs(cosine(known, layer.decoder)) > threshold for known, layer in zip(directions, layers, strict=True)]

@@ -1,4 +1,4 @@
-"""A graph of SAE latents before and after a crosscoder collapses it, and controls, at one variance explained."""
+"""A graph of SAE latents before and after a crosscoder or a control collapses it, at one variance explained."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from crosscoders.study.settings.comparisons import Circuits
 BATCH = 2048
 PER_TOKEN = ("nodes", "edges", "identity", "attribution")
 THRESHOLD_STEPS = 12
+"""Steps of the bisection that raises a threshold."""
 HIGHEST = 8.0
-"""Multiple of a threshold up to which one is looked for that explains less."""
+"""Highest raised threshold that is tried, as a multiple of the median score."""
 
 
 def active(coder: Crosscoder, x: torch.Tensor) -> csr_array:
@@ -52,7 +53,7 @@ def explained(coder: Crosscoder, code: csr_array, x: torch.Tensor) -> np.ndarray
 def lowered(coder: Crosscoder, code: csr_array, x: torch.Tensor, wanted: float) -> csr_array:
     """The entries above a raised threshold, at which the mean fraction of variance explained falls to `wanted`.
 
-    Thresholds are raised, never lowered: what lies below the one that was fitted was not trained to be used.
+    Thresholds are only raised: the entries below the fitted one were not trained to be used.
     """
     if explained(coder, code, x).mean() <= wanted:
         return code
@@ -67,21 +68,22 @@ def lowered(coder: Crosscoder, code: csr_array, x: torch.Tensor, wanted: float) 
 
 def layers_of(coder: Crosscoder, code: csr_array, scales: np.ndarray) -> list[Layer]:
     """The latents of every source of SAEs, in the unit of raw activations."""
-    found = []
+    layers = []
     for s, part in enumerate(coder.columns):
         rows = coder.writes[:, s].numpy()
         encoder, decoder = (weights[rows][:, part].numpy() for weights in (coder.encoder, coder.decoder))
-        found.append(Layer(code[:, np.flatnonzero(rows)].tocsr(), encoder / scales[s], decoder * scales[s]))
-    return found
+        layers.append(Layer(code[:, np.flatnonzero(rows)].tocsr(), encoder / scales[s], decoder * scales[s]))
+    return layers
 
 
 def collapses(
     layers: list[Layer], coder: Crosscoder, code: csr_array, options: Circuits
 ) -> dict[str, list[np.ndarray]]:
-    """Labels of every way to collapse latents.
+    """Labels of every way to collapse latents, (m_s,) per source.
 
-    Each latent its own node; by the crosscoder; by chains of best partners; by the crosscoder, from tokens that are
-    shuffled within every source. All are applied to one graph, that of the tokens as they are.
+    `none` leaves each latent its own node; `crosscoder` and `clustering` collapse by the crosscoder and by chains of
+    best partners; `shuffled tokens` collapses by the crosscoder after the tokens of every source are shuffled. All are
+    applied to one graph, that of the tokens as they are.
     """
     limits = (options.least_cosine, options.least_correlation)
     decoders = [coder.decoder[:, part].numpy() for part in coder.columns]
@@ -103,8 +105,8 @@ def graph_dataset(
     weights = bootstrap.resamples(documents, options.bootstrap_replicates, options.seed)
     tokens = np.bincount(document, minlength=documents)[:, None].astype(float)
     graph, sums = collapse.edges(layers), np.empty((documents, len(labels), len(PER_TOKEN)))
-    for c, found in enumerate(labels.values()):
-        measured = collapse.measure(layers, graph, found)
+    for c, collapsed in enumerate(labels.values()):
+        measured = collapse.measure(layers, graph, collapsed)
         for p, name in enumerate(PER_TOKEN):
             sums[:, c, p] = np.bincount(document, measured[name], documents)
     v, dataset = artifacts.variable, xr.Dataset()
@@ -121,11 +123,13 @@ def graph_dataset(
         dataset[f"{name}_low"] = v("collapse", low, "lower end of its interval over documents")
         dataset[f"{name}_high"] = v("collapse", high, "upper end of its interval over documents")
     dataset["collapse_factor"] = v(
-        "collapse", [collapse.factor(found) for found in labels.values()], "SAE latents per node that stands for any"
+        "collapse",
+        [collapse.factor(collapsed) for collapsed in labels.values()],
+        "SAE latents per node that stands for any",
     )
     dataset["matched_share"] = v(
         "collapse",
-        [collapse.matched_share(found, layers) for found in labels.values()],
+        [collapse.matched_share(collapsed, layers) for collapsed in labels.values()],
         "share of the firing SAE latents that have a node",
     )
     return dataset.assign_coords(collapse=np.array(list(labels), dtype=object))
@@ -140,9 +144,25 @@ def simplify(
     options: Circuits,
     resampling: Bootstrap,
 ) -> tuple[xr.Dataset, csr_array, list[Layer], dict[str, list[np.ndarray]]]:
-    """The graph before and after every collapse, the crosscoder's code, the SAEs' layers, and labels of every collapse.
+    """The graph of SAE latents before and after every collapse.
 
     Of crosscoder and SAEs, the one that explains more has its threshold raised until it explains as much as the other.
+
+    Parameters
+    ----------
+    coder, saes : Crosscoder
+    x, document : (tokens, D), (tokens,)
+        Normalised activations, and consecutive document numbers.
+    scales : (S,)
+        σ_s of every source.
+    options, resampling
+        How latents are matched, and the bootstrap over documents.
+
+    Returns
+    -------
+    dataset, code, layers, labels
+        Nodes and edges by `collapse`; the crosscoder's code, (tokens, m); the SAEs' latents by source; and the labels
+        of every collapse, (m_s,) per source.
     """
     code, sae_code = active(coder, x), active(saes, x)
     reached = min(explained(coder, code, x).mean(), explained(saes, sae_code, x).mean())
@@ -160,7 +180,17 @@ def simplify(
 
 
 def summary_line(dataset: xr.Dataset) -> str:
-    """What the crosscoder's collapse does."""
+    """What the crosscoder's collapse does to nodes and edges per token, in words.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        From :func:`simplify`.
+
+    Returns
+    -------
+    str
+    """
     pairs = (
         dataset[name].sel(collapse=["none", "crosscoder"]).values for name in ("nodes_per_token", "edges_per_token")
     )

@@ -1,4 +1,4 @@
-"""Stage circuit_trial: whether a crosscoder joins what SAEs per source have of one concept, where concepts are known."""
+"""Stage circuit_trial: whether a crosscoder joins the SAE latents of one concept, where the concepts are known."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def recalls(
 ) -> xr.Dataset:
     """Share of the planted persistent concepts that every way to collapse latents finds."""
     values = [
-        collapse.recall(layers, found, truth.directions, truth.gain >= PRESENT, threshold) for found in labels.values()
+        collapse.recall(layers, collapsed, truth.directions, truth.gain >= PRESENT, threshold)
+        for collapsed in labels.values()
     ]
     v = artifacts.variable
     whole, known = np.array(values).T
@@ -37,7 +38,7 @@ def recalls(
 
 
 def main(arguments) -> None:
-    """Plant, train a crosscoder and SAEs, collapse, save."""
+    """Plant concepts, train a crosscoder and SAEs, collapse the SAEs' latents, and save the recall of concepts."""
     section, seed = arguments.settings, arguments.settings.seed
     options = section.circuits
     synthetic, settings = section.synthetic, section.synthetic.planted

@@ -1,9 +1,9 @@
-"""Synthetic sources with known concepts: the truth against which crosscoders are judged [science of §4; L24; M25; D26].
+"""Synthetic sources with known concepts: the truth against which crosscoders are judged [L24, M25, D26].
 
-A concept fires on some tokens and writes one direction into each source. Of a pair of models, `shared` concepts write
-into both, `base-only` and `chat-only` into one, `shrunk` ones faintly into base, `rotated` ones along unrelated
-directions, `decoupled` ones on contexts that overlap only in part. Of a stack of layers, `spanning` concepts live from
-a first to a last layer while their direction drifts.
+A concept fires on some tokens and writes one direction into each source. In a pair of models, `shared` concepts write
+into both, `base-only` and `chat-only` concepts into one. `shrunk` concepts write faintly into base, `rotated` ones
+along unrelated directions, and `decoupled` ones on contexts that overlap only in part. In a stack of layers, `spanning`
+concepts live from a first to a last layer while their direction drifts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def rotation(generator: np.random.Generator, width: int, angle: float) -> np.nda
 
 
 def world(settings: Planted, widths: list[int], seed: int) -> World:
-    """Draw directions, gains and spans.
+    """Draw the directions, gains and spans of all concepts.
 
     Each source's space is an affine map of the one before: a rotation by `drift`, and an offset of norm 1.
     """
@@ -80,7 +80,7 @@ def world(settings: Planted, widths: list[int], seed: int) -> World:
             directions.append(directions[-1] @ rotation(generator, width, settings.drift))
         else:
             directions.append(unit(directions[-1] @ generator.normal(size=(before, width))))
-    found = World(
+    truth = World(
         planted_class,
         np.ones((concepts, sources)),
         directions,
@@ -88,18 +88,18 @@ def world(settings: Planted, widths: list[int], seed: int) -> World:
         np.zeros(concepts, int),
         np.full(concepts, sources - 1),
     )
-    rotated = found.is_class("rotated")
+    rotated = truth.is_class("rotated")
     directions[-1][rotated] = unit(generator.normal(size=(int(rotated.sum()), widths[-1])))
-    found.gain[found.is_class("base-only"), 1:] = 0
-    found.gain[found.is_class("chat-only"), 0] = 0
-    found.gain[found.is_class("shrunk"), 0] = settings.shrink
-    spanning = np.flatnonzero(found.is_class("spanning"))
+    truth.gain[truth.is_class("base-only"), 1:] = 0
+    truth.gain[truth.is_class("chat-only"), 0] = 0
+    truth.gain[truth.is_class("shrunk"), 0] = settings.shrink
+    spanning = np.flatnonzero(truth.is_class("spanning"))
     ends = np.sort(generator.integers(0, sources, size=(len(spanning), 2)), axis=1)
-    found.first[spanning], found.last[spanning] = ends.T
+    truth.first[spanning], truth.last[spanning] = ends.T
     layer = np.arange(sources)
-    found.gain[spanning] = (layer >= ends[:, :1]) & (layer <= ends[:, 1:])
-    found.offsets = [unit(generator.normal(size=width)) for width in widths]
-    return found
+    truth.gain[spanning] = (layer >= ends[:, :1]) & (layer <= ends[:, 1:])
+    truth.offsets = [unit(generator.normal(size=width)) for width in widths]
+    return truth
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Sample:
 def draw(
     truth: World, settings: Planted, tokens: int, seed: list[int]
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Raw activations.
+    """Draw raw activations.
 
     A concept fires where a Gaussian, partly common to the concepts of its topic in a document, exceeds the quantile of
     its rate; strengths are uniform on [½, 3⁄2]; of a decoupled concept's occurrences, a share `overlap` shows in both
@@ -186,7 +186,7 @@ def samples(
     seed: int,
 ) -> tuple[dict[str, Sample], np.ndarray]:
     """Normalised samples of every split and the scales; statistics are those of the first split, `train`."""
-    found, statistics = {}, []
+    by_split, statistics = {}, []
     for number, (split, count) in enumerate(tokens.items()):
         raw, active, document = draw(truth, settings, count, [seed, 1, number])
         for minuend, subtrahend in differences.values():
@@ -196,8 +196,8 @@ def samples(
         normalised = [(part - mean) / scale for part, (mean, scale) in zip(raw, statistics, strict=True)]
         x = torch.from_numpy(np.concatenate(normalised, axis=1).astype(np.float32))
         names = [*sources, *differences]
-        found[split] = Sample(x, names, [part.shape[1] for part in raw], document, active)
-    return found, np.array([scale for _, scale in statistics])
+        by_split[split] = Sample(x, names, [part.shape[1] for part in raw], document, active)
+    return by_split, np.array([scale for _, scale in statistics])
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------
@@ -209,12 +209,15 @@ def match(
     """Cosine of every concept with every latent, and the concept that each latent stands for.
 
     A concept is compared where it lives at half strength or more, a latent where its decoder norm is at least half its
-    largest: what a latent barely writes says nothing.
+    largest: weaker decoder vectors say nothing about the concept.
 
     Parameters
     ----------
+    truth : World
     decoders : per source, (m, width)
-    known : indices of those sources among the planted ones
+    known : list of int
+        Indices of those sources among the planted ones.
+    threshold : float
 
     Returns
     -------
@@ -246,7 +249,7 @@ def judge(
     Parameters
     ----------
     truth, cosine, concept
-        What was planted, and what :func:`match` found of it.
+        What was planted, and what :func:`match` returns for it.
     alive : (m,) bool
     threshold : float
         Absolute cosine above which a latent stands for a concept.
@@ -266,24 +269,29 @@ def judge(
     alive_cosine = np.where(alive, cosine, 0)
     best, recovered = alive_cosine.argmax(1), alive_cosine.max(1) > threshold
     rules = [_rule(truth, labels, best, recovered, alive, concept) for labels in predicted.values()]
-    recall = np.array([found["recall"] for found in rules]).reshape(-1, len(names))
-    called = np.array([found["called"] for found in rules]).reshape(-1, len(names), len(CALLS))
-    precision, false_positives = (
-        np.array([found[name] for found in rules]) for name in ("precision", "false_positives")
-    )
     per_class = [recovered[truth.is_class(name)].mean() for name in names]
+    variables = {"recovered": artifacts.variable("planted_class", per_class, "share of concepts recovered")}
+    labels = {"planted_class": names, "rule": list(predicted), "call": CALLS}
+    coords = {name: np.array(one, dtype=object) for name, one in labels.items()}
+    return xr.Dataset(variables | _rule_variables(rules, len(names)), coords=coords)
+
+
+def _rule_variables(rules: list[dict], classes: int) -> dict[str, tuple]:
+    """The judgements of :func:`_rule` as variables over `rule`, for a number of planted classes."""
     v = artifacts.variable
-    variables = {
-        "recovered": v("planted_class", per_class, "share of concepts recovered"),
+    recall = np.array([rule["recall"] for rule in rules]).reshape(-1, classes)
+    called = np.array([rule["called"] for rule in rules]).reshape(-1, classes, len(CALLS))
+    precision, false_positive_rate = (
+        np.array([rule[name] for rule in rules]) for name in ("precision", "false_positive_rate")
+    )
+    return {
         "recall": v(("rule", "planted_class"), recall, "share of concepts recovered and called right"),
         "called": v(("rule", "planted_class", "call"), called, "share of recovered concepts by call"),
         "precision": v("rule", precision, "share of exclusive calls that are right"),
         "false_positive_rate": v(
-            "rule", false_positives, "share of latents of common concepts that are called exclusive"
+            "rule", false_positive_rate, "share of latents of common concepts that are called exclusive"
         ),
     }
-    labels = {"planted_class": names, "rule": list(predicted), "call": CALLS}
-    return xr.Dataset(variables, coords={name: np.array(one, dtype=object) for name, one in labels.items()})
 
 
 def _rule(
@@ -302,7 +310,7 @@ def _rule(
         "recall": [(right & recovered)[truth.is_class(name)].mean() for name in names],
         "called": [[_share(call[best] == kind, truth.is_class(name) & recovered) for kind in CALLS] for name in names],
         "precision": _share(true, claimed),
-        "false_positives": _share(np.isin(call, EXCLUSIVE), common),
+        "false_positive_rate": _share(np.isin(call, EXCLUSIVE), common),
     }
 
 

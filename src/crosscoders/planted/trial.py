@@ -21,9 +21,9 @@ from crosscoders.training.recipes import CrosscoderRecipe
 RULES = ("norm", "norm and scaling")
 
 
-def calls(found: xr.Dataset, specific: xr.Dataset) -> dict[str, np.ndarray]:
-    """What each rule calls every latent: its class by norm; that class, where latent scaling confirms it."""
-    by_norm = np.array(classification.NORM_CLASSES)[found["norm_class"].values]
+def calls(geometry: xr.Dataset, specific: xr.Dataset) -> dict[str, np.ndarray]:
+    """What each rule calls every latent: its class by norm, or that class only where latent scaling confirms it."""
+    by_norm = np.array(classification.NORM_CLASSES)[geometry["norm_class"].values]
     by_scaling = np.array(classification.SPECIFIC)[specific["specific"].values]
     confirmed = ((by_norm == "chat-only") & (by_scaling == "chat")) | (
         (by_norm == "base-only") & (by_scaling == "base")
@@ -55,7 +55,8 @@ def score(
 ) -> xr.Dataset:
     """Reconstruction, classes and the judgement of one crosscoder on test tokens `data`.
 
-    Latent scaling is fitted on the validation tokens `held_out`. `parts` holds, per source of the crosscoder, the planted sources it is made of: one, or the two of a difference.
+    Latent scaling is fitted on the validation tokens `held_out`. `parts` holds, per source, the planted sources that it
+    is made of: one, or the two of a difference. No rule judges concepts that span layers; `onset` does.
     """
     weights = bootstrap.resamples(int(data.document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
     sums = reconstruction(coder, data, data.document)
@@ -68,10 +69,9 @@ def score(
         (coder.decoder[:, columns].numpy(), s) for columns, part in zip(coder.columns, parts, strict=True) for s in part
     ]
     cosine, concept = concepts.match(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], threshold)
-    called = calls(geometry, specific) if contrast and not truth.is_class("spanning").any() else {}  # spans say more
+    called = calls(geometry, specific) if contrast and not truth.is_class("spanning").any() else {}
     judged = concepts.judge(truth, cosine, concept, alive, called, threshold)
-    v = artifacts.variable
-    explained = 1 - sums["error"].sum(0) / sums["variance"].sum(0)
+    v, explained = artifacts.variable, 1 - sums["error"].sum(0) / sums["variance"].sum(0)
     best = np.where(alive, cosine, 0).argmax(1)
     judged = judged.assign(
         fraction_variance_explained=v("source", explained, "fraction of variance explained"),
@@ -91,7 +91,7 @@ def score(
 
 
 def main(arguments) -> None:
-    """Plant, train, judge, save."""
+    """Plant concepts, train one crosscoder on them, judge it, and save the judgement."""
     section: TrialSection = arguments.settings
     synthetic, options, member = section.synthetic, section.synthetic.planted, section.crosscoder
     stored, seed = list(synthetic.widths), section.seed

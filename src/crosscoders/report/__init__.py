@@ -1,1 +1,4 @@
-"""From results to summaries, figures, sentences, notebooks and the manifest. Uses `analysis` for intervals, and `study`."""
+"""Summaries, figures, sentences, notebooks and the manifest, made from results.
+
+Uses `analysis` for intervals, and `study`.
+"""

@@ -21,23 +21,21 @@ def main(arguments) -> None:
         if paths:
             parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
     if arguments.circuits:
-        found = map(artifacts.read, arguments.circuits)
-        parts.append(stack_seeds(dict(zip(section.seeds, found, strict=True)), "circuit_"))
+        circuits = map(artifacts.read, arguments.circuits)
+        parts.append(stack_seeds(dict(zip(section.seeds, circuits, strict=True)), "circuit_"))
     normalisation = artifacts.read(arguments.normalisation)
     if arguments.aligned:
         pairs = [(name, seed) for name in section.aligned for seed in section.seeds]
-        found = stack({key: artifacts.read(path) for key, path in zip(pairs, arguments.aligned, strict=True)})
-        names = [name for name in found.data_vars if name.startswith("aligned_")]
+        aligned = stack({key: artifacts.read(path) for key, path in zip(pairs, arguments.aligned, strict=True)})
+        names = [name for name in aligned.data_vars if name.startswith("aligned_")]
         labels = {dim: parts[0][dim].values for dim in ("source", "other_source")}
-        parts.append(found[names].reindex(labels).rename(crosscoder="aligned"))
-    statistics = normalisation[["scale", "median_norm", "sink_norm", "sink_share"]]
-    parts.append(statistics.sel(source=parts[0]["source"].values))
+        parts.append(aligned[names].reindex(labels).rename(crosscoder="aligned"))
+    statistics, sources = normalisation[["scale", "median_norm", "sink_norm", "sink_share"]], parts[0]["source"].values
+    parts.append(statistics.sel(source=sources))
     if arguments.similarity:
-        found = artifacts.read(arguments.similarity)
-        names = [name for name in parts[0]["source"].values if name in found["source"].values]
-        parts.append(
-            found.sel(source=names).reindex(source=parts[0]["source"].values).rename(other_source="compared_source")
-        )
+        similarity = artifacts.read(arguments.similarity)
+        names = [name for name in sources if name in similarity["source"].values]
+        parts.append(similarity.sel(source=names).reindex(source=sources).rename(other_source="compared_source"))
     if arguments.behaviours:
         measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
         parts.append(

@@ -1,4 +1,4 @@
-"""Stage collate_trials: the judged members of one setting with synthetic sources, over members and seeds, in one dataset."""
+"""Stage collate_trials: the judged trials of one setting as one dataset, over members and seeds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def main(arguments) -> None:
     keys = [(name, seed) for name in section.crosscoders for seed in section.seeds]
     dataset = stack({key: artifacts.read(path) for key, path in zip(keys, arguments.trials, strict=True)})
     if arguments.circuits:
-        found = map(artifacts.read, arguments.circuits)
-        dataset = dataset.merge(stack_seeds(dict(zip(section.seeds, found, strict=True)), "circuit_"), join="exact")
+        circuits = map(artifacts.read, arguments.circuits)
+        dataset = dataset.merge(stack_seeds(dict(zip(section.seeds, circuits, strict=True)), "circuit_"), join="exact")
     dataset.attrs = section.provenance() | {
         "title": f"summary of {section.setting_name}",
         "setting": section.setting_name,

@@ -1,4 +1,4 @@
-"""Which crosscoder should I use? Members trained on one set of activations, side by side, from a summary alone."""
+"""Which crosscoder a study should use: members trained on one set of activations, compared from a summary alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLUMNS = {
 def measures(summary: xr.Dataset, crosscoder: str, seed: int) -> dict[str, tuple[float, float, float]]:
     """What is compared, for one training: value and ends of its 95% interval; NaN where there is none.
 
-    Intervals are over documents; those of rates of latents are as in `null_figures.rates`.
+    Intervals are over documents; those of rates of latents are as in :func:`null_figures.rates`.
     """
     one = summary.sel(crosscoder=crosscoder, seed=seed)
     called = rates(summary.sel(seed=[seed]), crosscoder) if float(one["called"].sel(call="alive")) > 0 else {}
@@ -48,26 +48,26 @@ def measures(summary: xr.Dataset, crosscoder: str, seed: int) -> dict[str, tuple
 
 def table(summary: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
     """Measures of every member, (seeds, 3): value, lower and upper end."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    by_member: dict[str, dict[str, np.ndarray]] = {}
     for name in crosscoders(summary):
         rows = [measures(summary, name, int(seed)) for seed in summary["seed"].values]
-        found[name] = {key: np.array([row[key] for row in rows]) for key in COLUMNS}
-    return found
+        by_member[name] = {key: np.array([row[key] for row in rows]) for key in COLUMNS}
+    return by_member
 
 
 def compare(summary: xr.Dataset) -> plt.Figure:
     """ours-compare: every measure by member; a mark per seed, with its interval."""
-    found = table(summary)
-    figure, axes = plt.subplots(1, len(COLUMNS), figsize=(3.1 * len(COLUMNS), 0.9 + 0.42 * len(found)), sharey=True)
+    by_member = table(summary)
+    figure, axes = plt.subplots(1, len(COLUMNS), figsize=(3.1 * len(COLUMNS), 0.9 + 0.42 * len(by_member)), sharey=True)
     for axis, (key, label) in zip(axes, COLUMNS.items(), strict=True):
-        for row, columns in enumerate(found.values()):
+        for row, columns in enumerate(by_member.values()):
             value, low, high = columns[key].T
             place = row + 0.16 * (np.arange(len(value)) - (len(value) - 1) / 2)
             bars = np.nan_to_num([value - low, high - value]).clip(min=0)
             axis.errorbar(value, place, xerr=bars, fmt="o", ms=5, capsize=2, color=PALETTE[0])
         axis.set_xlabel(label, fontsize=10)
         axis.grid(axis="y", lw=0.4)
-    axes[0].set_yticks(range(len(found)), list(found))
+    axes[0].set_yticks(range(len(by_member)), list(by_member))
     axes[0].invert_yaxis()
     axes[0].set_xlim(None, 1)
     figure.suptitle("a mark per seed; bars: 95% over documents, of rates also over latents", fontsize=10)
@@ -103,23 +103,23 @@ def as_markdown(summary: xr.Dataset) -> str:
 
 def answer(summary: xr.Dataset) -> str:
     """Three lines: the best reconstruction at matched L0, the best ranking, and the member that claims most."""
-    found = {
+    means = {
         name: {key: np.mean(values[:, 0]) for key, values in columns.items()}
         for name, columns in table(summary).items()
     }
-    middle = float(np.median([columns["l0"] for columns in found.values()]))
-    diffing = {name: columns for name, columns in found.items() if np.isfinite(columns["chat_only"])}
+    middle = float(np.median([columns["l0"] for columns in means.values()]))
+    diffing = {name: columns for name, columns in means.items() if np.isfinite(columns["chat_only"])}
     matched = {name: columns for name, columns in diffing.items() if abs(columns["l0"] / middle - 1) <= MATCHED}
     best = lambda group, key: max(group, key=lambda name: np.nan_to_num(group[name][key], nan=-1))  # noqa: E731
     rebuilt, ranked, claims = best(matched, "fve"), best(diffing, "lift"), best(diffing, "chat_only")
     outside = sorted(set(diffing) - set(matched))
     return "\n".join(
         [
-            f"- **Reconstruction**: {rebuilt} explains most ({found[rebuilt]['fve']:.3f}) among members with L0 within "
+            f"- **Reconstruction**: {rebuilt} explains most ({means[rebuilt]['fve']:.3f}) among members with L0 within "
             f"{MATCHED:.0%} of {middle:.0f}" + (f"; not matched: {', '.join(outside)}." if outside else "."),
             f"- **Ranking**: the highest Δ of {ranked} fall most on what was planted "
-            f"({found[ranked]['lift']:.1f} times the base rate).",
-            f"- **Claims**: {claims} calls the largest share of its latents chat-only ({found[claims]['chat_only']:.2%}); "
-            f"{found[claims]['specific']:.2%} pass latent scaling.",
+            f"({means[ranked]['lift']:.1f} times the base rate).",
+            f"- **Claims**: {claims} calls the largest share of its latents chat-only "
+            f"({means[claims]['chat_only']:.2%}); {means[claims]['specific']:.2%} pass latent scaling.",
         ]
     )

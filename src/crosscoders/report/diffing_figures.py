@@ -25,7 +25,7 @@ from crosscoders.report.figures import (
 )
 
 LOWEST_LIFT = 0.03
-"""Lowest lift shown: groups that never fire on a category stand on the floor of the panel."""
+"""Lowest lift shown: groups that never fire on a category are drawn here."""
 CONTROLS = ("random", "mean difference", "components")
 """Conditions of causal patching, by how their names begin, that use no chosen latents."""
 SEGMENT_LABELS = {"all": "all response tokens", "first": "the first 9", "rest": "the rest"}
@@ -301,13 +301,13 @@ def template(summary: xr.Dataset) -> plt.Figure:
 
 
 def _patched_conditions(one: xr.Dataset) -> list[str]:
-    """The conditions that one crosscoder has, but the check that all and error together are the chat model."""
+    """The conditions that one crosscoder has, without the check that all and error together are the chat model."""
     measured = np.isfinite(one["divergence"]).all(["seed", "segment"])
     return [str(name) for name in one["condition"].values[measured.values] if str(name) != "all and error"]
 
 
 def divergence(summary: xr.Dataset) -> plt.Figure:
-    """m25-kl-bars: KL from the chat model's own next-token distributions under every patch, by segment of the response."""
+    """m25-kl-bars: KL from the chat model's own next-token distributions under every patch, by response segment."""
     segments = [str(name) for name in summary["segment"].values]
     rows = {name: _patched_conditions(summary.sel(crosscoder=name)) for name in crosscoders(summary)}
     heights = [2 + len(conditions) for conditions in rows.values()]

@@ -1,7 +1,7 @@
-"""What all figures share, and those of training and evaluation; every figure is drawn from a summary dataset alone.
+"""What all figures share, and the figures of training and evaluation.
 
-A function that draws takes the dataset (and, where it compares crosscoders, finds them in it) and returns a figure;
-`save` writes it as PNG and SVG with bytes that depend on the data alone.
+A function that draws takes a summary dataset, in which it finds the crosscoders that it compares, and returns a figure.
+`save` writes the figure as PNG and SVG with bytes that depend on the data alone.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def leaning(one: xr.Dataset, count: int = CHAT_SAMPLE) -> np.ndarray:
 
 
 def thresholds(summary: xr.Dataset) -> dict:
-    """The settings of the classification."""
+    """The settings of the classification, thresholds on Δ and ν among them."""
     return json.loads(summary.attrs["classification"])
 
 
@@ -153,12 +153,12 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
         }
     figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 6 * len(panels), 4), squeeze=False)
     names, seeds = crosscoders(summary), summary["seed"].values
-    for axis, (label, (found, variable)) in zip(axes[0], panels.items(), strict=True):
-        found = found.sel(source=np.isfinite(found[variable]).any(["crosscoder", "seed"]))
-        sources = [str(name) for name in found["source"].values]
+    for axis, (label, (dataset, variable)) in zip(axes[0], panels.items(), strict=True):
+        dataset = dataset.sel(source=np.isfinite(dataset[variable]).any(["crosscoder", "seed"]))
+        sources = [str(name) for name in dataset["source"].values]
         for c, name in enumerate(names):
             for s, seed in enumerate(seeds):
-                one = found.sel(crosscoder=name, seed=seed)
+                one = dataset.sel(crosscoder=name, seed=seed)
                 value = one[variable].values
                 place = np.arange(len(sources)) + 0.12 * (c * len(seeds) + s - (len(names) * len(seeds) - 1) / 2)
                 bars = np.abs([value - one[f"{variable}_low"], one[f"{variable}_high"] - value])

@@ -78,8 +78,8 @@ def similarity(summary: xr.Dataset) -> plt.Figure:
     figure, axes = plt.subplots(1, 2 + len(names), figsize=(5.6 * (2 + len(names)), 5))
     sources = [str(name) for name in summary["compared_source"].values]
     for axis, name in zip(axes, ("cka", "svcca"), strict=False):
-        found = [summary[f"{name}{end}"].sel(source=sources).values for end in ("", "_low", "_high")]
-        heatmap(axis, *found, sources, summary[name].attrs["long_name"])
+        matrices = [summary[f"{name}{end}"].sel(source=sources).values for end in ("", "_low", "_high")]
+        heatmap(axis, *matrices, sources, summary[name].attrs["long_name"])
         axis.set_title(f"{name.upper()} (brackets: 95%, jackknife over documents)", fontsize=10)
     for axis, name in zip(axes[2:], names, strict=True):
         seeds = []
@@ -118,23 +118,23 @@ def over_seeds(one: xr.Dataset, name: str) -> tuple[float, float, float]:
 
 
 def same_coefficient(summary: xr.Dataset) -> list[str]:
-    """The crosscoders of the penalty coefficient that most of them share: their losses are of one objective."""
-    found = {
+    """The crosscoders of the penalty coefficient that most of them share, so that their losses can be compared."""
+    coefficients = {
         name: round(float(summary["penalty_coefficient"].sel(crosscoder=name).mean()), 6)
         for name in crosscoders(summary)
     }
-    values = list(found.values())
+    values = list(coefficients.values())
     chosen = max(dict.fromkeys(values), key=values.count)
-    return [name for name, value in found.items() if value == chosen]
+    return [name for name, value in coefficients.items() if value == chosen]
 
 
 def curves(summary: xr.Dataset, names: list[str], x: str, y: str) -> dict[str, np.ndarray]:
-    """For either kind: rows of x, then y with its ends, in the order of x."""
-    found: dict[str, list] = {}
+    """The points of either kind of dictionary, sorted by x: rows of x, y and the ends of its interval."""
+    points: dict[str, list] = {}
     for name in names:
         one = summary.sel(crosscoder=name)
-        found.setdefault(kind(one), []).append((float(one[x].mean()), *over_seeds(one, y)))
-    return {label: np.array(sorted(found[label])) for label in KINDS if label in found}
+        points.setdefault(kind(one), []).append((float(one[x].mean()), *over_seeds(one, y)))
+    return {label: np.array(sorted(points[label])) for label in KINDS if label in points}
 
 
 def loss_against_features(summary: xr.Dataset) -> plt.Figure:
@@ -166,7 +166,7 @@ def loss_curve(summary: xr.Dataset, x: str) -> plt.Figure:
 
 
 def error_against_l0(summary: xr.Dataset) -> plt.Figure:
-    """l24-mse-vs-l0: normalised squared error against latents per token; FLOP-matched pairs of one coefficient joined."""
+    """l24-mse-vs-l0: normalised error against latents per token; FLOP-matched pairs of one coefficient are joined."""
     figure, axis = plt.subplots(figsize=(6.5, 4.5))
     summary = summary.assign(
         error=1 - summary["fraction_variance_explained"].mean("source"),
@@ -254,12 +254,12 @@ def _faithfulness(axis: plt.Axes, summary: xr.Dataset) -> None:
     """Measured against predicted changes of logits, of the first seed."""
     one = summary.isel(seed=0)
     for colour, which in ((PALETTE[7], "another latent"), (PALETTE[3], "same latent")):
-        found = one.sel(prediction=which)
-        value, low, high = (float(found[f"circuit_faithfulness{end}"]) for end in ("", "_low", "_high"))
+        predicted = one.sel(prediction=which)
+        value, low, high = (float(predicted[f"circuit_faithfulness{end}"]) for end in ("", "_low", "_high"))
         label = f"{which}: r = {value:.2f} [{low:.2f}, {high:.2f}]"
         axis.scatter(
-            found["circuit_predicted_change"],
-            found["circuit_measured_change"],
+            predicted["circuit_predicted_change"],
+            predicted["circuit_measured_change"],
             s=12,
             alpha=0.7,
             color=colour,

@@ -1,4 +1,4 @@
-"""Stage manifest: SHA-256 of every netCDF, PNG, SVG and page of latents; and the check that nothing has changed since."""
+"""Stage manifest: SHA-256 of every netCDF, PNG, SVG and page of latents; and the check that none has changed since."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def listing(folder: Path) -> dict[str, str]:
     listed = (path for pattern in PATTERNS for path in folder.glob(pattern))
     paths = sorted(path for path in listed if not path.name.startswith("."))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
-        found = dict(zip(paths, pool.map(check, paths), strict=True))
-    problems = [str(result) for result in found.values() if isinstance(result, UserError)]
+        checked = dict(zip(paths, pool.map(check, paths), strict=True))
+    problems = [str(one) for one in checked.values() if isinstance(one, UserError)]
     if problems:
         raise UserError("\n".join(problems))
-    return {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
+    return {path.relative_to(folder).as_posix(): digest for path, digest in checked.items()}
 
 
 def main(arguments) -> None:

@@ -10,7 +10,7 @@ from crosscoders.errors import UserError
 from crosscoders.report.sections import NotebookSection
 
 TIMEOUT_SECONDS = 1200
-"""Longest run of one cell: a kernel that hangs must not hold up a study."""
+"""Longest run of one cell, so that a kernel that hangs does not hold up a study."""
 
 
 def main(arguments) -> None:
@@ -55,7 +55,7 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    found = stage.parser(NotebookSection, __doc__, "summary", "notebook", "figures", "output")
-    found.add_argument("--nulls", type=Path, nargs="*", default=[], help="summaries of the setting's nulls")
-    found.add_argument("--transfers", type=Path, nargs="*", default=[], help="summaries of its crosscoders elsewhere")
-    stage.run(main, found.parse_args())
+    parser = stage.parser(NotebookSection, __doc__, "summary", "notebook", "figures", "output")
+    parser.add_argument("--nulls", type=Path, nargs="*", default=[], help="summaries of the setting's nulls")
+    parser.add_argument("--transfers", type=Path, nargs="*", default=[], help="summaries of its crosscoders elsewhere")
+    stage.run(main, parser.parse_args())

@@ -11,8 +11,8 @@ import xarray as xr
 from crosscoders.analysis import bootstrap
 from crosscoders.report.figures import CLASS_COLOURS, CLASSES, PALETTE, alive, crosscoders, heatmap
 
-FLOOR = 1e-4
-"""Rates of 0 stand on this floor of a logarithmic axis."""
+LOWEST_RATE = 1e-4
+"""Lowest rate shown: rates of 0 are drawn here on a logarithmic axis."""
 MATCHED_ABOVE = 0.7
 RATES = {"chat-only": "chat-only by norm", "chat-specific": "chat-specific by ν", "chat-only and chat-specific": "both"}
 """Calls whose rates are compared with nulls, and how figures name them."""
@@ -21,8 +21,8 @@ RATES = {"chat-only": "chat-only by norm", "chat-specific": "chat-specific by ν
 def interval(counts: list[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float, float]:
     """A rate over all (hits, total) with its Wilson interval."""
     hits, total = (sum(column) for column in zip(*counts, strict=True))
-    found = scipy.stats.binomtest(int(hits), max(int(total), 1)).proportion_ci(confidence, "wilson")
-    return hits / max(total, 1), found.low, found.high
+    ends = scipy.stats.binomtest(int(hits), max(int(total), 1)).proportion_ci(confidence, "wilson")
+    return hits / max(total, 1), ends.low, ends.high
 
 
 def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float, float, list[float]]]:
@@ -31,10 +31,10 @@ def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float,
     Returns
     -------
     dict
-        By call: the rate over all seeds; the ends of its 95% interval, the wider of a bootstrap over documents and of
-        Wilson's over latents, which alone bounds a rate of 0; and the rate of every seed.
+        By call: the rate over all seeds, the ends of its 95% interval, and the rate of every seed. The interval joins
+        that of a bootstrap over documents with Wilson's over latents, which alone bounds a rate of 0.
     """
-    one, found = summary.sel(crosscoder=crosscoder), {}
+    one, by_call = summary.sel(crosscoder=crosscoder), {}
     counts, replicates = one["called"], one["called_replicate"].sum("seed")
     alive = counts.sel(call="alive").values
     for call in RATES:
@@ -42,23 +42,28 @@ def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float,
         rate, low, high = interval(list(zip(hits, alive, strict=True)))
         drawn = replicates.sel(call=call) / replicates.sel(call="alive").clip(min=1)
         ends = bootstrap.interval(drawn.values, 0.95)
-        found[call] = rate, min(low, float(ends[0])), max(high, float(ends[1])), (hits / np.maximum(alive, 1)).tolist()
-    return found
+        by_call[call] = (
+            rate,
+            min(low, float(ends[0])),
+            max(high, float(ends[1])),
+            (hits / np.maximum(alive, 1)).tolist(),
+        )
+    return by_call
 
 
 def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
-    """ours-nulls: how often latents are called chat-only and chat-specific, on the real pair and where nothing is."""
+    """ours-nulls: how often latents are called chat-only and chat-specific, on the real pair and on null controls."""
     names = [name for name in crosscoders(summary) if all(name in crosscoders(other) for other in controls.values())]
     figure, axes = plt.subplots(1, len(names), figsize=(1.6 + 4.8 * len(names), 4.6), squeeze=False, sharey=True)
     columns = {"real pair": summary, **controls}
     for axis, name in zip(axes[0], names, strict=True):
         for c, column in enumerate(columns.values()):
             for r, (call, (rate, low, high, seeds)) in enumerate(rates(column, name).items()):
-                place, shown = c + 0.22 * (r - 1), max(rate, FLOOR)
+                place, shown = c + 0.22 * (r - 1), max(rate, LOWEST_RATE)
                 axis.errorbar(
                     place,
                     shown,
-                    yerr=[[shown - max(low, FLOOR)], [high - shown]],
+                    yerr=[[shown - max(low, LOWEST_RATE)], [high - shown]],
                     color=PALETTE[[3, 0, 2][r]],
                     marker="osD"[r],
                     ms=6,
@@ -67,10 +72,10 @@ def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
                     label=RATES[call] if c == 0 else None,
                 )
                 axis.scatter(
-                    [place + 0.06] * len(seeds), np.maximum(seeds, FLOOR), s=9, color="black", alpha=0.5, zorder=3
+                    [place + 0.06] * len(seeds), np.maximum(seeds, LOWEST_RATE), s=9, color="black", alpha=0.5, zorder=3
                 )
         axis.set_xticks(range(len(columns)), [label.replace("null-", "").replace("-", "\n") for label in columns])
-        axis.set(yscale="log", title=name, ylim=(FLOOR / 1.5, 1.2), xlim=(-0.5, len(columns) - 0.5))
+        axis.set(yscale="log", title=name, ylim=(LOWEST_RATE / 1.5, 1.2), xlim=(-0.5, len(columns) - 0.5))
     axes[0, 0].set_ylabel("share of alive latents (hollow: none)")
     axes[0, 0].legend(fontsize=9, title="bars: 95%, documents or latents; dots: seeds", title_fontsize=8)
     sns.despine(figure)
@@ -78,7 +83,7 @@ def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
 
 
 def stability(summary: xr.Dataset) -> plt.Figure:
-    """ours-stability: how alike the latents of two seeds are, how often their class agrees, and class counts by seed."""
+    """ours-stability: how alike latents of two seeds are, how often their class agrees, and class counts by seed."""
     names, seeds = crosscoders(summary), summary["seed"].values
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.4))
     for c, name in enumerate(names):
@@ -87,10 +92,10 @@ def stability(summary: xr.Dataset) -> plt.Figure:
         axes[0].plot(np.sort(cosines)[::-1], place, color=PALETTE[c], label=name)
         groups = [values for values in agreement.values() if len(values)]
         labels = [label for label, values in agreement.items() if len(values)]
-        found = [interval([(int(values.sum()), len(values))]) for values in groups]
+        intervals = [interval([(int(values.sum()), len(values))]) for values in groups]
         at = np.array([CLASSES.index(label) for label in labels]) + 0.16 * (c - (len(names) - 1) / 2)
-        rate = np.array([item[0] for item in found])
-        bars = np.abs([[item[0] - item[1] for item in found], [item[2] - item[0] for item in found]])
+        rate = np.array([item[0] for item in intervals])
+        bars = np.abs([[item[0] - item[1] for item in intervals], [item[2] - item[0] for item in intervals]])
         axes[1].errorbar(at, rate, yerr=bars, fmt="o", color=PALETTE[c], capsize=3, label=name)
         for s, seed in enumerate(seeds):
             one = summary.sel(crosscoder=name, seed=seed)
@@ -156,7 +161,7 @@ def _range(summary: xr.Dataset, variable: str) -> tuple[np.ndarray, np.ndarray, 
 
 
 def aligned(summary: xr.Dataset) -> plt.Figure:
-    """ours-aligned: variance explained from every source's code to every source, and overlap of the codes, mean over seeds."""
+    """ours-aligned: variance explained from every source's code to every source, and overlap of codes, over seeds."""
     names = [str(name) for name in summary["aligned"].values]
     figure, axes = plt.subplots(len(names), 2, figsize=(11, 4.6 * len(names)), squeeze=False)
     read = np.isfinite(summary["aligned_l0"]).any(["aligned", "seed"])  # aligned crosscoders read no differences
@@ -176,21 +181,23 @@ def aligned(summary: xr.Dataset) -> plt.Figure:
 def transfer(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> plt.Figure:
     """ours-transfer: variance explained where crosscoders were trained and on other activations.
 
-    By source; for aligned ones from every source's code.
+    Bars are by source; those of aligned crosscoders are from every source's code to every source.
     """
     columns = {"where trained": summary, **elsewhere}
     bars: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for label, one in columns.items():
         for name in crosscoders(one):
-            found = _range(one.sel(crosscoder=name), "fraction_variance_explained")
+            explained = _range(one.sel(crosscoder=name), "fraction_variance_explained")
             for s, source in enumerate(one["source"].values):
-                bars.setdefault(f"{name}: {source}", []).append((label, *(values[s] for values in found)))
+                bars.setdefault(f"{name}: {source}", []).append((label, *(values[s] for values in explained)))
         for name in one["aligned"].values if "aligned" in one.dims else ():
-            found = _range(one.sel(aligned=name), "aligned_fraction_variance_explained")
+            explained = _range(one.sel(aligned=name), "aligned_fraction_variance_explained")
             for s, source in enumerate(one["source"].values):
                 for t, other in enumerate(one["other_source"].values):
-                    if np.isfinite(found[0][s, t]):
-                        bars.setdefault(f"{name}: {source} → {other}", []).append((label, *(v[s, t] for v in found)))
+                    if np.isfinite(explained[0][s, t]):
+                        bars.setdefault(f"{name}: {source} → {other}", []).append(
+                            (label, *(v[s, t] for v in explained))
+                        )
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(bars)))
     for c, label in enumerate(columns):
         rows = [(r, *bar[1:]) for r, group in enumerate(bars.values()) for bar in group if bar[0] == label]
@@ -240,8 +247,8 @@ def stability_sentences(summary: xr.Dataset) -> str:
         agree = np.concatenate(list(agreement.values()))
         lines.append(
             f"- **{name}**: {100 * np.mean(cosines > MATCHED_ABOVE):.0f}% of alive latents have one of cosine above "
-            f"{MATCHED_ABOVE:g} in another seed (median cosine {np.median(cosines):.2f}); of these, {100 * agree.mean():.0f}% "
-            "fall into the same class of relative norm."
+            f"{MATCHED_ABOVE:g} in another seed (median cosine {np.median(cosines):.2f}); of these, "
+            f"{100 * agree.mean():.0f}% fall into the same class of relative norm."
         )
     return "\n".join(lines)
 

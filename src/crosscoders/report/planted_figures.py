@@ -21,12 +21,12 @@ def member(summary: xr.Dataset, name: str) -> str:
 
 def members(summary: xr.Dataset) -> dict[str, list[str]]:
     """Crosscoders of each member, by growing dictionary."""
-    found: dict[str, list[str]] = {}
+    by_member: dict[str, list[str]] = {}
     for name in (str(value) for value in summary["crosscoder"].values):
-        found.setdefault(member(summary, name), []).append(name)
+        by_member.setdefault(member(summary, name), []).append(name)
     return {
         key: sorted(names, key=lambda name: int(summary["latents"].sel(crosscoder=name)[0]))
-        for key, names in found.items()
+        for key, names in by_member.items()
     }
 
 
@@ -47,7 +47,7 @@ def _exclusive(values: xr.DataArray) -> xr.DataArray:
 
 
 def recall_and_false_positives(summary: xr.Dataset) -> plt.Figure:
-    """d26-planted: concepts recovered, exclusive concepts found, and false alarms, against dictionary size, by member."""
+    """d26-planted: concepts recovered, exclusive concepts found, and false alarms, by dictionary size and member."""
     common = "shared" if "shared" in summary["planted_class"].values else "spanning"
     panels = {f"{common} concepts recovered": (summary["recovered"].sel(planted_class=common), None)}
     if "rule" in summary.dims and summary.sizes["rule"]:
@@ -55,11 +55,11 @@ def recall_and_false_positives(summary: xr.Dataset) -> plt.Figure:
         panels["latents of common concepts called exclusive"] = (summary["false_positive_rate"], "rule")
     figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 5), squeeze=False)
     confidence = float(summary.attrs["confidence"])
-    found = members(summary)
-    offsets = np.exp(np.linspace(-0.12, 0.12, max(len(found), 2)))
-    colours = sns.color_palette("husl", len(found))
+    by_member = members(summary)
+    offsets = np.exp(np.linspace(-0.12, 0.12, max(len(by_member), 2)))
+    colours = sns.color_palette("husl", len(by_member))
     for axis, (title, (values, rule)) in zip(axes[0], panels.items(), strict=True):
-        for i, (name, sizes) in enumerate(found.items()):
+        for i, (name, sizes) in enumerate(by_member.items()):
             place = summary["latents"].sel(crosscoder=sizes).values[:, 0] * offsets[i]
             for r, label in enumerate(values["rule"].values if rule else [None]):
                 chosen = values.sel(crosscoder=sizes, rule=label) if rule else values.sel(crosscoder=sizes)
@@ -86,7 +86,7 @@ def recall_and_false_positives(summary: xr.Dataset) -> plt.Figure:
 
 
 def confusion(summary: xr.Dataset) -> plt.Figure:
-    """ours-confusion: what every member calls concepts of each planted class, by norm and confirmed by latent scaling."""
+    """ours-confusion: what every member calls concepts of each planted class, by norm and with latent scaling."""
     names = [sizes[-1] for sizes in members(summary).values()]
     names = [name for name in names if summary["called"].sel(crosscoder=name).notnull().any()]
     rules, calls = summary["rule"].values, [str(call) for call in summary["call"].values]
@@ -164,8 +164,8 @@ def sentences(summary: xr.Dataset) -> str:
         one = summary.sel(crosscoder=best)
         verb = "reaches" if enough else f"does not reach {RECALL_WANTED:.0%}; its best is"
         text = (
-            f"- **{label}** {verb} {100 * recovered[best]:.0f}% of the {common} concepts with {int(one['latents'][0])} latents"
-            f" (L0 {float(one['l0'].mean()):.1f})"
+            f"- **{label}** {verb} {100 * recovered[best]:.0f}% of the {common} concepts with "
+            f"{int(one['latents'][0])} latents (L0 {float(one['l0'].mean()):.1f})"
         )
         if "rule" in summary.dims:
             for rule in summary["rule"].values:

@@ -50,7 +50,8 @@ def _recovered(summary: xr.Dataset, trainings: list[xr.Dataset]) -> str:
         if not np.isfinite(chosen[0]["cross_entropy_recovered"]).all():
             continue
         shares = ", ".join(
-            f"{_over_seeds([float(one['cross_entropy_recovered'].sel(ablation=ablation)) for one in chosen], '{:.3f}')} of {ablation}"
+            f"{_over_seeds([float(one['cross_entropy_recovered'].sel(ablation=ablation)) for one in chosen], '{:.3f}')}"
+            f" of {ablation}"
             for ablation in summary["ablation"].values
         )
         losses = ", ".join(
@@ -70,14 +71,15 @@ def classes(summary: xr.Dataset) -> str:
         counts = [_counted(summary.sel(crosscoder=name), label) for label in figures.CLASSES]
         top = [float(one["relative_norm"].values[figures.alive(one)].max()) for one in _trainings(summary, name)]
         lines.append(
-            f"- **{name}**: {', '.join(counts)}. The largest Δ is {_over_seeds(top)}. Of latents that pass latent scaling "
-            f"on validation documents and on test documents: {_counted(summary.sel(crosscoder=name), 'chat-specific')}, "
+            f"- **{name}**: {', '.join(counts)}. The largest Δ is {_over_seeds(top)}. Of latents that pass latent "
+            "scaling on validation documents and on test documents: "
+            f"{_counted(summary.sel(crosscoder=name), 'chat-specific')}, "
             f"{_counted(summary.sel(crosscoder=name), 'base-specific')}."
         )
         if not summary["called"].sel(crosscoder=name, call="chat-only").any():
             lines.append(
-                f"  No latent reaches Δ ≥ {limits['chat_only_above']:g}: counts of exclusive latents say nothing on this "
-                "pair, and the evidence is the enrichment along the ranking below."
+                f"  No latent reaches Δ ≥ {limits['chat_only_above']:g}: counts of exclusive latents say nothing on "
+                "this pair, and the evidence is the enrichment along the ranking below."
             )
     return "\n".join(lines)
 
@@ -92,8 +94,9 @@ def relative_norms(summary: xr.Dataset) -> str:
             shares.append([100 * (delta <= 0.1).mean(), 100 * (delta >= 0.9).mean(), np.median(delta)])
         lows, highs, medians = zip(*shares, strict=True)
         lines.append(
-            f"- **{name}**: of alive latents {_over_seeds(list(lows), '{:.1f}')}% are written to {first} alone (Δ ≤ 0.1), "
-            f"{_over_seeds(list(highs), '{:.1f}')}% to {last} alone (Δ ≥ 0.9); the median Δ is {_over_seeds(list(medians))}."
+            f"- **{name}**: of alive latents {_over_seeds(list(lows), '{:.1f}')}% are written to {first} alone "
+            f"(Δ ≤ 0.1), {_over_seeds(list(highs), '{:.1f}')}% to {last} alone (Δ ≥ 0.9); the median Δ is "
+            f"{_over_seeds(list(medians))}."
         )
     return "\n".join(lines)
 
@@ -189,8 +192,8 @@ def enrichment(summary: xr.Dataset) -> str:
                 f"{100 * float(either['enrichment_share']):.0f}% of their firings on planted behaviours and template "
                 f"tokens, {float(either['enrichment_lift']):.1f} times the base rate (95% over documents: "
                 f"{float(either['enrichment_lift_low']):.1f} to {float(either['enrichment_lift_high']):.1f}; latents "
-                f"permuted: {float(either['enrichment_null_low']):.1f} to {float(either['enrichment_null_high']):.1f}); "
-                f"the most enriched behaviour is {str(best).replace('_', ' ')} "
+                f"permuted: {float(either['enrichment_null_low']):.1f} to {float(either['enrichment_null_high']):.1f})"
+                f"; the most enriched behaviour is {str(best).replace('_', ' ')} "
                 f"({float(top['enrichment_lift'].sel(category=best)):.1f} times)."
             )
     return "\n".join(lines)
@@ -203,7 +206,8 @@ def behaviours(summary: xr.Dataset) -> str:
         one = summary.sel(measured_behaviour=behaviour)
         rates = ", ".join(
             f"{model} {100 * float(one['behaviour_rate'].sel(model=model)):.0f}% "
-            f"({100 * float(one['behaviour_rate_low'].sel(model=model)):.0f} to {100 * float(one['behaviour_rate_high'].sel(model=model)):.0f})"
+            f"({100 * float(one['behaviour_rate_low'].sel(model=model)):.0f} to "
+            f"{100 * float(one['behaviour_rate_high'].sel(model=model)):.0f})"
             for model in summary["model"].values
         )
         lines.append(f"- {str(behaviour).replace('_', ' ')}: {rates}")
@@ -247,8 +251,8 @@ def layers(summary: xr.Dataset) -> str:
         listed = ", ".join(f"{source} {count:,}" for source, count in zip(sources, peaks, strict=True))
         lines.append(
             f"- **{name}**: peaks by source: {listed}. A latent keeps at least half its peak norm in "
-            f"{persistence.mean():.1f} of {len(sources)} sources on average; {100 * (persistence == len(sources)).mean():.0f}% "
-            f"keep it in all."
+            f"{persistence.mean():.1f} of {len(sources)} sources on average; "
+            f"{100 * (persistence == len(sources)).mean():.0f}% keep it in all."
         )
         if np.isfinite(matrix).all():
             lines[-1] += (
@@ -266,18 +270,19 @@ def sizes(summary: xr.Dataset) -> str:
         ("dictionary_size", "latents", ",.0f"),
         ("training_flops", "floating-point operations of training", ".3g"),
     ):
-        found = layer_figures.curves(summary, names, x, "loss")
-        if len(found) < 2:
+        curves = layer_figures.curves(summary, names, x, "loss")
+        if len(curves) < 2:
             return "Only one kind of dictionary was trained with one coefficient."
-        ours, theirs = found["crosscoder"], found["SAEs per source"]
+        ours, theirs = curves["crosscoder"], curves["SAEs per source"]
         order = np.argsort(theirs[:, 1])
         for size, loss in ours[:, :2]:
             if theirs[:, 1].min() <= loss <= theirs[:, 1].max():
                 needed = np.exp(np.interp(loss, theirs[order, 1], np.log(theirs[order, 0])))
                 lines.append(
-                    f"- The loss {loss:,.0f} takes the crosscoder {size:{form}} {unit}, SAEs per source {needed:{form}}: {needed / size:.2g} times as many."
+                    f"- The loss {loss:,.0f} takes the crosscoder {size:{form}} {unit}, SAEs per source "
+                    f"{needed:{form}}: {needed / size:.2g} times as many."
                 )
-    best = {label: float(rows[:, 1].min()) for label, rows in found.items()}
+    best = {label: float(rows[:, 1].min()) for label, rows in curves.items()}
     lines.append("- Lowest losses: " + ", ".join(f"{label} {value:,.0f}" for label, value in best.items()) + ".")
     if len(lines) == 1:
         lines.append("- No size of one kind reaches a loss that lies among those of the other.")
@@ -299,7 +304,8 @@ def sparsities(summary: xr.Dataset) -> str:
         if theirs[:, 0].min() <= error <= theirs[:, 0].max():
             needed = float(np.exp(np.interp(error, theirs[:, 0], np.log(theirs[:, 1]))))
             lines.append(
-                f"- At an error of {error:.3f} of the variance: crosscoder {l0:.0f} latents per token, SAEs per source {needed:.0f} together ({needed / l0:.1f} times as many)."
+                f"- At an error of {error:.3f} of the variance: crosscoder {l0:.0f} latents per token, SAEs per source "
+                f"{needed:.0f} together ({needed / l0:.1f} times as many)."
             )
     return "\n".join(lines) or "No error of one kind lies among those of the other."
 
@@ -316,17 +322,14 @@ def circuits(summary: xr.Dataset) -> str:
         return " and ".join(parts)
 
     trainings = [summary.sel(seed=seed) for seed in summary["seed"].values]
-    explained = {
-        name: _over_seeds([float(one[f"circuit_{name}_explained"].mean()) for one in trainings], "{:.3f}")
-        for name in ("crosscoder", "saes")
-    }
-    l0 = {
-        name: _over_seeds([float(one[f"circuit_{name}_l0"]) for one in trainings], "{:.1f}")
-        for name in ("crosscoder", "saes")
-    }
+    explained, l0 = {}, {}
+    for name in ("crosscoder", "saes"):
+        explained[name] = _over_seeds([float(one[f"circuit_{name}_explained"].mean()) for one in trainings], "{:.3f}")
+        l0[name] = _over_seeds([float(one[f"circuit_{name}_l0"]) for one in trainings], "{:.1f}")
     lines = [
         f"- **Nodes**, SAEs at the threshold at which they explain {explained['saes']} of the variance (crosscoder "
-        f"{explained['crosscoder']}): {l0['saes']} SAE latents per token over all sources, {l0['crosscoder']} of the crosscoder."
+        f"{explained['crosscoder']}): {l0['saes']} SAE latents per token over all sources, {l0['crosscoder']} of the "
+        "crosscoder."
     ]
     for way in summary["collapse"].values:
         if way == "none":
@@ -338,14 +341,15 @@ def circuits(summary: xr.Dataset) -> str:
         )
         lines.append(
             f"- **Collapsed by {way}**: {share}% of SAE latents have a node{factor}; nodes per token "
-            f"{shown('nodes_per_token', collapse='none')} to {shown('nodes_per_token', collapse=way)}; edges for 80% of the "
-            f"attribution {shown('edges_per_token', collapse='none')} to {shown('edges_per_token', collapse=way)}; identity "
-            f"edges carry {shown('identity_share', '{:.2f}', collapse=way)}."
+            f"{shown('nodes_per_token', collapse='none')} to {shown('nodes_per_token', collapse=way)}; edges for 80% "
+            f"of the attribution {shown('edges_per_token', collapse='none')} to "
+            f"{shown('edges_per_token', collapse=way)}; identity edges carry {shown('identity_share', '{:.2f}', collapse=way)}."
         )
     if "circuit_recall" in summary:
         return "\n".join([*lines, *_recalls(trainings)])
     lines.append(
-        f"- **Faithfulness**: measured and predicted changes of logits correlate {shown('faithfulness', '{:.2f}', prediction='same latent')}; "
+        "- **Faithfulness**: measured and predicted changes of logits correlate "
+        f"{shown('faithfulness', '{:.2f}', prediction='same latent')}; "
         f"predicted with another active latent {shown('faithfulness', '{:.2f}', prediction='another latent')}."
     )
     return "\n".join(lines)
@@ -353,11 +357,11 @@ def circuits(summary: xr.Dataset) -> str:
 
 def _recalls(trainings: list[xr.Dataset]) -> list[str]:
     """Planted persistent concepts that collapsed nodes hold."""
-    found = []
+    parts = []
     for way in ("crosscoder", "clustering", "shuffled tokens"):
         whole, known = (
             _over_seeds([float(one[name].sel(collapse=way)) for one in trainings])
             for name in ("circuit_recall", "circuit_recall_of_known")
         )
-        found.append(f"{way} {whole} (of those with a latent in every source {known})")
-    return [f"- **Recall of planted persistent concepts**: {'; '.join(found)}."]
+        parts.append(f"{way} {whole} (of those with a latent in every source {known})")
+    return [f"- **Recall of planted persistent concepts**: {'; '.join(parts)}."]

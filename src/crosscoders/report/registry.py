@@ -46,7 +46,8 @@ class Figure:
     reads : tuple of str
         What the function gets: attributes of :class:`crosscoders.report.results.Results`.
     words : str
-        `module.function` of this room that puts the figure into sentences, from the same; none where empty.
+        `module.function` of this room that describes the figure in sentences, from the same attributes; empty where
+        none does.
     needs : tuple of str
         Variables of the summary, or `nulls` or `transfers`, without which there is nothing to draw.
     absent : str
@@ -178,8 +179,8 @@ FIGURES = (
         words="prose.classes",
         paper="[M25]",
         studies=SCRATCH_FIRST,
-        finding="L1 calls 210 latents chat-only, BatchTopK none. On the embedded pair hardly any latent reaches Δ of 0.9, "
-        "as the notebook says there.",
+        finding="L1 calls 210 latents chat-only, BatchTopK none. On the embedded pair hardly any latent reaches Δ of "
+        "0.9, as the notebook says there.",
     ),
     Figure(
         "m25-nu-scatter",
@@ -382,6 +383,15 @@ def expected_figures(study: Study, setting: str) -> dict[str, str]:
     """Id of every figure that a setting's notebook draws, and the name of its files without suffix.
 
     Where two settings draw the same figure, the setting's name is appended.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+
+    Returns
+    -------
+    {id: name}
     """
     notebooks = {name: study.settings[name].notebook for name in drawn_settings(study)}
     drawn = [figure for figure in figures_of(notebooks[setting]) if figure.expected(study, setting)]

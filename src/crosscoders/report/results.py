@@ -1,4 +1,4 @@
-"""What a notebook draws from: one setting's summary and those that stand beside it; and the one way to show a figure."""
+"""What a notebook draws from, one setting's summary and those that stand beside it, and how it shows a figure."""
 
 from __future__ import annotations
 
@@ -49,7 +49,20 @@ class Results:
         null_files: dict[str, str],
         transfer_files: dict[str, str],
     ) -> Results:
-        """Read verified summaries, as the parameters of a notebook name them, and set the style of figures."""
+        """Read verified summaries, as the parameters of a notebook name them, and set the style of figures.
+
+        Parameters
+        ----------
+        summary_file, figure_folder : str
+        figure_names : {id: str}
+            Names of figures' files, without suffix.
+        null_files, transfer_files : {setting: str}
+            Summaries of nulls, and of settings on which the crosscoders were measured.
+
+        Returns
+        -------
+        Results
+        """
         figures.style()
         nulls, transfers = (
             {name: artifacts.read(path) for name, path in files.items()} for files in (null_files, transfer_files)
@@ -86,7 +99,13 @@ class Results:
             display(Markdown(_function(figure.words)(*given)))
 
     def say(self, words: str) -> None:
-        """Show sentences about the summary: `module.function` of this room."""
+        """Show sentences about the summary.
+
+        Parameters
+        ----------
+        words : str
+            `module.function` of this room that writes them.
+        """
         display(Markdown(_function(words)(self.summary)))
 
     def _lacks(self, figure: Figure) -> bool:

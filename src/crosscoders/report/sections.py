@@ -96,7 +96,7 @@ class HtmlSection(StageSection):
 
     @classmethod
     def of(cls, study: Study, **_: str) -> HtmlSection:
-        """The section of one job; which notebook is said by its files."""
+        """The section of one job; the files of the rule say which notebook it is."""
         return cls(study=study.study)
 
 

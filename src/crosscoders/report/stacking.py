@@ -11,7 +11,7 @@ PADDING = {"f": np.nan, "i": -1, "O": ""}
 def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
     """Datasets of single trainings along the dimensions `crosscoder` and `seed`.
 
-    Labelled dimensions hold every label that any training has; dictionaries and trainings of unequal length are padded:
+    Labelled dimensions hold every label that any training has. Dictionaries and trainings of unequal length are padded:
     floats with NaN, flags and counts with −1, text with "".
     """
     names = list(dict.fromkeys(name for name, _ in datasets))
@@ -24,7 +24,7 @@ def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
                 labels[dim] = list(dict.fromkeys([*labels.get(dim, []), *dataset[dim].values.tolist()]))
             dims[dim] = len(labels[dim]) if dim in labels else max(size, dims.get(dim, 0))
     first = next(iter(datasets.values()))
-    found = xr.Dataset(coords={"crosscoder": np.array(names, dtype=object), "seed": seeds})
+    stacked = xr.Dataset(coords={"crosscoder": np.array(names, dtype=object), "seed": seeds})
     for name, variable in first.data_vars.items():
         shape = (len(names), len(seeds), *(dims[dim] for dim in variable.dims))
         dtype = np.dtype(object) if variable.dtype.kind in "UTO" else variable.dtype
@@ -40,14 +40,14 @@ def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
                 block[np.ix_(*inside)] = part.values
             else:
                 values[names.index(crosscoder), seeds.index(seed)] = part.values
-        found[name] = (("crosscoder", "seed", *variable.dims), values, variable.attrs)
+        stacked[name] = (("crosscoder", "seed", *variable.dims), values, variable.attrs)
     coordinates = {
         dim: (dim, np.array(values, dtype=first[dim].dtype), first[dim].attrs) for dim, values in labels.items()
     }
-    return found.assign_coords(coordinates)
+    return stacked.assign_coords(coordinates)
 
 
 def stack_seeds(datasets: dict[int, xr.Dataset], prefix: str) -> xr.Dataset:
     """Datasets of one training each along the dimension `seed`, their variables named with a prefix."""
-    found = stack({("", seed): dataset for seed, dataset in datasets.items()}).isel(crosscoder=0, drop=True)
-    return found.rename({name: f"{prefix}{name}" for name in found.data_vars})
+    stacked = stack({("", seed): dataset for seed, dataset in datasets.items()}).isel(crosscoder=0, drop=True)
+    return stacked.rename({name: f"{prefix}{name}" for name in stacked.data_vars})

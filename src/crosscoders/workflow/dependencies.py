@@ -1,4 +1,4 @@
-"""Source files a stage depends on: rules declare them as inputs, so that an edit reruns what it can change."""
+"""The source files that a stage depends on. Rules declare them as inputs, so that an edit reruns what it can change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATA = {"kernels/cpu_library.py": ("kernels/cpu.cpp",)}
 
 
 def code(*modules: str, folder: Path | str = "src/crosscoders") -> list[str]:
-    """Paths of modules and of the modules of this package that they import, directly or not.
+    """Paths of modules and of all modules of this package that they import, directly or through others.
 
     Parameters
     ----------
@@ -27,31 +27,31 @@ def code(*modules: str, folder: Path | str = "src/crosscoders") -> list[str]:
         Sorted; with the data files that the modules read. Rooms' `__init__` hold no code and are left out.
     """
     folder = Path(folder)
-    found: set[str] = set()
+    paths: set[str] = set()
     waiting = [folder / f"{module.replace('.', '/')}.py" for module in modules]
     while waiting:
         path = waiting.pop()
-        if str(path) not in found:
-            found.add(str(path))
+        if str(path) not in paths:
+            paths.add(str(path))
             waiting += imports(path, folder)
-    data = {str(folder / file) for module, files in DATA.items() if str(folder / module) in found for file in files}
-    return sorted(found | data)
+    data = {str(folder / file) for module, files in DATA.items() if str(folder / module) in paths for file in files}
+    return sorted(paths | data)
 
 
 @functools.cache
 def imports(path: Path, folder: Path) -> list[Path]:
     """Modules of the package that a file imports, at its top or within a function."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
             here = folder.joinpath(*node.module.split(".")[1:])
             if here.with_suffix(".py").is_file():
-                found.append(here.with_suffix(".py"))
+                paths.append(here.with_suffix(".py"))
             else:
-                found += [here / f"{alias.name}.py" for alias in node.names if (here / f"{alias.name}.py").is_file()]
+                paths += [here / f"{alias.name}.py" for alias in node.names if (here / f"{alias.name}.py").is_file()]
         elif isinstance(node, ast.Call) and _imported(node):
-            found.append(folder.joinpath(*_imported(node).split(".")[1:]).with_suffix(".py"))
-    return found
+            paths.append(folder.joinpath(*_imported(node).split(".")[1:]).with_suffix(".py"))
+    return paths
 
 
 def _imported(call: ast.Call) -> str | None:

@@ -49,5 +49,18 @@ SECTIONS: dict[str, type[StageSection]] = {
 
 
 def section(study: Study, stage: str, **wildcards: str) -> str:
-    """The section of a stage as JSON, for the wildcards of one job."""
+    """The section of a stage as JSON, for the wildcards of one job.
+
+    Parameters
+    ----------
+    study : Study
+    stage : str
+        A key of `SECTIONS`.
+    wildcards : str
+        Names as the stage's section takes them, as `setting` and `seed`.
+
+    Returns
+    -------
+    str
+    """
     return SECTIONS[stage].of(study, **wildcards).to_json()
