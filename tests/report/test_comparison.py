@@ -60,6 +60,15 @@ def test_the_answer_compares_reconstruction_at_matched_l0_alone(summary):
     assert "sparse calls the largest share of its latents chat-only (10.00%); 4.00% pass" in claims
 
 
+def test_the_answer_says_what_cannot_be_compared(summary):
+    apart = summary.isel(crosscoder=[0, 1]).assign(enrichment_lift=summary["enrichment_lift"] * np.nan)
+    reconstruction, ranking, _ = comparison.answer(apart).splitlines()
+    assert "no member has an L0 within 20% of 124" in reconstruction
+    assert "none can be ranked" in ranking
+    with pytest.raises(figures.NothingToDraw, match="No member"):
+        comparison.answer(summary.isel(crosscoder=[2]))
+
+
 def test_a_transfer_shows_both_places(summary):
     """Aligned crosscoders by pair of sources, plain ones by source."""
     summary = summary.sel(crosscoder=["sparse", "dense"]).assign_coords(source=["base", "chat"])

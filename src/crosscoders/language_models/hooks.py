@@ -23,10 +23,21 @@ def mlp_output(layer: torch.nn.Module) -> torch.nn.Module:
     raise UserError(f"{type(layer).__name__}: no MLP found; the hook 'mlp_out' is not supported for it")
 
 
+Act = Callable[[Site, torch.Tensor], torch.Tensor | None]
+"""What is done with the activation of a site, (batch, position, width); what it returns takes the activation's place."""
+
+
+def _changed(act: Act, site: Site, value: object) -> object:
+    """What a module takes or gives with its tensor replaced, or `None` where it stays."""
+    tensor = hidden_of(value)
+    if tensor is None:
+        raise UserError(f"layer {site[0]} {site[1]}: expected (batch, position, width), found {type(value).__name__}")
+    new = act(site, tensor)
+    return new if new is None or isinstance(value, torch.Tensor) else type(value)([new, *value[1:]])
+
+
 @contextmanager
-def attached(
-    model: transformers.PreTrainedModel, sites: list[Site], act: Callable[[Site, torch.Tensor], torch.Tensor | None]
-) -> Iterator[None]:
+def attached(model: transformers.PreTrainedModel, sites: list[Site], act: Act) -> Iterator[None]:
     """Within this context a forward pass calls `act(site, activation)`; what it returns takes the activation's place.
 
     Activations are (batch, position, width). `None` leaves them as they are.
@@ -38,14 +49,7 @@ def attached(
     """
 
     def changed(site: Site, value: object) -> object:
-        """`value` with its tensor replaced, or `None`."""
-        tensor = hidden_of(value)
-        if tensor is None:
-            raise UserError(
-                f"layer {site[0]} {site[1]}: expected (batch, position, width), found {type(value).__name__}"
-            )
-        new = act(site, tensor)
-        return new if new is None or isinstance(value, torch.Tensor) else type(value)([new, *value[1:]])
+        return _changed(act, site, value)
 
     def before(site: Site, arguments: tuple, keywords: dict) -> tuple[tuple, dict] | None:
         name = next((name for name, value in keywords.items() if hidden_of(value) is not None), None)

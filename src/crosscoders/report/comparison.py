@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, crosscoders
+from crosscoders.report.figures import PALETTE, NothingToDraw, crosscoders
 from crosscoders.report.null_figures import rates
 
 MATCHED = 0.2
@@ -102,24 +102,54 @@ def as_markdown(summary: xr.Dataset) -> str:
 
 
 def answer(summary: xr.Dataset) -> str:
-    """Three lines: the best reconstruction at matched L0, the best ranking, and the member that claims most."""
+    """Three lines: the best reconstruction at matched L0, the best ranking, and the member that claims most.
+
+    Raises
+    ------
+    NothingToDraw
+        No member has latents of which a relative norm is known.
+    """
     means = {
         name: {key: np.mean(values[:, 0]) for key, values in columns.items()}
         for name, columns in table(summary).items()
     }
     middle = float(np.median([columns["l0"] for columns in means.values()]))
     diffing = {name: columns for name, columns in means.items() if np.isfinite(columns["chat_only"])}
-    matched = {name: columns for name, columns in diffing.items() if abs(columns["l0"] / middle - 1) <= MATCHED}
-    best = lambda group, key: max(group, key=lambda name: np.nan_to_num(group[name][key], nan=-1))  # noqa: E731
-    rebuilt, ranked, claims = best(matched, "fve"), best(diffing, "lift"), best(diffing, "chat_only")
-    outside = sorted(set(diffing) - set(matched))
+    if not diffing:
+        raise NothingToDraw("No member has latents that fire on the test documents in every seed.")
+    claims = _best(diffing, "chat_only")
     return "\n".join(
         [
-            f"- **Reconstruction**: {rebuilt} explains most ({means[rebuilt]['fve']:.3f}) among members with L0 within "
-            f"{MATCHED:.0%} of {middle:.0f}" + (f"; not matched: {', '.join(outside)}." if outside else "."),
-            f"- **Ranking**: the highest Δ of {ranked} fall most on what was planted "
-            f"({means[ranked]['lift']:.1f} times the base rate).",
+            f"- **Reconstruction**: {_reconstruction(diffing, middle)}",
+            f"- **Ranking**: {_ranking(diffing)}",
             f"- **Claims**: {claims} calls the largest share of its latents chat-only "
             f"({means[claims]['chat_only']:.2%}); {means[claims]['specific']:.2%} pass latent scaling.",
         ]
+    )
+
+
+def _best(group: dict[str, dict[str, float]], key: str) -> str:
+    """The member with the largest mean of a measure."""
+    return max(group, key=lambda name: np.nan_to_num(group[name][key], nan=-1))
+
+
+def _reconstruction(diffing: dict[str, dict[str, float]], middle: float) -> str:
+    """Who explains most among members whose L0 is near that of the middle one."""
+    matched = {name: columns for name, columns in diffing.items() if abs(columns["l0"] / middle - 1) <= MATCHED}
+    if not matched:
+        return f"no member has an L0 within {MATCHED:.0%} of {middle:.0f}, so that none can be compared."
+    rebuilt, outside = _best(matched, "fve"), sorted(set(diffing) - set(matched))
+    return (
+        f"{rebuilt} explains most ({matched[rebuilt]['fve']:.3f}) among members with L0 within "
+        f"{MATCHED:.0%} of {middle:.0f}" + (f"; not matched: {', '.join(outside)}." if outside else ".")
+    )
+
+
+def _ranking(diffing: dict[str, dict[str, float]]) -> str:
+    """Whose highest relative norms fall on what was planted."""
+    ranked = _best(diffing, "lift")
+    if not np.isfinite(diffing[ranked]["lift"]):
+        return "no test token belongs to a planted behaviour or to a chat template, so that none can be ranked."
+    return (
+        f"the highest Δ of {ranked} fall most on what was planted ({diffing[ranked]['lift']:.1f} times the base rate)."
     )

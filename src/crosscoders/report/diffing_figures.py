@@ -14,6 +14,7 @@ from crosscoders.report.figures import (
     CLASSES,
     PALETTE,
     SEED_MARKS,
+    NothingToDraw,
     alive,
     crosscoders,
     leaning,
@@ -229,11 +230,11 @@ def cosine_by_class(summary: xr.Dataset) -> plt.Figure:
         kind = one["norm_class"].values[indices]
         groups = [one["decoder_cosine"].values[indices[kind == i]] for i in range(len(CLASSES))]
         shown = [i for i, values in enumerate(groups) if len(values)]
-        boxes = axis.boxplot(
-            [groups[i] for i in shown], positions=shown, widths=0.6, patch_artist=True, flierprops={"ms": 2}
-        )
-        for patch, i in zip(boxes["boxes"], shown, strict=True):
-            patch.set_facecolor(CLASS_COLOURS[CLASSES[i]])
+        for i in shown:
+            boxes = axis.boxplot(
+                groups[i], positions=[i], widths=0.6, patch_artist=True, flierprops={"ms": 2}, manage_ticks=False
+            )
+            boxes["boxes"][0].set_facecolor(CLASS_COLOURS[CLASSES[i]])
         labels = [f"{label}\n({len(values)})" for label, values in zip(CLASSES, groups, strict=True)]
         axis.set(xticks=range(len(CLASSES)), xticklabels=labels, xlim=(-0.6, len(CLASSES) - 0.4))
     next(iter(axes.values())).set_ylabel("cosine of the decoder vectors")
@@ -359,6 +360,9 @@ def _lift_bars(axis: plt.Axes, one: xr.Dataset) -> None:
 
 def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
     """ours-planted-enrichment: lift of planted behaviours and template tokens by quantile of Δ, beside its null."""
+    top = float(summary["enrichment_lift_high"].max())
+    if not np.isfinite(top):
+        raise NothingToDraw("No test token belongs to a planted behaviour or to a chat template.")
     names = crosscoders(summary)
     labels = [str(name) for name in summary["category"].values]
     figure, axes = plt.subplots(
@@ -386,7 +390,6 @@ def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
             axis.set(yscale="log")
             axis.minorticks_off()
         row[0].set_ylabel("lift over the token base rate")
-    top = float(summary["enrichment_lift_high"].max())
     axes[0, 0].set_ylim(LOWEST_LIFT, 1.3 * max(top, 1.0))
     axes[0, 0].legend(fontsize=8)
     figure.supxlabel(f"quantile group of Δ among alive latents, % (right: {summary.attrs['chat']})", fontsize=11)

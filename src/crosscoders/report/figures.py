@@ -25,6 +25,10 @@ CHAT_SAMPLE = 100
 """Most chat-leaning latents shown where no or few latents pass the threshold of a class."""
 
 
+class NothingToDraw(Exception):
+    """A figure, or sentences, that do not apply to these results; the message is the sentence that a reader finds."""
+
+
 def style() -> None:
     """The look of all figures; SVG ids come from a fixed salt, so that equal data give equal bytes."""
     sns.set_theme(style="ticks", context="notebook", palette="colorblind")
@@ -49,6 +53,14 @@ def save(figure: plt.Figure, folder: Path | str, name: str) -> None:
         )
 
 
+def message(sentence: str) -> plt.Figure:
+    """A picture of a sentence, where a figure is expected and there is nothing to draw."""
+    figure, axis = plt.subplots(figsize=(8, 1.2))
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, sentence, ha="center", va="center", transform=axis.transAxes)
+    return figure
+
+
 # -- access ------------------------------------------------------------------------------------------------------------
 
 
@@ -58,16 +70,33 @@ def crosscoders(summary: xr.Dataset) -> list[str]:
 
 
 def contrasted(summary: xr.Dataset) -> xr.Dataset:
-    """The crosscoders that write both sources of the contrast: an SAE on their difference has no relative norms."""
+    """The crosscoders that write both sources of the contrast: an SAE on their difference has no relative norms.
+
+    Raises
+    ------
+    NothingToDraw
+        There is none.
+    """
     comparable = np.isfinite(summary["relative_norm"]).any(["latent", "seed"]) & (summary["written_sources"] > 1).all(
         "seed"
     )
+    if not comparable.any():
+        raise NothingToDraw("No crosscoder of this setting writes both sources of the contrast.")
     return summary.sel(crosscoder=comparable)
 
 
 def spanning(summary: xr.Dataset) -> xr.Dataset:
-    """The crosscoders whose latents write several sources: SAEs per source follow no latent from one to the next."""
-    return summary.sel(crosscoder=(summary["written_sources"] > 1).all("seed"))
+    """The crosscoders whose latents write several sources: SAEs per source follow no latent from one to the next.
+
+    Raises
+    ------
+    NothingToDraw
+        There is none.
+    """
+    several = (summary["written_sources"] > 1).all("seed")
+    if not several.any():
+        raise NothingToDraw("No crosscoder of this setting writes several sources.")
+    return summary.sel(crosscoder=several)
 
 
 def alive(one: xr.Dataset) -> np.ndarray:

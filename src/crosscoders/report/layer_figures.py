@@ -234,7 +234,10 @@ def circuits(summary: xr.Dataset) -> plt.Figure:
             xticks=range(len(ways)), title=summary[f"circuit_{name}"].attrs["long_name"], xlim=(-0.5, len(ways) - 0.5)
         )
         axis.set_xticklabels([way.replace(" ", "\n") for way in ways], fontsize=9)
-        axis.set_ylim(0, 1.1 * float(summary.get(f"circuit_{name}_high", summary[f"circuit_{name}"]).max()))
+        high = summary.get(f"circuit_{name}_high", summary[f"circuit_{name}"])
+        top = float(np.fmax(high.max(), summary[f"circuit_{name}"].max()))
+        if top > 0:  # no interval, and no value, may be known
+            axis.set_ylim(0, 1.1 * top)
         axis.title.set_fontsize(9)
     for s, seed in enumerate(seeds):
         axes[0].axhline(

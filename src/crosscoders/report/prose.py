@@ -21,6 +21,18 @@ def _trainings(summary: xr.Dataset, crosscoder: str) -> list[xr.Dataset]:
     return [summary.sel(crosscoder=crosscoder, seed=seed) for seed in summary["seed"].values]
 
 
+def _with_interval(value: float, low: float, high: float, form: str = "{:.2f}") -> str:
+    """A value and its interval; the value alone where no interval is known, as for one document."""
+    shown = form.format(value)
+    return f"{shown} [{form.format(low)}, {form.format(high)}]" if np.isfinite([low, high]).all() else shown
+
+
+def _silent(summary: xr.Dataset, crosscoder: str) -> str:
+    """A line that says so where a crosscoder has, in some seed, no latent that fires; else nothing."""
+    seeds = [str(one["seed"].values) for one in _trainings(summary, crosscoder) if not len(figures.alive(one))]
+    return f"- **{crosscoder}**: no latent fires on the test documents (seed {', '.join(seeds)})." if seeds else ""
+
+
 def evaluation(summary: xr.Dataset) -> str:
     """Reconstruction, sparsity and dead share of every crosscoder."""
     lines = []
@@ -68,6 +80,9 @@ def classes(summary: xr.Dataset) -> str:
     """Class counts by relative norm, and how many latents pass latent scaling, with intervals over documents."""
     limits, lines = figures.thresholds(summary), []
     for name in figures.crosscoders(summary):
+        if line := _silent(summary, name):
+            lines.append(line)
+            continue
         counts = [_counted(summary.sel(crosscoder=name), label) for label in figures.CLASSES]
         top = [float(one["relative_norm"].values[figures.alive(one)].max()) for one in _trainings(summary, name)]
         lines.append(
@@ -88,6 +103,9 @@ def relative_norms(summary: xr.Dataset) -> str:
     """Where relative norms lie, every seed."""
     first, last, lines = summary.attrs["base"], summary.attrs["chat"], []
     for name in figures.crosscoders(summary):
+        if line := _silent(summary, name):
+            lines.append(line)
+            continue
         shares = []
         for one in _trainings(summary, name):
             delta = one["relative_norm"].values[figures.alive(one)]
@@ -106,7 +124,8 @@ def _counted(one: xr.Dataset, call: str) -> str:
     chosen = one.sel(call=call)
     columns = (chosen[name].values.tolist() for name in ("called", "called_low", "called_high"))
     return f"{call} " + " and ".join(
-        f"{count:,} [{max(low, 0):,.0f}, {max(high, 0):,.0f}]" for count, low, high in zip(*columns, strict=True)
+        _with_interval(count, np.clip(low, 0, None), np.clip(high, 0, None), "{:,.0f}")
+        for count, low, high in zip(*columns, strict=True)
     )
 
 
@@ -119,7 +138,7 @@ def similarity(summary: xr.Dataset) -> str:
         for a, b in dict.fromkeys([*zip(names, names[1:], strict=False), (names[0], names[-1])]):
             cell = summary.sel(source=a, compared_source=b)
             value, low, high = (float(cell[f"{measure}{end}"]) for end in ("", "_low", "_high"))
-            shown.append(f"{a} and {b} {value:.2f} [{low:.2f}, {high:.2f}]")
+            shown.append(f"{a} and {b} {_with_interval(value, low, high)}")
         lines.append(f"- **{measure.upper()}**: {'; '.join(shown)}.")
     return "\n".join(lines)
 
@@ -133,12 +152,16 @@ def scaling(summary: xr.Dataset) -> str:
         parts = []
         for target in ("error", "reconstruction"):
             values = one[f"nu_{target}"].values
+            if not np.isfinite(values[chosen]).any():
+                parts.append(f"ν of the {target} is undefined for all of them")
+                continue
             low, high = one[f"nu_{target}_low"].values[chosen], one[f"nu_{target}_high"].values[chosen]
-            parts.append(
-                f"ν of the {target} has median {np.nanmedian(values[chosen]):.2f} "
-                f"(median interval {np.nanmedian(low):.2f} to {np.nanmedian(high):.2f}) "
-                f"against {np.nanmedian(values[shared]):.2f} for shared latents"
-            )
+            median, low, high = (float(np.nanmedian(part)) for part in (values[chosen], low, high))
+            parts.append(f"ν of the {target} has median {median:.2f}")
+            if np.isfinite([low, high]).all():
+                parts[-1] += f" (median interval {low:.2f} to {high:.2f})"
+            if np.isfinite(values[shared]).any():
+                parts[-1] += f" against {np.nanmedian(values[shared]):.2f} for shared latents"
         lines.append(f"- **{name}**, {len(chosen)} most chat-leaning latents: " + "; ".join(parts) + ".")
     return "\n".join(lines)
 
@@ -173,7 +196,7 @@ def _interval(one: xr.Dataset, condition: str) -> str:
     """Gap closed by a condition, mean over seeds, with the widest ends of the intervals."""
     chosen = one.sel(condition=condition)
     low, high = float(chosen["gap_closed_low"].min()), float(chosen["gap_closed_high"].max())
-    return f"{float(chosen['gap_closed'].mean()):.2f} [{low:.2f}, {high:.2f}]"
+    return _with_interval(float(chosen["gap_closed"].mean()), low, high)
 
 
 def enrichment(summary: xr.Dataset) -> str:
@@ -243,6 +266,9 @@ def layers(summary: xr.Dataset) -> str:
     lines = []
     sources = [str(name) for name in summary["source"].values]
     for name in figures.crosscoders(summary):
+        if line := _silent(summary, name):
+            lines.append(line)
+            continue
         one = figures.select(summary, name)
         indices = figures.alive(one)
         peaks = np.bincount(one["peak_source"].values[indices].astype(int), minlength=len(sources))
@@ -317,8 +343,7 @@ def circuits(summary: xr.Dataset) -> str:
         parts = []
         for seed in summary["seed"].values:
             one = summary.sel(seed=seed, **where)
-            ends = [form.format(float(one[f"circuit_{name}{end}"])) for end in ("", "_low", "_high")]
-            parts.append(f"{ends[0]} [{ends[1]}, {ends[2]}]")
+            parts.append(_with_interval(*(float(one[f"circuit_{name}{end}"]) for end in ("", "_low", "_high")), form))
         return " and ".join(parts)
 
     trainings = [summary.sel(seed=seed) for seed in summary["seed"].values]

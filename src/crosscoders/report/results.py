@@ -90,13 +90,18 @@ class Results:
             Attributes to draw from in place of those that the registry names.
         """
         figure = BY_ID[identifier]
-        if self._lacks(figure):
-            display(Markdown(figure.absent))
-            return
-        given = [getattr(self, name) for name in reads or figure.reads]
-        self._save_and_show(_function(figure.draw)(*given), self.names.get(identifier, identifier))
-        if figure.words:
-            display(Markdown(_function(figure.words)(*given)))
+        try:
+            if self._lacks(figure):
+                raise figures.NothingToDraw(figure.absent)
+            given = [getattr(self, name) for name in reads or figure.reads]
+            self._save_and_show(_function(figure.draw)(*given), self.names.get(identifier, identifier))
+            if figure.words:
+                display(Markdown(_function(figure.words)(*given)))
+        except figures.NothingToDraw as nothing:
+            plt.close("all")
+            display(Markdown(str(nothing)))
+            if identifier in self.names:  # Snakemake waits for its files
+                self._save(figures.message(str(nothing)), self.names[identifier])
 
     def say(self, words: str) -> None:
         """Show sentences about the summary.
@@ -106,17 +111,23 @@ class Results:
         words : str
             `module.function` of this room that writes them.
         """
-        display(Markdown(_function(words)(self.summary)))
+        try:
+            display(Markdown(_function(words)(self.summary)))
+        except figures.NothingToDraw as nothing:
+            display(Markdown(str(nothing)))
 
     def _lacks(self, figure: Figure) -> bool:
         beside = {"nulls": self.nulls, "transfers": self.transfers}
         return not all(beside.get(name, name in self.summary) for name in figure.needs)
 
     def _save_and_show(self, drawn: plt.Figure, name: str) -> None:
-        figures.save(drawn, self.folder, name)
-        plt.close(drawn)
+        self._save(drawn, name)
         width = round(PIXELS_PER_INCH * drawn.get_figwidth())
         display(Image(filename=self.folder / f"{name}.png", width=width))
+
+    def _save(self, drawn: plt.Figure, name: str) -> None:
+        figures.save(drawn, self.folder, name)
+        plt.close(drawn)
 
 
 def _function(name: str):

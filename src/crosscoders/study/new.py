@@ -43,6 +43,20 @@ EMBEDDED = {
         "minimum_turns": 8,
     },
 }
+CLASSIFICATION = """\
+classification:
+  bootstrap_replicates: 200
+  confidence: 0.95
+  base_only_below: 0.1
+  shared_between: [0.4, 0.6]
+  chat_only_above: 0.9
+  specific_error_below: 0.2
+  specific_reconstruction_below: 0.5
+  delta_quantiles: [0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98, 1.0]
+  null_permutations: 200
+  top_latents: 10
+  top_examples: 4
+"""
 EMBEDDED_TOKENS = {"wiki": 1_050_000, "chitchat": 3_100_000}
 
 
@@ -149,15 +163,9 @@ def pair_study(
     models = {"base": base, "chat": chat}
     layers = {key: _layer(model, layer) for key, model in models.items()}
     sizes = Sizes.of([base, chat], _tokens_of(texts), 2, machine)
-    sources = "".join(f"      {key}: {{model: {key}, layer: {layers[key]}}}\n" for key in models)
+    read = {key: f"{{model: {key}, layer: {layers[key]}}}" for key in models}
     reason = "the middle of the models" if layer is None else "as asked for"
-    setting = f"""  base-vs-chat:
-    sources: # residual streams after these layers, counted from 0: {reason}
-{sources}    contrast: [base, chat]
-{_tokens(sizes, texts)}    splice_tokens: {max(100, int(SHARES["test"] * sizes.tokens) // 4)} # test tokens on which reconstructions stand in
-    crosscoders: [batchtopk, l1]
-    notebook: model_diffing
-"""
+    setting = _setting("base-vs-chat", read, f": {reason}", sizes, texts) + "    notebook: model_diffing\n"
     return _study(name, f"What {chat.name} has that {base.name} lacks", models, texts, setting, sizes, machine)
 
 
@@ -188,17 +196,23 @@ def layers_study(model: ModelFacts, layers: list[int], texts: list[TextFacts], n
     if len(chosen) < 2:
         raise UserError(f"--layers: {layers}; expected at least two different layers")
     sizes = Sizes.of([model], _tokens_of(texts), len(chosen), machine)
-    names = [f"layer-{layer:02d}" for layer in chosen]
-    sources = "".join(f"      {key}: {{model: model, layer: {n}}}\n" for key, n in zip(names, chosen, strict=True))
-    setting = f"""  cross-layer:
-    sources: # residual streams after these layers, counted from 0
-{sources}    contrast: [{names[0]}, {names[-1]}]
-{_tokens(sizes, texts)}    splice_tokens: {max(100, int(SHARES["test"] * sizes.tokens) // 4)} # test tokens on which reconstructions stand in
-    crosscoders: [batchtopk, l1]
-    notebook: cross_layer
-"""
+    read = {f"layer-{layer:02d}": f"{{model: model, layer: {layer}}}" for layer in chosen}
+    setting = _setting("cross-layer", read, "", sizes, texts) + "    notebook: cross_layer\n"
     title = f"Features through {len(chosen)} layers of {model.name}"
     return _study(name, title, {"model": model}, texts, setting, sizes, machine)
+
+
+def _setting(name: str, read: dict[str, str], reason: str, sizes: Sizes, texts: list[TextFacts]) -> str:
+    """A setting without its notebook; the first and the last source are the contrast."""
+    sources = "".join(f"      {key}: {source}\n" for key, source in read.items())
+    first, *_, last = read
+    splice_tokens = max(100, int(SHARES["test"] * sizes.tokens) // 4)
+    return f"""  {name}:
+    sources: # residual streams after these layers, counted from 0{reason}
+{sources}    contrast: [{first}, {last}]
+{_tokens(sizes, texts)}    splice_tokens: {splice_tokens} # test tokens on which reconstructions stand in
+    crosscoders: [batchtopk, l1]
+"""
 
 
 def _layer(model: ModelFacts, layer: int | None) -> int:
@@ -313,13 +327,22 @@ splits: # ranges of a hash of the document's name: no document is in two splits
 
 settings:
 {setting}
-crosscoders: # both see the same number of tokens
+{_crosscoders(sizes)}
+{CLASSIFICATION}
+page: {{examples: 4, promoted: 8}}
+"""
+
+
+def _crosscoders(sizes: Sizes) -> str:
+    """Two members of the family that see the same number of tokens."""
+    passes = sizes.steps * sizes.batch_tokens / (SHARES["train"] * sizes.tokens)
+    return f"""crosscoders: # both see the same number of tokens
   batchtopk:
     latents: {sizes.latents} # a power of two, about eight times the width, as far as memory and time allow
     blocks: {{all: {{share: 1.0}}}}
     activation: {{kind: batchtopk, k: {sizes.k}}} # latents per token
     training: &training
-      steps: {sizes.steps} # about four passes over the training tokens
+      steps: {sizes.steps} # {passes:.1f} passes over the training tokens
       batch_tokens: {sizes.batch_tokens}
       learning_rate: 0.002
       adam_beta2: 0.99 # a short training wants a short memory
@@ -336,19 +359,4 @@ crosscoders: # both see the same number of tokens
     activation: {{kind: relu}}
     penalty: {{kind: l1_of_norms, coefficient: 3.0, target_l0: {sizes.k}}}
     training: {{<<: *training, initial_l0: {max(1, sizes.k // 4)}, auxiliary_coefficient: 0.0}}
-
-classification:
-  bootstrap_replicates: 200
-  confidence: 0.95
-  base_only_below: 0.1
-  shared_between: [0.4, 0.6]
-  chat_only_above: 0.9
-  specific_error_below: 0.2
-  specific_reconstruction_below: 0.5
-  delta_quantiles: [0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98, 1.0]
-  null_permutations: 200
-  top_latents: 10
-  top_examples: 4
-
-page: {{examples: 4, promoted: 8}}
 """
