@@ -43,9 +43,14 @@ def written(folder, *widths):
             norms[source] = np.linalg.norm(artifacts.from_bits(bits[source]), axis=1)
         metadata = {name: ("token", np.zeros(count, np.int32)) for name in ("role", "planted_behaviour", "token_id")}
         tokens = xr.Dataset(
-            metadata | {"document": ("token", np.arange(count) // 20), "position": ("token", 1 + np.arange(count) % 20)}
+            metadata
+            | {
+                "document": ("token", np.arange(count) // 20),
+                "position": ("token", 1 + np.arange(count) % 20),
+                "token_index": ("token", first + np.arange(count)),
+            }
         )
-        dataset = extract_activations.to_dataset(bits, norms, tokens, SOURCES).assign_attrs(first_token=first)
+        dataset = extract_activations.to_dataset(bits, norms, tokens, SOURCES)
         paths.append(folder / f"{number}.nc")
         artifacts.write(dataset, paths[-1], contiguous=SOURCES)
         first += count

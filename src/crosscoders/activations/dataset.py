@@ -17,6 +17,8 @@ from crosscoders.activations.stored import parts_of
 from crosscoders.kernels import rows as compiled_rows
 from crosscoders.kernels.cpu_library import library
 
+TOKEN_COLUMNS = ("token_id", "document", "position", "role", "planted_behaviour")
+
 
 class Activations:
     """The kept tokens of a split, normalised; attention sinks are left out.
@@ -57,13 +59,11 @@ class Activations:
         for number, path in enumerate(shards):
             artifacts.verify(path)
             with xr.open_dataset(path, mask_and_scale=False) as opened:
-                small = opened[["token_id", "document", "position", "role", "planted_behaviour", "norm"]].load()
-                first = int(opened.attrs["first_token"])
+                small = opened[[*TOKEN_COLUMNS, "token_index", "norm"]].load()
             kept = np.flatnonzero((small["norm"].sel(source=stored).values <= sink_norm).all(axis=1))
             self._maps.append([artifacts.memory_map(path, part) for _, part in files])
             self._kept.append(kept)
             self._shard.append(np.full(len(kept), number, np.int32))
-            small = small.assign(token_index=("token", first + np.arange(small.sizes["token"])))
             metadata.append(small.isel(token=kept))
         self.metadata = xr.concat(metadata, dim="token", data_vars="minimal", coords="minimal", compat="override")
         self._kept, self._shard = np.concatenate(self._kept), np.concatenate(self._shard)

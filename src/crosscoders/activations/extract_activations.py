@@ -12,6 +12,7 @@ import transformers
 import xarray as xr
 
 from crosscoders import artifacts, stage
+from crosscoders.activations.dataset import TOKEN_COLUMNS
 from crosscoders.activations.sections import ExtractActivationsSection
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.errors import UserError
@@ -82,7 +83,7 @@ def to_dataset(
 ) -> xr.Dataset:
     """A variable per source over (`token`, its own width), norms over (`token`, `source`), and metadata of tokens."""
     names = list(sources)
-    dataset = tokens[["token_id", "document", "position", "role", "planted_behaviour"]].copy()
+    dataset = tokens[[*TOKEN_COLUMNS, "token_index"]].copy()
     for name in names:
         dataset[name] = artifacts.variable(
             ("token", f"width_{name}"), bits[name], f"activation of {name}", encoding_note=artifacts.BF16
@@ -102,7 +103,10 @@ def main(arguments) -> None:
     tokens = artifacts.read(arguments.tokens)
     sink = int(tokens.attrs["sink_token_id"])
     chosen = shard_tokens(tokens["document"].values, section.shard, section.shards)
+    index = np.arange(tokens.sizes["token"], dtype=np.int64)
+    tokens["token_index"] = artifacts.variable("token", index, "number of the token within its split")
     shard = tokens.isel(token=chosen)
+    stored = np.flatnonzero(shard["in_all_models"].values)
     by_model: dict[str, dict[str, Source]] = {}
     for name, source in sources.items():
         by_model.setdefault(source.model, {})[name] = source
@@ -117,9 +121,10 @@ def main(arguments) -> None:
         sites = list(dict.fromkeys((source.layer, source.hook) for source in read.values()))
         site_bits, site_norms = extract(model, sites, shard, sink, reading.batch_tokens, progress)
         for name, source in read.items():
-            bits[name], norms[name] = site_bits[source.layer, source.hook], site_norms[source.layer, source.hook]
+            site = source.layer, source.hook
+            bits[name], norms[name] = (_rows(values[site], stored) for values in (site_bits, site_norms))
     check_finite(norms, str(arguments.output))
-    dataset = to_dataset(bits, norms, shard, sources)
+    dataset = to_dataset(bits, norms, shard.isel(token=stored), sources)
     dataset.attrs = section.provenance()
     dataset.attrs |= {
         "title": f"activations, {section.split}, shard {section.shard}",
@@ -127,7 +132,12 @@ def main(arguments) -> None:
         "first_token": chosen.start,
     }
     artifacts.write(dataset, arguments.output, contiguous=sources)
-    stage.say(f"{where}: {shard.sizes['token']:,} tokens")
+    stage.say(f"{where}: {len(stored):,} tokens")
+
+
+def _rows(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Some rows of an array; the array itself, which may be large, where that is all of them."""
+    return values if len(index) == len(values) else values[index]
 
 
 def check_layers(model: transformers.PreTrainedModel, sources: dict[str, Source]) -> None:

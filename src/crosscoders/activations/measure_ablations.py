@@ -29,11 +29,12 @@ def main(arguments) -> None:
     section: MeasureAblationsSection = arguments.settings
     tokens, normalisation = artifacts.read(arguments.tokens), artifacts.read(arguments.normalisation)
     document = consecutive(tokens["document"].values)
-    chosen = spread_documents(document, section.splice_tokens)[document]
+    read = spread_documents(document, section.splice_tokens)[document]
+    chosen = read & tokens["in_all_models"].values.astype(bool)
     kept = np.zeros(len(document), bool)
     kept[Activations(arguments.activations, normalisation).metadata["token_index"].values] = True
     folders = dict(zip(section.reading.models, arguments.models, strict=True))
-    losses = measure(section, folders, Split(tokens, chosen, kept), normalisation)
+    losses = measure(section, folders, Split(tokens, read, kept), normalisation)
     numbers, places = np.unique(document[chosen], return_inverse=True)
     sums = np.zeros((len(numbers), *losses.shape[1:]))
     np.add.at(sums, places, losses[chosen])
@@ -55,22 +56,22 @@ def main(arguments) -> None:
 
 @dataclass
 class Split:
-    """The test tokens, which of them are measured, and which of them are no attention sinks, (tokens,) bool each."""
+    """The test tokens, which of them are read, and which of them are no attention sinks, (tokens,) bool each."""
 
     tokens: xr.Dataset
-    chosen: np.ndarray
+    read: np.ndarray
     kept: np.ndarray
 
 
 def measure(
     section: MeasureAblationsSection, folders: dict[str, Path], split: Split, normalisation: xr.Dataset
 ) -> np.ndarray:
-    """Next-token losses in nats, (tokens, sources, ablations); NaN where they are not measured."""
+    """Next-token losses in nats, (tokens, sources, ablations); NaN where they are not read."""
     reading, tokens = section.reading, split.tokens
     device = chosen_device(reading.device)
     dtype = chosen_dtype(reading.dtype, device)
     ids, sink = tokens["token_id"].values, int(tokens.attrs["sink_token_id"])
-    spans = [span for span in windows(tokens["position"].values) if split.chosen[span.start]]
+    spans = [span for span in windows(tokens["position"].values) if split.read[span.start]]
     losses = np.empty((len(ids), len(reading.sources), len(ABLATIONS)))
     progress = stage.Progress(f"measure_ablations {section.setting_name}", len(folders), "models")
     for model_name, folder in folders.items():

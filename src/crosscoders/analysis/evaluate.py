@@ -30,7 +30,7 @@ REPLACEMENTS = ("clean", "spliced", "zero", "mean")
 
 
 def pair_cost(coder: Crosscoder, settings: CrosscoderSettings, coefficient: float):
-    """What an active pair of a code pays of the penalty, as a function of the code; `None` where nothing is paid."""
+    """The penalty of every active pair of a code, as a function of the code; `None` where there is no penalty."""
     if settings.penalty.kind == "none":
         return None
     penalty = PENALTIES[settings.penalty.kind]
@@ -45,8 +45,8 @@ def pair_cost(coder: Crosscoder, settings: CrosscoderSettings, coefficient: floa
 def effort(coder: Crosscoder, settings: CrosscoderSettings) -> dict[str, tuple]:
     """Size of the dictionary, and what its training took.
 
-    A weight that a block may use costs 2 floating-point operations per token forward and 4 backward, whatever a fast
-    path saves on them: m latents over L sources of one width cost what L SAEs of m latents cost [L24].
+    A weight that a block may use counts 2 floating-point operations per token forward and 4 backward, whatever the
+    sparse kernels save: m latents over L sources of one width cost what L SAEs of m latents cost [L24].
     """
     widths = torch.tensor(coder.widths)
     weights = int((coder.reads * widths).sum() + (coder.writes * widths).sum())
@@ -108,10 +108,10 @@ def rebuilt_rows(
     }
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        found = decode_sparse(encode_sparse(coder, data.rows(part)), coder.decoder, coder.decoder_bias).numpy()
+        decoded = decode_sparse(encode_sparse(coder, data.rows(part)), coder.decoder, coder.decoder_bias).numpy()
         for name, columns in zip(coder.sources, coder.columns, strict=True):
             scale = normalisation["scale"].sel(source=name).values
-            rebuilt[name][index[part]] = found[:, columns] * scale + normalisation[f"mean_{name}"].values
+            rebuilt[name][index[part]] = decoded[:, columns] * scale + normalisation[f"mean_{name}"].values
     replaced = np.zeros(len(chosen), bool)
     replaced[index[rows]] = True
     return replaced, rebuilt
@@ -128,12 +128,13 @@ def splice(
 ) -> np.ndarray:
     """Sums within documents of the loss with each source replaced by its reconstruction, (documents, sources).
 
-    NaN for sources that no model has, as differences.
+    The sums are NaN for sources that no model has, as differences of models.
     """
     device = chosen_device(reading.device)
     document = consecutive(tokens["document"].values)
     numbers = ablations["document_index"].values
     chosen = np.isin(document, numbers)
+    counted = chosen & tokens["in_all_models"].values.astype(bool)
     replaced, rebuilt = rebuilt_rows(coder, data, normalisation, chosen)
     spans = [span for span in windows(tokens["position"].values) if chosen[span.start]]
     sums = np.full((len(numbers), len(coder.sources)), np.nan)
@@ -142,7 +143,7 @@ def splice(
         own = {s: reading.sources.get(name) for s, name in enumerate(coder.sources)}
         own = {s: source for s, source in own.items() if source and source.model == model_name}
         changes = [((source.layer, source.hook), rebuilt[coder.sources[s]]) for s, source in own.items()]
-        found = splicing.token_losses(
+        token_losses = splicing.token_losses(
             model,
             tokens["token_id"].values,
             spans,
@@ -151,8 +152,8 @@ def splice(
             changes,
             replaced,
         )
-        for s, losses in zip(own, found, strict=True):
-            sums[:, s] = np.bincount(np.searchsorted(numbers, document[chosen]), losses[chosen], len(numbers))
+        for s, losses in zip(own, token_losses, strict=True):
+            sums[:, s] = np.bincount(np.searchsorted(numbers, document[counted]), losses[counted], len(numbers))
     return sums
 
 
@@ -168,7 +169,7 @@ def splice_dataset(sources: list[str], spliced: np.ndarray, ablations: xr.Datase
             )
     weights = bootstrap.resamples(len(losses), options.bootstrap_replicates, options.seed)
     clean, ablated = losses[..., :1], losses[..., 2:]
-    found = bootstrap.ratio_interval(ablated - losses[..., 1:2], ablated - clean, weights, options.confidence)
+    recovered = bootstrap.ratio_interval(ablated - losses[..., 1:2], ablated - clean, weights, options.confidence)
     v, tokens = artifacts.variable, float(ablations["tokens"].sum())
     dims = ("source", "ablation")
     return xr.Dataset(
@@ -176,9 +177,9 @@ def splice_dataset(sources: list[str], spliced: np.ndarray, ablations: xr.Datase
             "cross_entropy": v(
                 ("source", "replacement"), losses.sum(0) / tokens, "next-token loss with the source changed", "nats"
             ),
-            "cross_entropy_recovered": v(dims, found[0], "share of the loss that the ablation costs, recovered"),
-            "cross_entropy_recovered_low": v(dims, found[1], "lower end of its interval over documents"),
-            "cross_entropy_recovered_high": v(dims, found[2], "upper end of its interval over documents"),
+            "cross_entropy_recovered": v(dims, recovered[0], "share of the loss that the ablation costs, recovered"),
+            "cross_entropy_recovered_low": v(dims, recovered[1], "lower end of its interval over documents"),
+            "cross_entropy_recovered_high": v(dims, recovered[2], "upper end of its interval over documents"),
             "splice_tokens": v((), np.int64(tokens), "test tokens on which losses were measured"),
         },
         coords={
@@ -203,7 +204,7 @@ def main(arguments) -> None:
     dataset = to_dataset(coder, sums, weights, section.bootstrap)
     dataset = dataset.assign(effort(coder, settings))
     for name in ("l0_training", "penalty_coefficient", "threshold", "threshold_training"):
-        dataset[name] = trained[name].mean(keep_attrs=True)  # of thresholds per latent, where they are learned
+        dataset[name] = trained[name].mean(keep_attrs=True)  # learned thresholds are one per latent
     if arguments.ablations:
         ablations, tokens = artifacts.read(arguments.ablations), artifacts.read(arguments.tokens)
         folders = dict(zip(section.splice.models, arguments.models, strict=True))
@@ -221,8 +222,8 @@ def main(arguments) -> None:
 
 if __name__ == "__main__":
     flags = ("crosscoder", "normalisation", "output")
-    found = stage.parser(EvaluateSection, __doc__, *flags, lists=("activations",))
+    parser = stage.parser(EvaluateSection, __doc__, *flags, lists=("activations",))
     for flag in ("--ablations", "--tokens"):
-        found.add_argument(flag, type=Path, help="for the spliced loss")
-    found.add_argument("--models", type=Path, nargs="*", default=[], help="for the spliced loss")
-    stage.run(main, found.parse_args())
+        parser.add_argument(flag, type=Path, help="for the spliced loss")
+    parser.add_argument("--models", type=Path, nargs="*", default=[], help="for the spliced loss")
+    stage.run(main, parser.parse_args())

@@ -114,7 +114,8 @@ def to_dataset(sequences: Sequences, corpora: list[str]) -> xr.Dataset:
 def main(arguments) -> None:
     """Write the three splits of one setting."""
     section: TokenizeSection = arguments.settings
-    tokenizer = common_tokenizer(arguments.models)
+    vocabulary = common_vocabulary(arguments.models)
+    tokenizer = vocabulary.tokenizer
     texts = dict(zip(section.corpora, arguments.texts, strict=True))
     corpora = {name: shuffled(from_dataset(artifacts.read(path)), "tokens") for name, path in texts.items()}
     writer = Writer(section.chat_template, tokenizer)
@@ -122,31 +123,71 @@ def main(arguments) -> None:
         encoder = Encoder(writer, section.context - 1, section.control_tokens, with_text=split == "test")
         sequences = fill_split(section, split, corpora, encoder)
         dataset = to_dataset(sequences, list(section.tokens[split]))
+        lacked = np.isin(dataset["token_id"].values, vocabulary.lacked)
+        dataset["in_all_models"] = artifacts.flags("token", ~lacked, ("no", "yes"), "every model has the token")
         dataset.attrs = section.provenance() | {"title": f"{split} tokens", "split": split}
         dataset.attrs |= {
             "sink_token_id": writer.sink,
             "chat_template_sha256": writer.digest,
             "chat_template": writer.source,
+            "lacked_share": float(lacked.mean()),
         }
         artifacts.write(dataset, path)
+        if len(vocabulary.lacked):
+            stage.say(
+                f"tokenize {split}: a model lacks {len(vocabulary.lacked)} tokens of the vocabulary, "
+                f"{lacked.mean():.2%} of this split; they are left out of training and of every count"
+            )
         stage.say(f"tokenize {split}: {len(sequences.token_id):,} tokens in {len(sequences.corpus):,} documents")
 
 
-def common_tokenizer(models: list[Path]) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of all models of a setting.
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer of a setting.
+
+    Attributes
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The one with the most tokens.
+    lacked : (n,)
+        Ids of its tokens that a model lacks.
+    """
+
+    tokenizer: transformers.PreTrainedTokenizerBase
+    lacked: np.ndarray
+
+
+def common_vocabulary(models: list[Path]) -> Vocabulary:
+    """The tokenizer of all models of a setting; some may have added tokens that others lack.
+
+    Parameters
+    ----------
+    models : list of Path
+        Provenance of each model, beside its tokenizer.
+
+    Returns
+    -------
+    Vocabulary
 
     Raises
     ------
     UserError
-        Their vocabularies differ.
+        Tokenizers differ in more than added tokens.
     """
-    tokenizer, *others = (load_tokenizer(path.parent) for path in models)
-    for other, path in zip(others, models[1:], strict=True):
-        if other.get_vocab() != tokenizer.get_vocab():
+    tokenizers = [load_tokenizer(path.parent) for path in models]
+    widest = max(range(len(models)), key=lambda i: (len(tokenizers[i]), -i))
+    vocabulary, lacked = tokenizers[widest].get_vocab().items(), set()
+    for tokenizer, path in zip(tokenizers, models, strict=True):
+        differing = vocabulary ^ tokenizer.get_vocab().items()
+        added = {*tokenizer.get_added_vocab(), *tokenizers[widest].get_added_vocab()}
+        ordinary = {text for text, _ in differing} - added
+        if ordinary:
             raise UserError(
-                f"{path.parent}: its vocabulary is not that of {models[0].parent}; sources of one setting see the same tokens"
+                f"{path.parent}: its tokenizer is not that of {models[widest].parent} ({len(ordinary):,} tokens differ, "
+                f"for one {min(ordinary)!r}); expected tokenizers that differ in added tokens alone"
             )
-    return tokenizer
+        lacked |= {number for _, number in vocabulary - tokenizer.get_vocab().items()}
+    return Vocabulary(tokenizers[widest], np.array(sorted(lacked), np.int64))
 
 
 def fill_split(section: TokenizeSection, split: str, corpora: dict[str, list[Document]], encoder: Encoder) -> Sequences:

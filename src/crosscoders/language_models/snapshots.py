@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from crosscoders import artifacts
+from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.errors import UserError
 
 PROVENANCE = "provenance.json"
@@ -51,11 +52,52 @@ def verify(folder: Path) -> dict:
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """A verified snapshot, ready for inference."""
+    """A verified snapshot, ready for inference; tokens that its tokenizer lacks are read as an unknown token.
+
+    Parameters
+    ----------
+    folder : Path
+    device : str
+    dtype : torch.dtype
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+
+    Raises
+    ------
+    UserError
+        The snapshot is not as it was written.
+    """
     verify(folder)
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    _replace_unknown_tokens(model, load_tokenizer(folder))
     return model.eval().to(device)
+
+
+def _replace_unknown_tokens(
+    model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> None:
+    """Let a model read ids that its tokenizer does not have as one that it has.
+
+    The other model of a pair may have added tokens, for which this model has no embedding, or one never trained.
+    """
+    ids = torch.tensor(sorted(set(tokenizer.get_vocab().values())))
+    known = torch.zeros(int(ids[-1]) + 1, dtype=torch.bool)
+    known[ids] = True
+    substitutes = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, int(ids[0]))
+    substitute = next(token for token in substitutes if token is not None)
+
+    def replace(_: torch.nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
+        given = keywords.get("input_ids")
+        if given is None:
+            return arguments, keywords
+        has = known.to(given.device)[given.clamp(max=len(known) - 1)] & (given < len(known))
+        return arguments, keywords | {"input_ids": given.where(has, substitute)}
+
+    for module in {model, model.base_model}:
+        module.register_forward_pre_hook(replace, with_kwargs=True)
 
 
 @torch.inference_mode()

@@ -59,6 +59,7 @@ def token_losses(
                     stack.enter_context(_spliced(model, change, replaced, group))
                 logits = model(input_ids=rows.to(model.device), use_cache=False).logits.float()
             following = rows.roll(-1, dims=1).to(logits.device)  # what follows the last token is left out below
+            following = following.clamp(max=logits.shape[-1] - 1)  # tokens that the model lacks are counted nowhere
             entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
             for i, span in enumerate(group):
                 losses[span] = entropy.view_as(rows)[i, : span.stop - span.start].double().cpu().numpy()
