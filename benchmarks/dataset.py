@@ -40,8 +40,9 @@ def shard(path: Path) -> xr.Dataset:
     norms = {name: np.full(TOKENS, WIDTH**0.5, np.float32) for name in SOURCES}
     metadata = {name: ("token", np.zeros(TOKENS, np.int32)) for name in ("role", "planted_behaviour", "token_id")}
     place = np.arange(TOKENS)
-    tokens = xr.Dataset(metadata | {"document": ("token", place // 100), "position": ("token", 1 + place % 100)})
-    dataset = extract_activations.to_dataset(bits, norms, tokens, SOURCES).assign_attrs(first_token=0)
+    places = {"document": place // 100, "position": 1 + place % 100, "token_index": place}
+    tokens = xr.Dataset(metadata | {name: ("token", values) for name, values in places.items()})
+    dataset = extract_activations.to_dataset(bits, norms, tokens, SOURCES)
     artifacts.write(dataset, path, contiguous=SOURCES)
     statistics = xr.Dataset({"scale": ("source", [1.0, 1.0]), "sink_norm": ("source", [1e9, 1e9])})
     for name in SOURCES:

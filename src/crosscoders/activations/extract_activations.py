@@ -129,7 +129,6 @@ def main(arguments) -> None:
     dataset.attrs |= {
         "title": f"activations, {section.split}, shard {section.shard}",
         "model_dtype": str(dtype).removeprefix("torch."),
-        "first_token": chosen.start,
     }
     artifacts.write(dataset, arguments.output, contiguous=sources)
     stage.say(f"{where}: {len(stored):,} tokens")

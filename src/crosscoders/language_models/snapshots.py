@@ -52,7 +52,7 @@ def verify(folder: Path) -> dict:
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """A verified snapshot, ready for inference; tokens that its tokenizer lacks are read as an unknown token.
+    """A verified snapshot, ready for inference; tokens that its tokenizer lacks are read as its unknown token.
 
     Parameters
     ----------
