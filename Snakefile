@@ -40,5 +40,10 @@ rule all:
         f"{RESULTS}/report.html",
 
 
+onstart:
+    for line in queries.left_out(STUDY):
+        print(line)
+
+
 onsuccess:
     print(f"\nreport:  {RESULTS}/report.html\nfigures: {RESULTS}/figures/")

@@ -14,9 +14,7 @@ def chat_snapshot(wildcards):
 
 def root_snapshots(wildcards):
     """The models whose tokenizers serve those of a setting, each once."""
-    names = queries.setting_models(STUDY, wildcards.setting)
-    roots = dict.fromkeys(queries.root_model(STUDY, name) for name in names)
-    return [f"{RESULTS}/models/{name}/provenance.json" for name in roots]
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in queries.root_models(STUDY, wildcards.setting)]
 
 
 def texts(wildcards):

@@ -11,6 +11,7 @@ rule collate:
         stability=matched,
         aligned=aligned,
         normalisation=normalisation,
+        tokens=test_tokens,
         behaviours=behaviours,
         similarity=similarity,
         causal=patched,
@@ -40,7 +41,7 @@ rule collate:
     shell:
         "python -m crosscoders.report.collate --settings {params.settings:q} --latents {input.latents:q}"
         " --evaluations {input.evaluations:q} --histories {input.histories:q}"
-        " --normalisation {input.normalisation:q} {params.optional} --output {output:q} --log {log:q}"
+        " --normalisation {input.normalisation:q} --tokens {input.tokens:q} {params.optional} --output {output:q} --log {log:q}"
 
 
 for setting_name in queries.drawn_settings(STUDY):

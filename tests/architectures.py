@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from crosscoders.language_models.model_tokens import ModelTokens
 
 SIZES = {
     "vocab_size": 64,
@@ -133,3 +136,9 @@ def save(folder: Path, kind: str, **changes) -> Path:
 COMMON = ["llama", "gpt2", "gpt_neox", "gemma2", "gemma3_text", "qwen2", "qwen3"]
 CONFIGS = {kind: config(kind) for kind in COMMON}
 """Configurations of the most used architectures."""
+
+
+def reading(ids: np.ndarray, position: np.ndarray, sink: int = 0) -> ModelTokens:
+    """One document, read by a model whose tokenizer is the split's."""
+    document, counted = np.zeros(len(ids), int), np.ones(len(ids), bool)
+    return ModelTokens(ids, position, document, counted, np.arange(len(ids)), sink, own=False)

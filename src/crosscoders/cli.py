@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from crosscoders.errors import UserError
-from crosscoders.study import facts, loading, new
+from crosscoders.study import facts, loading, new, queries
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,7 +46,8 @@ def _layers(text: str) -> list[int]:
 
 
 def _check(given: argparse.Namespace) -> None:
-    loading.load(*given.studies)
+    for line in queries.left_out(loading.load(*given.studies)):
+        print(line)
 
 
 def _new(given: argparse.Namespace) -> None:

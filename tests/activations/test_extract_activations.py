@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import xarray as xr
+from tests import architectures
 from tests.architectures import CONFIGS
 
 from crosscoders import artifacts
@@ -60,17 +60,13 @@ def test_the_pass_ends_at_the_deepest_site(model):
 def test_batching_and_padding_change_nothing_but_rounding(model):
     lengths = [5, 17, 9, 30, 2, 12]
     generator = np.random.default_rng(0)
-    tokens = xr.Dataset(
-        {
-            "token_id": ("token", generator.integers(1, 64, sum(lengths)).astype(np.int32)),
-            "position": ("token", np.concatenate([1 + np.arange(n) for n in lengths])),
-        }
-    )
+    ids = generator.integers(1, 64, sum(lengths)).astype(np.int32)
+    tokens = architectures.reading(ids, np.concatenate([1 + np.arange(n) for n in lengths]))
     sites = [(1, "resid_post"), (3, "resid_post")]
     quiet = extract_activations.stage.Progress("", 1)
-    together, norms = extract_activations.extract(model, sites, tokens, 0, 64, quiet)
-    for span in windows.windows(tokens["position"].values):
-        ids = torch.tensor([[0, *tokens["token_id"].values[span].tolist()]])
+    together, norms = extract_activations.extract(model, sites, tokens, 64, quiet)
+    for span in windows.windows(tokens.position):
+        ids = torch.tensor([[0, *tokens.ids[span].tolist()]])
         alone = sites_module.forward(model, sites, ids)
         for site in sites:
             stored = artifacts.from_bits(together[site][span])

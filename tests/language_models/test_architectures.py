@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import xarray as xr
+from tests import architectures
 from tests.architectures import ARCHITECTURES, SHIFTED, save
 
 from crosscoders import stage
@@ -59,8 +59,8 @@ def test_activations_are_the_hidden_states_of_eager_attention(loaded):
 def test_extraction_reads_every_token_in_its_place(loaded):
     _, model, _ = loaded
     position = np.r_[np.arange(1, 10), np.arange(1, 16)]
-    tokens = xr.Dataset({"token_id": ("token", ids(1, TOKENS)[0].numpy()), "position": ("token", position)})
-    bits, _ = extract_activations.extract(model, [(1, "resid_post")], tokens, 0, 64, stage.Progress("", TOKENS))
+    tokens = architectures.reading(ids(1, TOKENS)[0].numpy(), position)
+    bits, _ = extract_activations.extract(model, [(1, "resid_post")], tokens, 64, stage.Progress("", TOKENS))
     rows = torch.cat([torch.zeros(1, 1, dtype=torch.long), ids(1, TOKENS)[:, :9]], dim=1)
     expected = hooks.forward(model, [(1, "resid_post")], rows)[1, "resid_post"][0, 1:]
     found = torch.from_numpy(bits[1, "resid_post"][:9]).view(torch.bfloat16).float()

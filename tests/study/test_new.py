@@ -1,12 +1,14 @@
 """`crosscoders new`: a complete study from models and texts, through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from crosscoders.cli import main
+from crosscoders.study import queries
 from crosscoders.study.loading import load
 
 
@@ -118,3 +120,41 @@ def test_models_of_the_hub_are_named_by_commit(models, monkeypatch):
     model = yaml.safe_load(Path("studies/hub.yaml").read_text())["models"]["model"]
     assert (model["kind"], model["revision"], model["depth"]) == ("hub", commit, 4)
     assert load("studies/hub.yaml").chat_template.kind == "model"
+
+
+def with_another_tokenizer(folder: Path, source: Path, old: str, new: str) -> Path:
+    """A copy of a model whose tokenizer.json says something else."""
+    shutil.copytree(source, folder)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace(old, new))
+    return folder
+
+
+ADDED = '"added_tokens": [{"id": 40, "content": "<tool>"},'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alignment"),
+    [
+        ('"b":', '"é":', "characters"),
+        ('"c": 2', '"c": 30', "characters"),
+        ('"added_tokens": [', ADDED, "tokens"),
+        ("", "", "tokens"),
+    ],
+)
+def test_models_with_different_tokenizers_are_aligned_by_characters(models, texts, tmp_path, old, new, alignment):
+    other = with_another_tokenizer(tmp_path / "other", models / "base", old, new)
+    main(["new", str(other), str(models / "chat"), "--text", str(texts), "--study", "mine"])
+    assert load("studies/mine.yaml").settings["base-vs-chat"].alignment == alignment
+
+
+def test_what_needs_one_tokenizer_is_left_out_and_said(models, texts, tmp_path, capsys):
+    other = with_another_tokenizer(tmp_path / "other", models / "base", '"b":', '"é":')
+    main(["new", str(other), str(models / "chat"), "--text", str(texts), "--study", "mine"])
+    path = Path("studies/mine.yaml")
+    path.write_text(path.read_text().replace("    notebook:", "    causal: {prompts: 4, new_tokens: 8}\n    notebook:"))
+    capsys.readouterr()
+    main(["check", str(path)])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("settings.base-vs-chat.causal: left out")
+    assert not queries.patched(load(path), "base-vs-chat")

@@ -19,6 +19,7 @@ from crosscoders.errors import UserError
 from crosscoders.language_models import snapshots
 from crosscoders.language_models.anatomy import decoder_layers
 from crosscoders.language_models.hooks import Site, forward
+from crosscoders.language_models.model_tokens import ModelTokens
 from crosscoders.language_models.windows import batches, padded, windows
 from crosscoders.study.settings.comparisons import Source
 
@@ -34,21 +35,20 @@ def shard_tokens(document: np.ndarray, shard: int, shards: int) -> slice:
 def extract(
     model: transformers.PreTrainedModel,
     sites: list[Site],
-    tokens: xr.Dataset,
-    sink: int,
+    tokens: ModelTokens,
     batch_tokens: int,
     progress: stage.Progress,
 ) -> tuple[dict[Site, np.ndarray], dict[Site, np.ndarray]]:
-    """bfloat16 bits (tokens, width) and norms (tokens,) of every site, in the order of the tokens.
+    """bfloat16 bits (tokens, width) and norms (tokens,) of every site, in the order of the model's tokens.
 
     Norms are those of the stored, rounded activations.
     """
-    ids, spans = tokens["token_id"].values, windows(tokens["position"].values)
+    ids, spans = tokens.ids, windows(tokens.position)
     bits: dict[Site, np.ndarray] = {}
     norms = {site: np.empty(len(ids), np.float32) for site in sites}
     device = model.device
     for group in batches(spans, batch_tokens):
-        activations = forward(model, sites, padded(ids, group, sink).to(device))
+        activations = forward(model, sites, padded(ids, group, tokens.sink).to(device))
         for site, values in activations.items():
             rounded = values.to(torch.bfloat16)
             norm = torch.linalg.vector_norm(rounded.float(), dim=-1).cpu().numpy()
@@ -101,8 +101,8 @@ def main(arguments) -> None:
     device = chosen_device(reading.device)
     dtype = chosen_dtype(reading.dtype, device)
     tokens = artifacts.read(arguments.tokens)
-    sink = int(tokens.attrs["sink_token_id"])
-    chosen = shard_tokens(tokens["document"].values, section.shard, section.shards)
+    document = tokens["document"].values
+    chosen = shard_tokens(document, section.shard, section.shards)
     index = np.arange(tokens.sizes["token"], dtype=np.int64)
     tokens["token_index"] = artifacts.variable("token", index, "number of the token within its split")
     shard = tokens.isel(token=chosen)
@@ -111,18 +111,20 @@ def main(arguments) -> None:
     for name, source in sources.items():
         by_model.setdefault(source.model, {})[name] = source
     folders = dict(zip(reading.models, arguments.models, strict=True))
+    read = {name: ModelTokens.of(tokens, name).within(chosen, document) for name in by_model}
     where = f"extract_activations {section.setting_name}/{section.split}/{section.shard:03d}"
-    progress = stage.Progress(where, shard.sizes["token"] * len(by_model))
+    progress = stage.Progress(where, sum(len(own.ids) for own in read.values()))
     bits: dict[str, np.ndarray] = {}
     norms: dict[str, np.ndarray] = {}
-    for model_name, read in by_model.items():
+    for model_name, compared in by_model.items():
         model = snapshots.load_model(folders[model_name].parent, device, dtype)
-        check_layers(model, read)
-        sites = list(dict.fromkeys((source.layer, source.hook) for source in read.values()))
-        site_bits, site_norms = extract(model, sites, shard, sink, reading.batch_tokens, progress)
-        for name, source in read.items():
-            site = source.layer, source.hook
-            bits[name], norms[name] = (_rows(values[site], stored) for values in (site_bits, site_norms))
+        check_layers(model, compared)
+        sites = list(dict.fromkeys((source.layer, source.hook) for source in compared.values()))
+        own = read[model_name]
+        site_bits, site_norms = extract(model, sites, own, reading.batch_tokens, progress)
+        for name, source in compared.items():
+            site, rows = (source.layer, source.hook), own.place[stored]
+            bits[name], norms[name] = (_rows(values[site], rows) for values in (site_bits, site_norms))
     check_finite(norms, str(arguments.output))
     dataset = to_dataset(bits, norms, shard.isel(token=stored), sources)
     dataset.attrs = section.provenance()

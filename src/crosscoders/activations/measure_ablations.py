@@ -19,7 +19,7 @@ from crosscoders.activations.sections import MeasureAblationsSection
 from crosscoders.activations.shuffle import consecutive, spread_documents
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.language_models import snapshots, splicing
-from crosscoders.language_models.windows import windows
+from crosscoders.language_models.model_tokens import ChosenDocuments, ModelTokens
 
 ABLATIONS = ("clean", "zero", "mean")
 
@@ -30,63 +30,90 @@ def main(arguments) -> None:
     tokens, normalisation = artifacts.read(arguments.tokens), artifacts.read(arguments.normalisation)
     document = consecutive(tokens["document"].values)
     read = spread_documents(document, section.splice_tokens)[document]
-    chosen = read & tokens["in_all_models"].values.astype(bool)
+    numbers = np.unique(document[read & tokens["in_all_models"].values.astype(bool)])
     kept = np.zeros(len(document), bool)
     kept[Activations(arguments.activations, normalisation).metadata["token_index"].values] = True
     folders = dict(zip(section.reading.models, arguments.models, strict=True))
-    losses = measure(section, folders, Split(tokens, read, kept), normalisation)
-    numbers, places = np.unique(document[chosen], return_inverse=True)
-    sums = np.zeros((len(numbers), *losses.shape[1:]))
-    np.add.at(sums, places, losses[chosen])
-    sources, v = list(section.reading.sources), artifacts.variable
-    dataset = xr.Dataset(
-        {
-            "cross_entropy": v(("document", "source", "ablation"), sums, "sum of next-token losses", units="nats"),
-            "tokens": v("document", np.bincount(places), "tokens of the document"),
-            "document_index": v("document", numbers, "number of the document within the test split"),
-        },
-        coords={"source": np.array(sources, dtype=object), "ablation": np.array(ABLATIONS, dtype=object)},
-        attrs=section.provenance() | {"title": "ablated losses"},
-    )
-    artifacts.write(dataset, arguments.output)
-    for name, row in zip(sources, sums.sum(0) / chosen.sum(), strict=True):
+    sums, counts = measure(section, folders, Split(tokens, numbers, kept), normalisation)
+    dataset = to_dataset(sums, counts, numbers, list(section.reading.sources))
+    artifacts.write(dataset.assign_attrs(**section.provenance(), title="ablated losses"), arguments.output)
+    for name, row in zip(dataset["source"].values, sums.sum(0) / counts.sum(0)[:, None], strict=True):
         means = ", ".join(f"{label} {value:.2f}" for label, value in zip(ABLATIONS, row, strict=True))
         stage.say(f"measure_ablations {name}: {means}")
 
 
+def to_dataset(sums: np.ndarray, counts: np.ndarray, numbers: np.ndarray, sources: list[str]) -> xr.Dataset:
+    """Losses by document; the counts of tokens differ between sources where models have different tokenizers.
+
+    Parameters
+    ----------
+    sums : (documents, sources, ablations)
+        Sums of next-token losses, nats.
+    counts : (documents, sources)
+        Tokens.
+    numbers : (documents,)
+    sources : list of str
+    """
+    v, same = artifacts.variable, (counts == counts[:, :1]).all()
+    tokens = v("document", counts[:, 0], "tokens of the document")
+    if not same:
+        tokens = v(("document", "source"), counts, "tokens of the document for the source's model")
+    return xr.Dataset(
+        {
+            "cross_entropy": v(("document", "source", "ablation"), sums, "sum of next-token losses", units="nats"),
+            "tokens": tokens,
+            "document_index": v("document", numbers, "number of the document within the test split"),
+        },
+        coords={"source": np.array(sources, dtype=object), "ablation": np.array(ABLATIONS, dtype=object)},
+    )
+
+
 @dataclass
 class Split:
-    """The test tokens, which of them are read, and which of them are no attention sinks, (tokens,) bool each."""
+    """The test tokens, the documents on which losses are measured, and the tokens whose activations are replaced.
+
+    Attributes
+    ----------
+    tokens : xarray.Dataset
+    numbers : (documents,)
+        Numbers of documents, counted without gaps.
+    kept : (tokens,) bool
+        Tokens that are compared and no attention sinks.
+    """
 
     tokens: xr.Dataset
-    read: np.ndarray
+    numbers: np.ndarray
     kept: np.ndarray
 
 
 def measure(
     section: MeasureAblationsSection, folders: dict[str, Path], split: Split, normalisation: xr.Dataset
-) -> np.ndarray:
-    """Next-token losses in nats, (tokens, sources, ablations); NaN where they are not read."""
-    reading, tokens = section.reading, split.tokens
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of next-token losses in nats, (documents, sources, ablations), and tokens, (documents, sources)."""
+    reading = section.reading
     device = chosen_device(reading.device)
     dtype = chosen_dtype(reading.dtype, device)
-    ids, sink = tokens["token_id"].values, int(tokens.attrs["sink_token_id"])
-    spans = [span for span in windows(tokens["position"].values) if split.read[span.start]]
-    losses = np.empty((len(ids), len(reading.sources), len(ABLATIONS)))
+    sums = np.zeros((len(split.numbers), len(reading.sources), len(ABLATIONS)))
+    counts = np.zeros(sums.shape[:2], np.int64)
     progress = stage.Progress(f"measure_ablations {section.setting_name}", len(folders), "models")
     for model_name, folder in folders.items():
         model = snapshots.load_model(folder.parent, device, dtype)
+        read = ModelTokens.of(split.tokens, model_name)
+        chosen = ChosenDocuments.of(read, split.tokens["document"].values, split.numbers)
         own = [(s, name) for s, (name, source) in enumerate(reading.sources.items()) if source.model == model_name]
         changes: list[splicing.Change | None] = [None]
         for _, name in own:
             source, mean = reading.sources[name], normalisation[f"mean_{name}"].values.astype(np.float32)
-            values = (np.broadcast_to(v, (len(ids), len(mean))) for v in (np.zeros_like(mean), mean))
+            values = (np.broadcast_to(v, (len(read.ids), len(mean))) for v in (np.zeros_like(mean), mean))
             changes += [((source.layer, source.hook), value) for value in values]
-        by_change = splicing.token_losses(model, ids, spans, sink, reading.batch_tokens, changes, split.kept)
+        losses = splicing.token_losses(
+            model, read.ids, chosen.spans, read.sink, reading.batch_tokens, changes, read.marked(split.kept)
+        )
         for i, (s, _) in enumerate(own):
-            losses[:, s] = by_change[[0, 1 + 2 * i, 2 + 2 * i]].T
+            sums[:, s] = chosen.sums(losses[[0, 1 + 2 * i, 2 + 2 * i]]).T
+            counts[:, s] = chosen.counts
         progress.update(1)
-    return losses
+    return sums, counts
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from crosscoders.crosscoder.penalties import PENALTIES
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.kernels import sparse_code
 from crosscoders.language_models import snapshots, splicing
-from crosscoders.language_models.windows import windows
+from crosscoders.language_models.model_tokens import ChosenDocuments, ModelTokens
 from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.crosscoders import CrosscoderSettings
 
@@ -131,29 +131,23 @@ def splice(
     The sums are NaN for sources that no model has, as differences of models.
     """
     device = chosen_device(reading.device)
-    document = consecutive(tokens["document"].values)
-    numbers = ablations["document_index"].values
-    chosen = np.isin(document, numbers)
-    counted = chosen & tokens["in_all_models"].values.astype(bool)
-    replaced, rebuilt = rebuilt_rows(coder, data, normalisation, chosen)
-    spans = [span for span in windows(tokens["position"].values) if chosen[span.start]]
+    document, numbers = tokens["document"].values, ablations["document_index"].values
+    replaced, rebuilt = rebuilt_rows(coder, data, normalisation, np.isin(consecutive(document), numbers))
     sums = np.full((len(numbers), len(coder.sources)), np.nan)
     for model_name, folder in folders.items():
         model = snapshots.load_model(folder.parent, device, chosen_dtype(reading.dtype, device))
+        read = ModelTokens.of(tokens, model_name)
+        chosen = ChosenDocuments.of(read, document, numbers)
         own = {s: reading.sources.get(name) for s, name in enumerate(coder.sources)}
         own = {s: source for s, source in own.items() if source and source.model == model_name}
-        changes = [((source.layer, source.hook), rebuilt[coder.sources[s]]) for s, source in own.items()]
-        token_losses = splicing.token_losses(
-            model,
-            tokens["token_id"].values,
-            spans,
-            int(tokens.attrs["sink_token_id"]),
-            reading.batch_tokens,
-            changes,
-            replaced,
+        changes = [
+            ((source.layer, source.hook), read.spread(rebuilt[coder.sources[s]], replaced)) for s, source in own.items()
+        ]
+        losses = splicing.token_losses(
+            model, read.ids, chosen.spans, read.sink, reading.batch_tokens, changes, read.marked(replaced)
         )
-        for s, losses in zip(own, token_losses, strict=True):
-            sums[:, s] = np.bincount(np.searchsorted(numbers, document[counted]), losses[counted], len(numbers))
+        if own:
+            sums[:, [*own]] = chosen.sums(losses).T
     return sums
 
 
@@ -170,23 +164,35 @@ def splice_dataset(sources: list[str], spliced: np.ndarray, ablations: xr.Datase
     weights = bootstrap.resamples(len(losses), options.bootstrap_replicates, options.seed)
     clean, ablated = losses[..., :1], losses[..., 2:]
     recovered = bootstrap.ratio_interval(ablated - losses[..., 1:2], ablated - clean, weights, options.confidence)
-    v, tokens = artifacts.variable, float(ablations["tokens"].sum())
-    dims = ("source", "ablation")
+    v, dims, tokens = artifacts.variable, ("source", "ablation"), tokens_of(sources, ablations)
     return xr.Dataset(
         {
             "cross_entropy": v(
-                ("source", "replacement"), losses.sum(0) / tokens, "next-token loss with the source changed", "nats"
+                ("source", "replacement"),
+                losses.sum(0) / tokens[:, None],
+                "next-token loss with the source changed",
+                "nats",
             ),
             "cross_entropy_recovered": v(dims, recovered[0], "share of the loss that the ablation costs, recovered"),
             "cross_entropy_recovered_low": v(dims, recovered[1], "lower end of its interval over documents"),
             "cross_entropy_recovered_high": v(dims, recovered[2], "upper end of its interval over documents"),
-            "splice_tokens": v((), np.int64(tokens), "test tokens on which losses were measured"),
+            "splice_tokens": v(
+                (), np.int64(tokens.max()), "test tokens on which losses were measured, most of any source"
+            ),
         },
         coords={
             "replacement": np.array(REPLACEMENTS, dtype=object),
             "ablation": np.array(REPLACEMENTS[2:], dtype=object),
         },
     )
+
+
+def tokens_of(sources: list[str], ablations: xr.Dataset) -> np.ndarray:
+    """Tokens on which the losses of each source's model were measured, (sources,); models may have other tokenizers."""
+    counts = ablations["tokens"].sum("document")
+    if "source" in counts.dims:
+        counts = counts.reindex(source=sources)
+    return np.broadcast_to(counts.values.astype(float), len(sources))
 
 
 def main(arguments) -> None:

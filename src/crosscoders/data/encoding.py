@@ -40,6 +40,11 @@ class Encoded:
     ends: list[int]
     places: list[int]
 
+    def first(self, count: int) -> Encoded:
+        """The document's first tokens; its text and parts stay whole."""
+        columns = (column[:count] for column in (self.ids, self.starts, self.ends, self.places))
+        return Encoded(self.text, self.parts, *columns)
+
     def texts(self, tokenizer: transformers.PreTrainedTokenizerBase) -> list[str]:
         """How every token looks in its place.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from crosscoders.study.queries import setting_corpora
+from crosscoders.study.queries import contrast_model, own_tokenizers, root_models, setting_corpora
 from crosscoders.study.settings.base import Count, Name, Share
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.study import Study
@@ -36,6 +36,12 @@ class TokenizeSection(StageSection):
     chat_template: AnyTemplate
     splits: dict[str, list[Share]]
     control_tokens: Literal["text", "tokens"]
+    roots: list[Name]
+    """Models whose tokenizers serve those of the setting."""
+    reference: Name
+    """The model whose tokens the study counts and shows."""
+    own_tokenizers: dict[Name, Name]
+    """Models that read text through a tokenizer that is not the reference's, and the roots that it comes from."""
 
     @classmethod
     def of(cls, study: Study, setting: str) -> TokenizeSection:
@@ -50,4 +56,7 @@ class TokenizeSection(StageSection):
             chat_template=study.chat_template,
             splits={name: study.splits[name] for name in chosen.tokens},
             control_tokens=chosen.control_tokens,
+            reference=contrast_model(chosen),
+            roots=root_models(study, setting),
+            own_tokenizers=own_tokenizers(study, setting),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import xarray as xr
 
 from crosscoders import artifacts, stage
@@ -41,6 +42,7 @@ def main(arguments) -> None:
         parts.append(
             measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")})
         )
+    parts.append(compared_shares(artifacts.read(arguments.tokens)))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts", join="exact")
     dataset.attrs = section.provenance()
     dataset.attrs |= {
@@ -54,9 +56,18 @@ def main(arguments) -> None:
     artifacts.write(dataset, arguments.output)
 
 
+def compared_shares(tokens: xr.Dataset) -> xr.Dataset:
+    """Which share of the test tokens is compared, where it is not all of them; else nothing."""
+    shares = xr.Dataset()
+    if tokens.attrs["lacked_share"] > 0:
+        label = "share of the test tokens that a model lacks"
+        shares["lacked_share"] = artifacts.variable((), np.float64(tokens.attrs["lacked_share"]), label)
+    return shares.merge(tokens[["covered_share"]]) if "covered_share" in tokens else shares
+
+
 if __name__ == "__main__":
     flags = stage.parser(
-        CollateSection, __doc__, "normalisation", "output", lists=("latents", "evaluations", "histories")
+        CollateSection, __doc__, "normalisation", "tokens", "output", lists=("latents", "evaluations", "histories")
     )
     for flag in ("--behaviours", "--similarity"):
         flags.add_argument(flag, type=stage.Path)

@@ -34,8 +34,8 @@ def _silent(summary: xr.Dataset, crosscoder: str) -> str:
 
 
 def evaluation(summary: xr.Dataset) -> str:
-    """Reconstruction, sparsity and dead share of every crosscoder."""
-    lines = []
+    """Reconstruction, sparsity and dead share of every crosscoder, after what part of the text is compared."""
+    lines = _compared(summary)
     for name in figures.crosscoders(summary):
         trainings = _trainings(summary, name)
         explained = "; ".join(
@@ -52,6 +52,24 @@ def evaluation(summary: xr.Dataset) -> str:
             + (_recovered(summary, trainings) if "cross_entropy_recovered" in summary else "")
         )
     return "\n".join(lines)
+
+
+def _compared(summary: xr.Dataset) -> list[str]:
+    """A line on the share of the test tokens that is compared, where it is not all of them."""
+    lines = []
+    if "lacked_share" in summary:
+        lines.append(
+            f"- A model lacks {float(summary['lacked_share']):.2%} of the test tokens in its vocabulary. It reads its "
+            "unknown token there, and these tokens are counted nowhere."
+        )
+    if "covered_share" in summary:
+        shares = zip(summary["tokenizer"].values, summary["covered_share"].values, strict=True)
+        listed = " and ".join(f"{share:.1%} of the tokens of {name}" for name, share in shares)
+        lines.append(
+            "- The models have different tokenizers. They are compared where a token of each ends at the same character: "
+            f"these are {listed}. Losses are per token of the model's own."
+        )
+    return lines
 
 
 def _recovered(summary: xr.Dataset, trainings: list[xr.Dataset]) -> str:

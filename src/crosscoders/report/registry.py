@@ -246,7 +246,7 @@ FIGURES = (
         MODEL_DIFFING,
         words="prose.causal",
         needs=("gap_closed",),
-        absent="This setting patches nothing.",
+        absent="This setting patches nothing: it does not ask for it, or its models have different tokenizers.",
         expected=patched,
         paper="[M25]",
         finding="All latents together bring base's lower half back to the chat model, but so do eight principal "

@@ -33,6 +33,8 @@ class ModelFacts:
         Token that begins a text, else the one that ends it.
     has_template : bool
         Whether the tokenizer has a chat template.
+    vocabulary : Vocabulary, optional
+        The tokens of its tokenizer, where they can be read.
     """
 
     place: str
@@ -40,6 +42,7 @@ class ModelFacts:
     shape: model_folder.Shape
     sink: str | None
     has_template: bool
+    vocabulary: model_folder.Vocabulary | None = None
 
     @property
     def name(self) -> str:
@@ -94,7 +97,7 @@ def model_facts(place: str) -> ModelFacts:
         raise UserError(f"{place}: no such folder, and no id of the hub; expected a model folder or org/name")
     revision = match["revision"] or _resolved(match["repo"], "model")
     with tempfile.TemporaryDirectory() as name:
-        for file in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
+        for file in ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
             _download(match["repo"], revision, file, Path(name), needed=file == "config.json")
         return _facts(match["repo"], revision, Path(name))
 
@@ -125,7 +128,7 @@ def _facts(place: str, revision: str | None, folder: Path) -> ModelFacts:
         raise UserError(f"{place}: its config.json says no {' and no '.join(missing)}; expected a language model")
     sink = next((text for text in map(_text_of, (config.get("bos_token"), config.get("eos_token"))) if text), None)
     template = bool(config.get("chat_template")) or (folder / "chat_template.jinja").is_file()
-    return ModelFacts(place, revision, shape, sink, template)
+    return ModelFacts(place, revision, shape, sink, template, model_folder.vocabulary(folder))
 
 
 def _tokenizer_config(folder: Path) -> dict:

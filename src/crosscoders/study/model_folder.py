@@ -82,6 +82,44 @@ def shape(folder: Path) -> Shape:
     return Shape(kind if isinstance(kind, str) else None, **sizes)
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a tokenizer, and those that were added to it after it was made."""
+
+    tokens: frozenset[tuple[str, int]]
+    added: frozenset[str]
+
+    def differs(self, other: Vocabulary) -> bool:
+        """Whether two tokenizers differ in more than added tokens."""
+        added = self.added | other.added
+        return any(text not in added for text, _ in self.tokens ^ other.tokens)
+
+
+def vocabulary(folder: Path) -> Vocabulary | None:
+    """The tokens that `tokenizer.json` names.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    Vocabulary or None
+        None where there is no such file, or it is of an unknown kind.
+    """
+    content, _ = _read_mapping(folder / "tokenizer.json")
+    model, added = (content or {}).get("model"), (content or {}).get("added_tokens") or []
+    known = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(known, list):  # pieces with their scores
+        known = {piece[0]: number for number, piece in enumerate(known)}
+    if not isinstance(known, dict):
+        return None
+    return Vocabulary(
+        frozenset({*known.items(), *((token["content"], token["id"]) for token in added)}),
+        frozenset(token["content"] for token in added),
+    )
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: all in safetensors where there are such, else all in torch's own format."""
     for single, index in WEIGHTS.items():

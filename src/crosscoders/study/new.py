@@ -165,7 +165,8 @@ def pair_study(
     sizes = Sizes.of([base, chat], _tokens_of(texts), 2, machine)
     read = {key: f"{{model: {key}, layer: {layers[key]}}}" for key in models}
     reason = "the middle of the models" if layer is None else "as asked for"
-    setting = _setting("base-vs-chat", read, f": {reason}", sizes, texts) + "    notebook: model_diffing\n"
+    setting = _setting("base-vs-chat", read, f": {reason}", sizes, texts)
+    setting += _alignment(base, chat) + "    notebook: model_diffing\n"
     return _study(name, f"What {chat.name} has that {base.name} lacks", models, texts, setting, sizes, machine)
 
 
@@ -213,6 +214,16 @@ def _setting(name: str, read: dict[str, str], reason: str, sizes: Sizes, texts: 
 {_tokens(sizes, texts)}    splice_tokens: {splice_tokens} # test tokens on which reconstructions stand in
     crosscoders: [batchtopk, l1]
 """
+
+
+def _alignment(base: ModelFacts, chat: ModelFacts) -> str:
+    """How two models are compared whose tokenizers are known to differ."""
+    known = base.vocabulary is not None and chat.vocabulary is not None
+    if not known or not base.vocabulary.differs(chat.vocabulary):
+        return ""
+    return (
+        "    alignment: characters # the tokenizers differ: compared where a token of each ends at the same character\n"
+    )
 
 
 def _layer(model: ModelFacts, layer: int | None) -> int:

@@ -92,6 +92,40 @@ def root_model(study: Study, model: str) -> str:
     return found.base if isinstance(found, FineTunedModel) else model
 
 
+def root_models(study: Study, setting: str) -> list[str]:
+    """The models whose tokenizers serve those of a setting, each once."""
+    return list(dict.fromkeys(root_model(study, name) for name in setting_models(study, setting)))
+
+
+def own_tokenizers(study: Study, setting: str) -> dict[str, str]:
+    """Models of a setting that read its text through a tokenizer of their own, and the roots that it comes from.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+
+    Returns
+    -------
+    {model: root}
+        Empty but where the setting aligns characters. The model of the contrast's second source is the reference: its
+        tokens are those that the study counts and shows.
+    """
+    chosen = study.settings[setting]
+    if not isinstance(chosen, Setting) or chosen.alignment == "tokens":
+        return {}
+    reference = root_model(study, contrast_model(chosen))
+    roots = {name: root_model(study, name) for name in setting_models(study, setting)}
+    return {name: root for name, root in roots.items() if root != reference}
+
+
+def contrast_model(setting: Setting) -> str:
+    """The model of the second source of a setting's contrast, or of the first that is made of it."""
+    source = setting.sources[setting.contrast[1]]
+    stored = source if isinstance(source, Source) else setting.sources[source.of[0]]
+    return stored.model
+
+
 def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
     """(base, fine-tune) whose planted behaviours a setting shows, where its sources include such a pair."""
     for name in setting_models(study, setting):
@@ -111,7 +145,17 @@ def spliced(study: Study, setting: str) -> bool:
 def patched(study: Study, setting: str) -> bool:
     """Whether a setting's latents are patched into its chat model."""
     chosen = study.settings[setting]
-    return isinstance(chosen, Setting) and chosen.causal is not None
+    return isinstance(chosen, Setting) and chosen.causal is not None and chosen.alignment == "tokens"
+
+
+def left_out(study: Study) -> list[str]:
+    """What a study asks for and does not get, a line each with the reason."""
+    return [
+        f"settings.{name}.causal: left out; patching one model's activations into the other needs one tokenizer, and "
+        "alignment is 'characters'"
+        for name, setting in study.settings.items()
+        if isinstance(setting, Setting) and setting.causal is not None and not patched(study, name)
+    ]
 
 
 def paged(study: Study) -> list[str]:

@@ -337,7 +337,7 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
             problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
     for name in setting.aligned:
         problems += _unknown("aligned", name, study.aligned)
-    if setting.causal:
+    if setting.causal and setting.alignment == "tokens":  # else it is left out
         problems += _causal_problems(study, setting)
     if setting.circuits:
         problems += _circuit_problems(study, setting)

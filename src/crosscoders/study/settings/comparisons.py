@@ -109,6 +109,9 @@ class Setting(Section):
     """Activation files per split; shards are extracted in parallel."""
     context: Annotated[int, Field(gt=1)]
     """Longest window, sink included."""
+    alignment: Literal["tokens", "characters"] = "tokens"
+    """What the models of a setting have in common: the `tokens` that they read, or, where their tokenizers differ, the
+    `characters` at which a token of each ends."""
     control_tokens: Literal["text", "tokens"] = "text"
     """What control tokens such as `<|im_end|>` are where they stand in a document: text, or the tokens that they name."""
     batch_tokens: Count = 2048
