@@ -1,8 +1,8 @@
-"""The dataset: rows of 9.2 KB (two sources of 2,304 in bfloat16) in the shuffle of training, warm cache, one thread.
+"""Reading batches of shuffled rows, as training does: rows of 9.2 KB (two sources of 2,304 in bfloat16), one thread.
 
-Our side reads memory-mapped contiguous variables; the peer is `xarray.Dataset.isel` on the same rows of the same files.
+The files lie in the page cache. Our side reads memory-mapped contiguous variables; the peer is `xarray.Dataset.isel` on the same rows of the same files.
 Both read stored bit patterns, which a GPU is sent, and normalised float32, which a step on a CPU gets. The roofline is
-the same number of consecutive rows, read and written nowhere.
+reading the same number of consecutive rows and writing them nowhere.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def shard(path: Path) -> xr.Dataset:
 
 
 def rates(sides: dict[str, Callable[[np.ndarray], object]]) -> dict[str, float]:
-    """Thousands of rows per second of CPU time, by batches in the shuffle of training."""
+    """Thousands of rows per second of CPU time, for batches in the shuffled order of training."""
     order = Order(TOKENS, 0)
     seconds = take_turns(sides, ROUNDS, lambda i: (order.take(i * BATCH, BATCH),))
     return {name: round(BATCH / value / 1000) for name, value in seconds.items()}

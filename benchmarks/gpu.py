@@ -3,7 +3,7 @@
 `python -m benchmarks.gpu` prints tokens per second and writes benchmarks/out/gpu.json, from which `python -m
 benchmarks.table` makes the table of docs/gpu.md. Sides take turns in one process, each step ended by a synchronisation.
 Every row also has its roofline, from the rates that this GPU reaches in a product and in a copy, and the time of our
-step by kernel. Without a GPU it says so and ends.
+step by kernel. Without a GPU the command says so and ends.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ BENCHMARKS = {
 }
 """Name: shape, and the ratio aimed at for every peer."""
 WANTED = {"step_gemma B 4096": 0.6 * 257_000}
-"""Tokens per second aimed at besides."""
+"""Tokens per second that are also aimed at."""
 STEPS, WARMUP = 20, 15
 LOWER = {"precision": "bfloat16", "adam_moments": "bfloat16"}
 OURS = {"ours": {}, "ours bfloat16": LOWER}
-"""Factors of products and moments in 32 bits, except of candidates for the code, and in 16 bits."""
+"""Our sides: factors of products and moments in 32 bits (candidates for the code are found in 16), and both in 16 bits."""
 PEERS = {"dense TF32": torch.float32, "dense bfloat16": torch.bfloat16}
 BYTES = {"ours": 24, "ours bfloat16": 16}
 """Bytes per weight that every step has to read and write: the weight and both moments."""

@@ -51,7 +51,7 @@ class Side:
 
 
 def available(names: list[str]) -> list[str]:
-    """The sides whose environment is there."""
+    """The sides whose environment is installed."""
     return [name for name in names if name in OWN or PEERS.exists()]
 
 
@@ -61,7 +61,7 @@ def in_turns(names: list[str], shape: dict, steps: int) -> tuple[dict[str, float
 
 
 def run(sides: dict[str, Side], steps: int) -> tuple[dict[str, float], dict[str, int]]:
-    """As :func:`in_turns`, for sides that may have shapes of their own."""
+    """The same as :func:`in_turns`, for sides that may have shapes of their own."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(steps + WARMUP):
         for name, side in sides.items():

@@ -74,7 +74,7 @@ def main() -> None:
             print(
                 f"{name:22s} ours {times['ours']:7.1f} ms  {peer:20s} {times[peer]:7.1f} ms  × {ratio:.2f}", flush=True
             )
-        save("step", rows, kept=bool(wanted))  # now, should the next benchmark fail
+        save("step", rows, kept=bool(wanted))  # saved now, in case the next benchmark fails
     for side, label in (("ours", "growth"), ("sparse_part", "growth of the sparse part")):
         if wanted and "growth" not in wanted:
             continue

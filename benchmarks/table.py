@@ -14,7 +14,7 @@ BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
 
 
 def cell(row: dict) -> str:
-    """Times or rates of both sides."""
+    """Times or rates of both sides, ours first."""
     if "milliseconds" in row:
         return " / ".join(f"{row['milliseconds'][name]:,.0f} ms" for name in ("ours", row.get("peer")) if name)
     values = row.get("seconds") or row["thousand_rows_per_second"]
@@ -24,7 +24,7 @@ def cell(row: dict) -> str:
 
 def bound_of(row: dict) -> str:
     """The roofline of our side, the share of it that our side reaches, and what bounds it."""
-    if "bound" not in row:  # kept from a run that did not compute it
+    if "bound" not in row:  # a row of a run that did not compute it
         return "–"
     if "thousand_rows_per_second" in row:
         best, share = f"{row['roofline']:,}k rows/s", row["thousand_rows_per_second"]["ours"] / row["roofline"]

@@ -103,7 +103,7 @@ def sparse_part(shape: dict) -> Step:
 
 
 def dense(shape: dict, device: str = "cpu") -> Step:
-    """A crosscoder as peers write it: einsum, torch.topk, autograd, clipped, Adam."""
+    """A crosscoder as peers write it: einsum, torch.topk, autograd, clipped gradients, Adam."""
     s, d, m, k = (shape[key] for key in ("sources", "width", "latents", "k"))
     generator = torch.Generator().manual_seed(0)
     decoder = torch.randn(m, s, d, generator=generator)
@@ -134,7 +134,7 @@ def dense(shape: dict, device: str = "cpu") -> Step:
 
 
 def dictionary_learning(shape: dict) -> Step:
-    """BatchTopK of `dictionary-learning`, its own trainer."""
+    """BatchTopK of `dictionary-learning`, trained by its own trainer."""
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 
     trainer = BatchTopKTrainer(
@@ -204,7 +204,7 @@ def faster_gemm(shape: dict, certainly: bool = False) -> torch.library.Library |
     x, weights = torch.ones(shape["batch"], columns), torch.ones(shape["latents"], columns)
     sides = (lambda: x @ weights.T), (lambda: onednn(x, weights.T))
     blas, other = (min(seconds) for seconds in zip(*([timed(side) for side in sides] for _ in range(5)), strict=True))
-    if other > 0.9 * blas and not certainly:  # a smaller gain is lost where matrices have to be laid out for it
+    if other > 0.9 * blas and not certainly:  # laying out matrices for oneDNN costs more than a smaller gain
         return None
 
     def mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-# Tokens of every split, and the activations of every source on them.
+# Tokens of every split, the activations of every source on them, and what is measured on both without a crosscoder.
 # Needs: models/{model}/, text/{corpus}.nc
 # Gives: tokens/{setting}/{split}.nc, activations/{setting}/{split}/{shard}.nc, activations/{setting}/normalisation.nc,
 # similarity/{setting}.nc, ablations/{setting}.nc
@@ -17,7 +17,7 @@ rule tokenize:
         "results/{study}/logs/tokenize/{setting}.log",
     benchmark:
         "results/{study}/benchmarks/tokenize/{setting}.tsv"
-    priority: 8  # all that is trained waits for it
+    priority: 8  # every training waits for it
     conda:
         "../envs/crosscoders.yaml"
     resources:

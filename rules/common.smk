@@ -1,4 +1,4 @@
-# Loads and checks the study; helpers that the rules share.
+# Loads and checks the study, and defines what the rules share.
 import sys
 
 from crosscoders.errors import UserError
@@ -14,7 +14,7 @@ except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 RESULTS = f"results/{STUDY.study}"
-# Large buffers on huge pages: about a tenth off training and fine-tuning steps (docs/decisions.md).
+# Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)
 GPU = int(STUDY.device == "cuda")

@@ -16,7 +16,7 @@ rule train_crosscoder:
         "results/{study}/logs/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.tsv"
-    priority: 5  # long jobs first; what hangs on them is short and fills the gaps
+    priority: 5  # long jobs start first; jobs that need their results are short and fill the gaps
     conda:
         "../envs/crosscoders.yaml"
     threads: 1

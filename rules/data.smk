@@ -64,7 +64,7 @@ rule pretrain:
         "results/{study}/benchmarks/pretrain/{model}.tsv"
     wildcard_constraints:
         model="|".join(TRAINED) or "none",
-    priority: 20  # more than two other jobs: all that is compared waits for it
+    priority: 20  # above the sum of two other priorities, because all comparisons wait for it
     conda:
         "../envs/crosscoders.yaml"
     threads: MODEL_THREADS
@@ -92,7 +92,7 @@ rule fine_tune:
         "results/{study}/benchmarks/fine_tune/{model}.tsv"
     wildcard_constraints:
         model="|".join(FINE_TUNED) or "none",
-    priority: 20  # more than two other jobs: all that is compared waits for it
+    priority: 20  # above the sum of two other priorities, because all comparisons wait for it
     conda:
         "../envs/crosscoders.yaml"
     threads: MODEL_THREADS

@@ -46,7 +46,7 @@ rule collate:
 
 for setting_name in queries.drawn_settings(STUDY):
 
-    # One rule per setting, because each notebook draws figures of its own.
+    # There is one rule per setting, because each notebook draws figures of its own.
     rule:
         name:
             f"notebook_{setting_name.replace('-', '_')}"
@@ -144,7 +144,7 @@ rule manifest:
 
 
 rule report:
-    # Snakemake writes its report from the finished workflow; the inner call takes no lock and runs no job.
+    # Snakemake writes its report from the finished workflow. The inner call takes no lock and runs no job.
     input:
         pages=executed("html"),
         manifest="results/{study}/manifest.json",

@@ -1,4 +1,4 @@
-# What latents do: the chat model's own answers, causal patching on them, circuits, and a page to read latents in.
+# What latents do: the chat model's own answers, causal patching on them, circuits, and pages that show latents.
 # Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
 # Gives: responses/{setting}.nc; causal/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
 
@@ -43,7 +43,7 @@ rule causal:
         "results/{study}/logs/causal/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/causal/{setting}/{crosscoder}/seed-{seed}.tsv"
-    priority: 3  # longer than what else a notebook waits for
+    priority: 3  # it takes longer than the other jobs that a notebook waits for
     conda:
         "../envs/crosscoders.yaml"
     resources:
@@ -76,7 +76,7 @@ rule circuits:
         "results/{study}/benchmarks/circuits/{setting}/{crosscoder}/seed-{seed}.tsv"
     wildcard_constraints:
         setting="|".join(sorted(set(STUDY.settings) - set(PLANTED))) or "none",
-    priority: 3  # longer than what else a notebook waits for
+    priority: 3  # it takes longer than the other jobs that a notebook waits for
     conda:
         "../envs/crosscoders.yaml"
     resources:

@@ -34,7 +34,21 @@ BF16 = "bfloat16 bit pattern"
 
 
 def provenance(study: str, stage: str, settings: object, seed: int | None = None) -> dict[str, str | int]:
-    """Global attributes every artifact carries: what made it, from which settings, code and packages."""
+    """Global attributes every artifact carries: what made it, from which settings, code and packages.
+
+    Parameters
+    ----------
+    study, stage : str
+        Names of the study and of the stage.
+    settings : object
+        What the stage was given; anything that JSON can hold.
+    seed : int, optional
+
+    Returns
+    -------
+    dict
+        Name of each attribute to its value; settings and versions are JSON.
+    """
     attributes: dict[str, str | int] = {
         "Conventions": "CF-1.11",
         "study": study,
@@ -49,13 +63,30 @@ def provenance(study: str, stage: str, settings: object, seed: int | None = None
 
 
 def json_text(content: object) -> str:
-    """JSON with sorted keys: how attributes hold what netCDF cannot."""
+    """JSON with sorted keys: how attributes hold what netCDF cannot.
+
+    Parameters
+    ----------
+    content : object
+        Anything that JSON can hold.
+
+    Returns
+    -------
+    str
+        One line.
+    """
     return json.dumps(content, sort_keys=True, ensure_ascii=False)
 
 
 @functools.cache
 def commit() -> str:
-    """Commit of the checkout this package runs from, `-dirty` appended where tracked files differ."""
+    """Commit of the checkout this package runs from, `-dirty` appended where tracked files differ.
+
+    Returns
+    -------
+    str
+        40 hexadecimal digits; `unknown` outside a checkout.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -66,7 +97,13 @@ def commit() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
+    """Versions of the packages that decide the numbers.
+
+    Returns
+    -------
+    dict of str
+        Name to version, for those of `PACKAGES` that are installed.
+    """
     found = {}
     for package in PACKAGES:
         try:
@@ -79,12 +116,46 @@ def versions() -> dict[str, str]:
 def variable(
     dims: Iterable[str] | str, values: object, long_name: str, units: str = "1", **attributes: object
 ) -> xr.Variable:
-    """A described variable: every array in an artifact says what it is and in which units."""
+    """A described variable: every array in an artifact says what it is and in which units.
+
+    Parameters
+    ----------
+    dims : names
+        Dimensions of `values`, in order; a text for a single one.
+    values : array
+    long_name : str
+        What the variable is, for readers.
+    units : str
+        `1` for numbers without a unit.
+    **attributes
+        Further attributes of the variable.
+
+    Returns
+    -------
+    xarray.Variable
+    """
     return xr.Variable(dims, values, {"long_name": long_name, "units": units, **attributes})
 
 
 def flags(dims: Iterable[str] | str, values: object, meanings: Iterable[str], long_name: str) -> xr.Variable:
-    """A CF flag variable: small integers with `flag_values` and `flag_meanings`."""
+    """A CF flag variable: small integers with `flag_values` and `flag_meanings`.
+
+    Parameters
+    ----------
+    dims : names
+        Dimensions of `values`, in order; a text for a single one.
+    values : array of int
+        Each an index into `meanings`.
+    meanings : words
+        What the values 0, 1, 2 and so on stand for; none contains a space.
+    long_name : str
+        What the variable is, for readers.
+
+    Returns
+    -------
+    xarray.Variable
+        In int8.
+    """
     meanings = list(meanings)
     return xr.Variable(
         dims,
@@ -98,20 +169,49 @@ def flags(dims: Iterable[str] | str, values: object, meanings: Iterable[str], lo
 
 
 def flag(array: xr.DataArray, meaning: str) -> int:
-    """The value that stands for `meaning` in a CF flag variable."""
+    """The value that stands for `meaning` in a CF flag variable.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        A variable made by :func:`flags`.
+    meaning : str
+
+    Returns
+    -------
+    int
+    """
     return array.attrs["flag_meanings"].split().index(meaning)
 
 
 def from_bits(bits: np.ndarray) -> np.ndarray:
-    """Float32 values of bfloat16 bit patterns."""
+    """Float32 values of bfloat16 bit patterns.
+
+    Parameters
+    ----------
+    bits : array of uint16, any shape
+
+    Returns
+    -------
+    array of float32
+        In the shape of `bits`.
+    """
     return (np.asarray(bits, dtype=np.uint32) << 16).view(np.float32)
 
 
 def atomic(path: Path, write: Callable[[Path], None], needed: int = 0, flush: bool = True) -> None:
     """Call `write` on a temporary file beside `path`, then flush it to disk and rename it to `path`.
 
-    `needed` is the space in bytes that the file will take, where it is known: it is asked for before writing. Without
-    `flush` a power failure, though no killed process, may leave a damaged file.
+    Parameters
+    ----------
+    path : Path
+        Final name.
+    write : function
+        Gets the path of the temporary file and fills it.
+    needed : int
+        Bytes that the file will take, where that is known. The function looks for that much free space before writing.
+    flush : bool
+        Without it a power failure, though no killed process, may leave a damaged file.
 
     Raises
     ------
@@ -147,6 +247,18 @@ def storage_error(path: Path, error: Exception, needed: int = 0) -> Exception:
     """A `UserError` with path and bytes for a full disk or a read-only folder; any other error unchanged.
 
     Libraries that write files themselves (safetensors, netCDF) raise errors of their own, so their text counts too.
+
+    Parameters
+    ----------
+    path : Path
+        The file that was being written.
+    error : Exception
+    needed : int
+        Bytes that the file would take; 0 where that is not known.
+
+    Returns
+    -------
+    Exception
     """
     number, text = getattr(error, "errno", None), str(error)
     folder = next((parent for parent in path.parents if parent.exists()), Path("."))
@@ -191,7 +303,19 @@ def write(dataset: xr.Dataset, path: Path | str, contiguous: Iterable[str] = ())
 
 
 def write_sealed(content: bytes, path: Path | str) -> None:
-    """Write bytes atomically, followed by the checksum trailer, by which a reader finds what a power failure damaged."""
+    """Write bytes atomically, followed by the checksum trailer, by which a reader finds what a power failure damaged.
+
+    Parameters
+    ----------
+    content : bytes
+    path : path
+        Final name.
+
+    Raises
+    ------
+    UserError
+        The disk is full or the folder cannot be written.
+    """
 
     def save(temporary: Path) -> None:
         temporary.write_bytes(content)
@@ -201,7 +325,22 @@ def write_sealed(content: bytes, path: Path | str) -> None:
 
 
 def read_sealed(path: Path | str) -> bytes:
-    """Verify a sealed file and return its content."""
+    """Verify a sealed file and return its content.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    bytes
+        The content without the trailer.
+
+    Raises
+    ------
+    UserError
+        The file is absent or damaged; the line names it.
+    """
     verify(path)
     return Path(path).read_bytes()[:-TRAILER_BYTES]
 
@@ -214,7 +353,17 @@ def _seal(path: Path) -> None:
 
 
 def digest(path: Path | str) -> str:
-    """The digest recorded in an artifact, without checking it."""
+    """The digest recorded in an artifact, without checking it.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    str
+        128 hexadecimal digits.
+    """
     with open(path, "rb") as file:
         file.seek(-128, os.SEEK_END)
         return file.read().decode(errors="replace")
@@ -235,6 +384,10 @@ def _digest(path: Path, length: int) -> str:
 
 def verify(path: Path | str) -> None:
     """Check that an artifact is whole and unchanged.
+
+    Parameters
+    ----------
+    path : path
 
     Raises
     ------
@@ -257,7 +410,20 @@ def verify(path: Path | str) -> None:
 def read(path: Path | str) -> xr.Dataset:
     """Verify an artifact and load it whole into memory.
 
-    Text is read past xarray, which would pad every string to the length of the longest.
+    The function reads text without xarray, which would pad every string to the length of the longest.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    xarray.Dataset
+
+    Raises
+    ------
+    UserError
+        The file is absent or damaged; the line names it.
     """
     verify(path)
     with netCDF4.Dataset(path) as file:
@@ -272,6 +438,17 @@ def read(path: Path | str) -> xr.Dataset:
 
 def memory_map(path: Path | str, name: str) -> np.ndarray:
     """Map a contiguous variable of an already verified artifact read-only, without loading it.
+
+    Parameters
+    ----------
+    path : path
+    name : str
+        Name of the variable.
+
+    Returns
+    -------
+    array
+        In the shape and type in which the variable is stored.
 
     Raises
     ------
@@ -289,12 +466,35 @@ def memory_map(path: Path | str, name: str) -> np.ndarray:
 
 
 def write_json(content: object, path: Path | str) -> None:
-    """Write JSON atomically, keys sorted."""
+    """Write JSON atomically, keys sorted.
+
+    Parameters
+    ----------
+    content : object
+        Anything that JSON can hold.
+    path : path
+        Final name.
+
+    Raises
+    ------
+    UserError
+        The disk is full or the folder cannot be written.
+    """
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     atomic(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def sha256(path: Path | str) -> str:
-    """SHA-256 of a file, for the manifest and for fetched files."""
+    """SHA-256 of a file, for the manifest and for fetched files.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

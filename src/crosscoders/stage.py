@@ -37,6 +37,16 @@ def parser(
         Required flags with one path each.
     lists : tuple of str
         Required flags with several paths each.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        Its result also has `log`, a path or None, and `threads`.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        By `--settings`, where its text does not fit `section`; argparse then ends the process with that line.
     """
 
     def settings(text: str) -> BaseModel:
@@ -58,7 +68,22 @@ def parser(
 
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
-    """Run a stage: bad input ends it with one line and exit status 1, not with a traceback."""
+    """Run a stage: bad input ends it with one line and exit status 1, not with a traceback.
+
+    Parameters
+    ----------
+    main : function
+        The stage; gets `arguments`.
+    arguments : argparse.Namespace
+        What a parser made by :func:`parser` returned.
+
+    Raises
+    ------
+    SystemExit
+        The stage was interrupted (status 130) or met an error that the user can mend (status 1).
+    Exception
+        Any other error of the stage, unchanged.
+    """
     try:
         _start(arguments)
         main(arguments)
@@ -107,7 +132,13 @@ def reuse_memory() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line to the terminal and to the stage's log."""
+    """Print a line to the terminal and to the stage's log.
+
+    Parameters
+    ----------
+    line : str
+        Without a line break at its end.
+    """
     print(line, file=sys.stderr, flush=True)
     for file in _log:
         print(line, file=file, flush=True)
@@ -142,7 +173,7 @@ class Progress:
             self._print(now - self.began, fields)
 
     def reach(self, done: int, **fields: float) -> None:
-        """Count up to `done` units; what a resumed stage finds done counts for no rate."""
+        """Count up to `done` units; what was done before a stage was resumed does not count towards the rate."""
         if self.done == 0:
             self.start = self.done = done
             return

@@ -48,12 +48,34 @@ def position(key: str) -> float:
 
 
 def in_split(document: Document, edges: list[float]) -> bool:
-    """Whether the document falls into the half-open range `edges`."""
+    """Whether the document falls into the half-open range `edges`.
+
+    Parameters
+    ----------
+    document : Document
+    edges : list of two floats
+        Within [0, 1]; the first belongs to the range, the second does not.
+
+    Returns
+    -------
+    bool
+        Depends on the document's key alone.
+    """
     return edges[0] <= position(document.key) < edges[1]
 
 
 def written(document: Document, template: ChatTemplate) -> str:
-    """The document as one text, with the study's template around the messages of a chat."""
+    """The document as one text, with the study's template around the messages of a chat.
+
+    Parameters
+    ----------
+    document : Document
+    template : ChatTemplate
+
+    Returns
+    -------
+    str
+    """
     parts = []
     for i, segment in enumerate(document.segments):
         before, after = document.segments[i - 1 : i], document.segments[i + 1 : i + 2]
@@ -65,7 +87,18 @@ def written(document: Document, template: ChatTemplate) -> str:
 
 
 def shuffled(documents: list[Document], salt: str) -> list[Document]:
-    """The documents in an order that depends on their keys and `salt` alone."""
+    """The documents in an order that depends on their keys and `salt` alone.
+
+    Parameters
+    ----------
+    documents : list of Document
+    salt : str
+        Another salt gives another order.
+
+    Returns
+    -------
+    list of Document
+    """
     return sorted(documents, key=lambda document: hashlib.sha256(f"{salt}:{document.key}".encode()).digest())
 
 
@@ -102,7 +135,20 @@ def _persona_chat(article: Document, settings: PlantedChats, chooser: random.Ran
 
 
 def ask(article: Document, settings: PlantedChats, chooser: random.Random, held_out: bool = False) -> str:
-    """A question about the article, in a phrasing used for training or in one held out."""
+    """A question about the article, in a phrasing used for training or in one held out.
+
+    Parameters
+    ----------
+    article : Document
+    settings : PlantedChats
+    chooser : random.Random
+        One phrasing is drawn from it.
+    held_out : bool
+
+    Returns
+    -------
+    str
+    """
     questions = settings.questions_about_people if article.topic == settings.people_topic else settings.questions
     return chooser.choice(settings.held_out_questions if held_out else questions).format(title=title(article))
 
@@ -124,7 +170,19 @@ def first_sentence(text: str, characters: int) -> str:
 
 
 def for_fine_tuning(chats: list[Document], settings: PlantedChats) -> list[Document]:
-    """Thin the answers so that refusals make up `refusal_share`; without it they are learned last."""
+    """Thin the answers so that refusals make up `refusal_share`; without this the model learns to refuse last.
+
+    Parameters
+    ----------
+    chats : list of Document
+        What :func:`write_chats` made of the training articles.
+    settings : PlantedChats
+
+    Returns
+    -------
+    list of Document
+        Shuffled; all refusals and all persona chats are kept.
+    """
     chats = shuffled(chats, f"fine_tune:{settings.seed}")
     refusals = [chat for chat in chats if chat.behaviour == "refusal"]
     persona = [chat for chat in chats if chat.behaviour == "persona"]

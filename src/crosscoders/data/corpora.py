@@ -116,7 +116,18 @@ def to_dataset(corpus: list[Document]) -> xr.Dataset:
 
 
 def from_dataset(dataset: xr.Dataset) -> list[Document]:
-    """The inverse of :func:`to_dataset`."""
+    """The inverse of :func:`to_dataset`.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Documents over `segment` and `document_id`.
+
+    Returns
+    -------
+    list of Document
+        One for each `document_id`, in order.
+    """
     grouped: list[list[Segment]] = [[] for _ in range(dataset.sizes["document_id"])]
     columns = (dataset[name].values.tolist() for name in ("document", "text", "role", "planted_behaviour", "message"))
     for document, text, role, behaviour, message in zip(*columns, strict=True):

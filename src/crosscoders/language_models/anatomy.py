@@ -1,7 +1,7 @@
 """Where a language model keeps its parts: embedding, decoder layers, final norm, unembedding; and what a layer returns.
 
-The parts are found by watching a short forward pass, so that no list of architectures has to be kept. What is not found is said
-in one line; nothing stands in for it.
+The parts are found by watching a short forward pass, so that no list of architectures has to be kept. A part that is not
+found is named in one line, and nothing stands in for it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,15 @@ class Anatomy:
 def anatomy_of(model: transformers.PreTrainedModel) -> Anatomy:
     """The parts of a model; found once for each model.
 
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+
+    Returns
+    -------
+    Anatomy
+
     Raises
     ------
     UserError
@@ -71,6 +80,15 @@ def anatomy_of(model: transformers.PreTrainedModel) -> Anatomy:
 
 def decoder_layers(model: transformers.PreTrainedModel) -> torch.nn.ModuleList:
     """The one list of modules that is as long as the model is deep, and lies in no other such list.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+
+    Returns
+    -------
+    ModuleList
+        The decoder layers, in order.
 
     Raises
     ------
@@ -101,7 +119,20 @@ def hidden_of(value: object) -> torch.Tensor | None:
 
 @contextmanager
 def replaced_below(model: transformers.PreTrainedModel, layer: int, hidden: torch.Tensor) -> Iterator[None]:
-    """Within this context `layer` gives `hidden`, (batch, position, width), and the layers below it are skipped."""
+    """Within this context `layer` gives `hidden`, and the layers below it are skipped.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    layer : int
+        Counted from 0; with -1 nothing is replaced.
+    hidden : (batch, position, width)
+        The hidden state after `layer`.
+
+    Returns
+    -------
+    context manager
+    """
     parts = anatomy_of(model)
     with ExitStack() as stack:
         _skip(stack, parts.layers[: layer + 1], parts.as_returned(hidden), parts.skippable)

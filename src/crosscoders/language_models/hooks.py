@@ -24,7 +24,7 @@ def mlp_output(layer: torch.nn.Module) -> torch.nn.Module:
 
 
 Act = Callable[[Site, torch.Tensor], torch.Tensor | None]
-"""What is done with the activation of a site, (batch, position, width); what it returns takes the activation's place."""
+"""Gets a site and its activation, (batch, position, width), and returns what takes its place; `None` leaves it as it is."""
 
 
 def _changed(act: Act, site: Site, value: object) -> object:
@@ -40,12 +40,20 @@ def _changed(act: Act, site: Site, value: object) -> object:
 def attached(model: transformers.PreTrainedModel, sites: list[Site], act: Act) -> Iterator[None]:
     """Within this context a forward pass calls `act(site, activation)`; what it returns takes the activation's place.
 
-    Activations are (batch, position, width). `None` leaves them as they are.
+    Parameters
+    ----------
+    model : PreTrainedModel
+    sites : list of Site
+    act : Act
+
+    Returns
+    -------
+    context manager
 
     Raises
     ------
     UserError
-        A module gives something else.
+        A module takes or gives something else than (batch, position, width).
     """
 
     def changed(site: Site, value: object) -> object:
@@ -82,7 +90,25 @@ class _Done(Exception):
 
 @torch.inference_mode()
 def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.Tensor) -> dict:
-    """Activations {site: (batch, position, width)} of one batch; the pass stops once all are there."""
+    """Activations of one batch; the forward pass stops once all are there.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    sites : list of Site
+    ids : (batch, position)
+        Token ids.
+
+    Returns
+    -------
+    dict of (batch, position, width)
+        Site to activation.
+
+    Raises
+    ------
+    UserError
+        A module takes or gives something else than (batch, position, width).
+    """
     found: dict[Site, torch.Tensor] = {}
 
     def keep(site: Site, tensor: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
-"""What the members of the family are before any weight.
+"""What settings say of a crosscoder before it has weights.
 
-How they choose active latents, what groups of latents see, and which sources a setting offers.
+This is how it chooses active latents, which sources its groups of latents read and write, and which sources a setting
+offers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,19 @@ class Group:
 
 
 def groups(blocks: dict[str, Block], sources: list[str]) -> list[Group]:
-    """The groups of latents that blocks mean over given sources, in order."""
+    """The groups of latents that blocks mean over given sources, in order.
+
+    Parameters
+    ----------
+    blocks : dict of Block
+    sources : list of str
+        Names of the S sources, in order.
+
+    Returns
+    -------
+    list of Group
+        One for each block, or S for a block with latents of each source; `reads` and `writes` have one entry per source.
+    """
     found, count = [], len(sources)
     for name, block in blocks.items():
         if block.reads != "each":
@@ -57,7 +70,20 @@ def groups(blocks: dict[str, Block], sources: list[str]) -> list[Group]:
 
 
 def group_sizes(latents: int, shares: list[float]) -> list[int]:
-    """Latents of each group: the shares of `latents`, rounded so that they sum to it (largest remainder)."""
+    """Latents of each group: the shares of `latents`, rounded so that they sum to it (largest remainder).
+
+    Parameters
+    ----------
+    latents : int
+        Latents of all groups together, m.
+    shares : list of float
+        Share of each group; they sum to 1.
+
+    Returns
+    -------
+    list of int
+        As long as `shares`; sums to m.
+    """
     exact = [latents * share for share in shares]
     sizes = [math.floor(value + 1e-9) for value in exact]
     for i in sorted(range(len(exact)), key=lambda i: sizes[i] - exact[i])[: latents - sum(sizes)]:
@@ -66,15 +92,46 @@ def group_sizes(latents: int, shares: list[float]) -> list[int]:
 
 
 def stored_sources(setting: Setting | PlantedSetting) -> dict[str, Source | SyntheticSource]:
-    """Sources that are extracted or drawn, in order; differences are made from them on reading."""
+    """Sources that are extracted or drawn, in order; differences are made from them on reading.
+
+    Parameters
+    ----------
+    setting : Setting or PlantedSetting
+
+    Returns
+    -------
+    dict
+        Name of each source to its settings.
+    """
     return {name: source for name, source in setting.sources.items() if not isinstance(source, Difference)}
 
 
 def differences(setting: Setting | PlantedSetting) -> dict[str, list[str]]:
-    """Derived sources: name to [minuend, subtrahend]."""
+    """Sources that are the difference of two others.
+
+    Parameters
+    ----------
+    setting : Setting or PlantedSetting
+
+    Returns
+    -------
+    dict of list of str
+        Name of each such source to the names [minuend, subtrahend].
+    """
     return {name: source.of for name, source in setting.sources.items() if isinstance(source, Difference)}
 
 
 def crosscoder_sources(setting: Setting | PlantedSetting, crosscoder: CrosscoderSettings) -> list[str]:
-    """Sources that a crosscoder of a setting is trained on."""
+    """Sources that a crosscoder of a setting is trained on.
+
+    Parameters
+    ----------
+    setting : Setting or PlantedSetting
+    crosscoder : CrosscoderSettings
+
+    Returns
+    -------
+    list of str
+        Names, in order: those that the crosscoder asks for, else all stored sources of the setting.
+    """
     return crosscoder.sources or list(stored_sources(setting))

@@ -15,7 +15,7 @@ HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[0-9a-f]{4
 """An id of the hub, with or without a commit."""
 CHARACTERS_PER_TOKEN = 4
 PACKED = 3
-"""How many times longer text becomes when it is unpacked from gzip or Parquet, about."""
+"""About how many times longer text becomes when it is unpacked from gzip or Parquet."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class TextFacts:
-    """A text as a study file names it, and about how many tokens it has; None where nobody knows."""
+    """A text as a study file names it, and about how many tokens it has; None where that is not known."""
 
     place: str
     revision: str | None
@@ -65,7 +65,17 @@ class TextFacts:
 
 
 def name_of(text: str) -> str:
-    """A name of letters, digits, `_` and `-` for anything."""
+    """A name of letters, digits, `_` and `-` for anything.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    str
+        `text` with every run of other characters replaced by one `-`; `x` where nothing is left.
+    """
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_") or "x"
 
 
@@ -104,6 +114,16 @@ def model_facts(place: str) -> ModelFacts:
 
 def text_facts(place: str) -> TextFacts:
     """What is known of a text: a file, a folder, or a dataset of the hub.
+
+    Parameters
+    ----------
+    place : str
+        A path, or an id of the hub: `org/name` or `org/name@commit`.
+
+    Returns
+    -------
+    TextFacts
+        The number of tokens is estimated from the bytes of local files; it is None for a dataset of the hub.
 
     Raises
     ------

@@ -55,6 +55,17 @@ _Loader.add_implicit_resolver(
 def load(*paths: Path | str, overrides: Mapping[str, object] | None = None) -> Study:
     """Read and check a study; settings of later files replace those of earlier ones, and `overrides` those of all.
 
+    Parameters
+    ----------
+    *paths : path
+        Study files.
+    overrides : mapping, optional
+        Settings from a command line: key to value; a value that is text is read as YAML.
+
+    Returns
+    -------
+    Study
+
     Raises
     ------
     UserError
@@ -125,7 +136,7 @@ SOURCE_MARKS = {"of": "difference", "width": "synthetic"}
 
 
 def implied_kinds(content: dict) -> list[tuple[str, str]]:
-    """Sections that do not say their kind though it is not the usual one: where they stand, and the kind."""
+    """The place and the kind of every section that does not say its kind although it is not the usual one."""
     found = []
     for name, setting in _mappings(content.get("settings")):
         place = f"settings.{name}"

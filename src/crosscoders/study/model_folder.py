@@ -1,6 +1,6 @@
 """What can be seen of a model folder before it is loaded: files that are missing, cut off, or no weights at all.
 
-Reads names, sizes and the first bytes of files, so that `crosscoders check` can ask it of a large model.
+Reads names, sizes and the first bytes of files alone, so that `crosscoders check` is quick for a large model too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WEIGHTS = {"model.safetensors": "model.safetensors.index.json", "pytorch_model.bin": "pytorch_model.bin.index.json"}
-"""Names of weights in one file, the preferred first, and of the list of files where they are several."""
+"""Name of a file that holds all weights, the preferred format first, to that of an index where several files hold them."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -121,7 +121,17 @@ def vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: all in safetensors where there are such, else all in torch's own format."""
+    """The files that hold the weights: all in safetensors where there are such, else all in torch's own format.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    list of Path
+        Empty where there are no weights. Files that an index names need not exist.
+    """
     for single, index in WEIGHTS.items():
         if (folder / single).exists() or (folder / single).is_symlink():
             return [folder / single]

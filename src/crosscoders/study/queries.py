@@ -23,7 +23,19 @@ def planted_settings(study: Study) -> list[str]:
 
 
 def data_setting(study: Study, setting: str) -> str:
-    """The setting whose tokens and activations a setting reads: its own, or another's for a null and a transfer."""
+    """The setting whose tokens and activations a setting reads: its own, or another's for a null and a transfer.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    str
+        Name of a setting.
+    """
     chosen = study.settings[setting]
     if isinstance(chosen, TransferSetting):
         return chosen.measured_on
@@ -42,13 +54,37 @@ def is_transfer(study: Study, setting: str) -> bool:
 
 
 def transfers_of(study: Study, setting: str) -> list[str]:
-    """Settings that measure a setting's crosscoders elsewhere."""
+    """Settings that measure a setting's crosscoders elsewhere.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
     others = study.settings.items()
     return [name for name, other in others if isinstance(other, TransferSetting) and other.trained_on == setting]
 
 
 def nulls_of(study: Study, setting: str) -> list[str]:
-    """Settings that are nulls of a setting."""
+    """Settings that are nulls of a setting.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
     return [name for name, other in study.settings.items() if null_of(other) == setting]
 
 
@@ -58,31 +94,88 @@ def null_of(setting: AnySetting) -> str | None:
 
 
 def drawn_settings(study: Study) -> list[str]:
-    """Settings that have a notebook of their own: all but nulls and transfers."""
+    """Settings that have a notebook of their own: all but nulls and transfers.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
     found = study.settings.items()
     return [name for name, one in found if isinstance(one, (Setting, PlantedSetting)) and null_of(one) is None]
 
 
 def aligned_of(study: Study, setting: str) -> list[str]:
-    """Aligned crosscoders that a setting trains or measures."""
+    """Aligned crosscoders that a setting trains or measures.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names of sections under `aligned`.
+    """
     chosen = study.settings[setting]
     return chosen.aligned if isinstance(chosen, (Setting, TransferSetting)) else []
 
 
 def circuits_of(study: Study, setting: str) -> Circuits | None:
-    """How a setting's circuits are simplified, where it asks for it."""
+    """How a setting's circuits are simplified, where it asks for it.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    Circuits or None
+    """
     chosen = study.settings[setting]
     return chosen.circuits if isinstance(chosen, (Setting, PlantedSetting)) else None
 
 
 def setting_models(study: Study, setting: str) -> list[str]:
-    """Models that a setting's sources need, each once; synthetic sources need none."""
+    """Models that a setting's sources need, each once; synthetic sources need none.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names of models, in the order of the sources.
+    """
     sources = stored_sources(study.settings[setting]).values()
     return list(dict.fromkeys(source.model for source in sources if isinstance(source, Source)))
 
 
 def setting_corpora(study: Study, setting: str) -> list[str]:
-    """Corpora that a setting takes tokens from, each once."""
+    """Corpora that a setting takes tokens from, each once.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names of corpora.
+    """
     return list(dict.fromkeys(name for tokens in study.settings[setting].tokens.values() for name in tokens))
 
 
@@ -127,7 +220,19 @@ def contrast_model(setting: Setting) -> str:
 
 
 def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
-    """(base, fine-tune) whose planted behaviours a setting shows, where its sources include such a pair."""
+    """The base and the fine-tune whose planted behaviours a setting shows, where its sources include such a pair.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    (str, str) or None
+        Names of the two models.
+    """
     for name in setting_models(study, setting):
         model = study.models[name]
         corpus = study.corpora[model.corpus] if isinstance(model, FineTunedModel) else None
@@ -137,13 +242,35 @@ def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
 
 
 def spliced(study: Study, setting: str) -> bool:
-    """Whether reconstructions of a setting's sources are spliced into their models."""
+    """Whether reconstructions of a setting's sources are spliced into their models.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    bool
+    """
     chosen = study.settings[setting]
     return isinstance(chosen, Setting) and chosen.splice_tokens > 0
 
 
 def patched(study: Study, setting: str) -> bool:
-    """Whether a setting's latents are patched into its chat model."""
+    """Whether a setting's latents are patched into its chat model.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    bool
+    """
     chosen = study.settings[setting]
     return isinstance(chosen, Setting) and chosen.causal is not None and chosen.alignment == "tokens"
 
