@@ -134,6 +134,7 @@ rule train_aligned:
     resources:
         mem="4GB",
         runtime="8h",
+        gpu=GPU,
     params:
         settings=settings_of("train_aligned"),
     shell:

@@ -59,7 +59,7 @@ def test_rows_that_fill_the_steps_neither_overflow_nor_are_lost(kind):
     st.integers(1, 3),
     st.sampled_from([0.0, 1.0, 1e6]),
 )
-def test_pairs_above_a_floor_are_those_of_the_whole_product(seed, tokens, width, latents, share, threads, offset):
+def test_candidate_pairs_are_those_of_the_whole_product(seed, tokens, width, latents, share, threads, offset):
     x, encoder, bias = drawn(seed, tokens, width, latents)
     bias = offset * bias
     whole = torch.addmm(bias, x, encoder.T)
@@ -95,7 +95,7 @@ def test_one_compilation_serves_all_jobs_and_a_foreign_file_is_not_taken(tmp_pat
 
 
 @pytest.mark.parametrize("tokens", [50, 2000, 4000])
-def test_passes_by_columns_are_those_by_rows_however_many_tokens(monkeypatch, tokens):
+def test_kernels_by_columns_are_those_by_rows_however_many_tokens(monkeypatch, tokens):
     """With many tokens fewer columns fit in the cache: every number of registers is taken."""
     x, decoder, bias = drawn(0, tokens, 77, 40)
     generator = torch.Generator().manual_seed(1)

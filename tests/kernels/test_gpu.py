@@ -48,7 +48,7 @@ def drawn(seed: int, tokens: int, latents: int, width: int, k: int):
 @given(
     st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 30), st.sampled_from([1, 7, 512, 700]), st.integers(1, 6)
 )
-def test_passes_equal_the_plain_ones(seed, tokens, latents, width, k):
+def test_kernels_equal_the_plain_ones(seed, tokens, latents, width, k):
     code, rows, weights, bias = drawn(seed, tokens, latents, width, min(k, latents))
     dense, by_latent = code.dense(), sparse_code.ByLatent(code)
     torch.testing.assert_close(triton().decode(code, weights, bias), dense @ weights + bias, **EXACT)
@@ -63,7 +63,7 @@ def test_passes_equal_the_plain_ones(seed, tokens, latents, width, k):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("tokens", "latents", "width"), [(20, 70, 30), (3, 40, 65), (16, 32, 16)])
-def test_pairs_above_a_floor_are_those_of_the_whole_product(monkeypatch, dtype, tokens, latents, width):
+def test_candidate_pairs_are_those_of_the_whole_product(monkeypatch, dtype, tokens, latents, width):
     """Several blocks and words, the last ones not full; floors near the values, so that rounding would move many."""
     for name, size in (("TOKENS", 16), ("LATENTS", 32), ("COLUMNS", 16), ("WORDS", 2), ("BLOCK", 32)):
         monkeypatch.setattr(gpu, name, size)

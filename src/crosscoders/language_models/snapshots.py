@@ -104,18 +104,33 @@ def _replace_unknown_tokens(
 def continuations(
     model: transformers.PreTrainedModel, prompts: list[list[int]], new_tokens: int, stop: int, temperature: float = 0.0
 ) -> list[list[int]]:
-    """Continuations of several prompts, padded on the left, up to and with the token `stop`.
+    """Continuations of several prompts, which are padded on the left.
 
-    Greedy where the temperature is 0; else sampled with torch's generator.
+    Parameters
+    ----------
+    model : PreTrainedModel
+    prompts : list of list of int
+        Token ids.
+    new_tokens : int
+        Longest continuation.
+    stop : int
+        Token that ends a continuation.
+    temperature : float
+        Greedy continuations where 0, else sampled ones with torch's generator.
+
+    Returns
+    -------
+    list of list of int
+        Token ids up to and with `stop`.
     """
     longest = max(map(len, prompts))
     ids = torch.tensor([[stop] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-    found = model.generate(
+    sequences = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=stop, pad_token_id=stop, **sampling
     )
-    rows = found[:, longest:].tolist()
+    rows = sequences[:, longest:].tolist()
     return [row[: row.index(stop) + 1] if stop in row else row for row in rows]
 
 

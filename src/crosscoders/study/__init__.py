@@ -1,1 +1,4 @@
-"""What a study says: its settings, checked when they are read, and questions that rules ask of it. Uses the ground alone."""
+"""What a study says: its settings, checked when they are read, and questions that rules ask of it.
+
+It uses no other room, only the modules that lie beside the rooms: `artifacts`, `device`, `errors` and `stage`.
+"""

@@ -186,7 +186,17 @@ def root_model(study: Study, model: str) -> str:
 
 
 def root_models(study: Study, setting: str) -> list[str]:
-    """The models whose tokenizers serve those of a setting, each once."""
+    """The models whose tokenizers serve those of a setting, each once.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+
+    Returns
+    -------
+    list of str
+    """
     return list(dict.fromkeys(root_model(study, name) for name in setting_models(study, setting)))
 
 
@@ -213,7 +223,17 @@ def own_tokenizers(study: Study, setting: str) -> dict[str, str]:
 
 
 def contrast_model(setting: Setting) -> str:
-    """The model of the second source of a setting's contrast, or of the first that is made of it."""
+    """The model of the second source of a setting's contrast.
+
+    Parameters
+    ----------
+    setting : Setting
+
+    Returns
+    -------
+    str
+        Where that source is a difference, the model of its minuend.
+    """
     source = setting.sources[setting.contrast[1]]
     stored = source if isinstance(source, Source) else setting.sources[source.of[0]]
     return stored.model
@@ -276,7 +296,17 @@ def patched(study: Study, setting: str) -> bool:
 
 
 def left_out(study: Study) -> list[str]:
-    """What a study asks for and does not get, a line each with the reason."""
+    """What a study asks for and does not get.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        A line each, with the reason.
+    """
     return [
         f"settings.{name}.causal: left out; patching one model's activations into the other needs one tokenizer, and "
         "alignment is 'characters'"

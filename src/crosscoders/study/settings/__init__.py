@@ -1,1 +1,4 @@
-"""The settings of a study by subject: every field and its meaning. Uses the ground alone."""
+"""The settings of a study by subject: every field and its meaning.
+
+It uses no other room, only the modules that lie beside the rooms: `artifacts`, `device`, `errors` and `stage`.
+"""
