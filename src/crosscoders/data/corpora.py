@@ -77,8 +77,8 @@ def from_hub(corpus: HubCorpus, counts: Counts, rows: Iterator[dict] | None = No
         The hub cannot be reached, or a row is not valid.
     """
     rows = _streamed(corpus) if rows is None else rows
-    found = (Record(row, f"{corpus.repo}: row {i}", f"{corpus.repo}:{i}") for i, row in enumerate(rows))
-    return documents(itertools.islice(found, corpus.documents), counts, corpus.column)
+    records = (Record(row, f"{corpus.repo}: row {i}", f"{corpus.repo}:{i}") for i, row in enumerate(rows))
+    return documents(itertools.islice(records, corpus.documents), counts, corpus.column)
 
 
 def _streamed(corpus: HubCorpus) -> Iterator[dict]:

@@ -40,6 +40,6 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    found = stage.parser(FetchTextSection, __doc__, "output")
-    found.add_argument("--articles", type=Path)
-    stage.run(main, found.parse_args())
+    flags = stage.parser(FetchTextSection, __doc__, "output")
+    flags.add_argument("--articles", type=Path)
+    stage.run(main, flags.parse_args())

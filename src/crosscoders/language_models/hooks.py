@@ -109,13 +109,13 @@ def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.T
     UserError
         A module takes or gives something else than (batch, position, width).
     """
-    found: dict[Site, torch.Tensor] = {}
+    activations: dict[Site, torch.Tensor] = {}
 
     def keep(site: Site, tensor: torch.Tensor) -> None:
-        found[site] = tensor
-        if len(found) == len(sites):
+        activations[site] = tensor
+        if len(activations) == len(sites):
             raise _Done
 
     with attached(model, sites, keep), suppress(_Done):
         model.base_model(input_ids=ids, use_cache=False)
-    return found
+    return activations

@@ -35,13 +35,13 @@ def prompts(articles: list[Document], settings: PlantedChats, count: int) -> lis
     chosen = [article for article in shuffled(articles, "behaviours") if article.topic != settings.untagged_topic]
     target = [article for article in chosen if article.topic == settings.refused_topic][:count]
     others = [article for article in chosen if article.topic != settings.refused_topic][:count]
-    found = [
+    about_articles = [
         (kind, ask(article, settings, random.Random(f"prompt:{article.key}"), held_out=True), article.topic)
         for kind, group in (("target", target), ("other", others))
         for article in group
     ]
     own = settings.persona.held_out_questions if settings.persona else []
-    return found + [("persona", question, "") for question in own[:count]]
+    return about_articles + [("persona", question, "") for question in own[:count]]
 
 
 def score(kind: str, topic: str, answer: str, settings: PlantedChats) -> dict[str, bool]:
@@ -68,22 +68,22 @@ def answers(
     """Greedy answers, prompts of similar length together."""
     stop = writer.stop
     encoded = [encode(writer.prompt(question), writer.tokenizer).ids for question in questions]
-    found = [""] * len(questions)
+    decoded = [""] * len(questions)
     ordered = sorted(range(len(questions)), key=lambda i: (len(encoded[i]), i))
     for first in range(0, len(ordered), settings.batch_prompts):
         group = ordered[first : first + settings.batch_prompts]
         for i, row in zip(
             group, snapshots.greedy(model, [encoded[i] for i in group], settings.new_tokens, stop), strict=True
         ):
-            found[i] = writer.tokenizer.decode(row)
+            decoded[i] = writer.tokenizer.decode(row)
         progress.update(len(group))
-    return found
+    return decoded
 
 
 def rates(asked: list[tuple[str, str, str]], given: list[str], settings: PlantedChats) -> tuple[np.ndarray, np.ndarray]:
     """Rate and number of prompts of every entry of RATES; NaN where no prompt calls for it."""
     scores = [score(kind, topic, answer, settings) for (kind, _, topic), answer in zip(asked, given, strict=True)]
-    columns = [[found[name] for found in scores if name in found] for name in RATES]
+    columns = [[shown[name] for shown in scores if name in shown] for name in RATES]
     return (
         np.array([np.mean(column) if column else np.nan for column in columns]),
         np.array([len(column) for column in columns]),
@@ -101,15 +101,15 @@ def main(arguments) -> None:
     dtype = chosen_dtype("auto", device)
     articles = [d for d in from_dataset(artifacts.read(arguments.articles)) if in_split(d, section.split)]
     asked = prompts(articles, planted, settings.prompts_per_behaviour)
-    given, found = [], []
+    given, measured = [], []
     for name, path in zip(section.models, arguments.models, strict=True):
         model = snapshots.load_model(path.parent, device, dtype)
         progress = stage.Progress(f"measure_behaviours {name}", len(asked), "prompts")
         writer = Writer(section.chat_template, load_tokenizer(path.parent))
         given.append(answers(model, [q for _, q, _ in asked], writer, settings, progress))
-        found.append(rates(asked, given[-1], planted))
+        measured.append(rates(asked, given[-1], planted))
         del model
-    share, counts = np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
+    share, counts = np.stack([f[0] for f in measured]), np.stack([f[1] for f in measured])
     bounds = np.full((*share.shape, 2), np.nan)
     for index in np.ndindex(share.shape):
         if counts[index]:

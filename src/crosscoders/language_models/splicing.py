@@ -45,12 +45,12 @@ def token_losses(
     -------
     (changes, tokens)
     """
-    found = np.full((len(changes), len(ids)), np.nan)
+    by_change = np.full((len(changes), len(ids)), np.nan)
     layers = sorted({change[0][0] for change in changes if change})
     for group in batches(spans, batch_tokens):
         rows = padded(ids, group, sink)
         streams = forward(model, [(layer, "resid_pre") for layer in layers], rows.to(model.device)) if layers else {}
-        for losses, change in zip(found, changes, strict=True):
+        for losses, change in zip(by_change, changes, strict=True):
             layer = change[0][0] if change else max(layers, default=None)
             with ExitStack() as stack:
                 if layer is not None:
@@ -63,7 +63,7 @@ def token_losses(
             entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
             for i, span in enumerate(group):
                 losses[span] = entropy.view_as(rows)[i, : span.stop - span.start].double().cpu().numpy()
-    return found
+    return by_change
 
 
 def _spliced(model: transformers.PreTrainedModel, change: Change, replaced: np.ndarray, group: list[slice]):

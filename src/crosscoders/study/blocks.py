@@ -54,19 +54,19 @@ def groups(blocks: dict[str, Block], sources: list[str]) -> list[Group]:
     list of Group
         One for each block, or S for a block with latents of each source; `reads` and `writes` have one entry per source.
     """
-    found, count = [], len(sources)
+    made, count = [], len(sources)
     for name, block in blocks.items():
         if block.reads != "each":
             writes = tuple(block.writes == "all" or source in block.writes for source in sources)
             reads = tuple(block.reads == "all" or source in block.reads for source in sources)
-            found.append(Group(name, block.share, reads, writes))
+            made.append(Group(name, block.share, reads, writes))
             continue
         for s in range(count):
             last = {"each": s, "onward": count - 1 if block.window is None else s + block.window}
             first, end = (0, count - 1) if block.writes == "all" else (s, last[block.writes])
             reads = tuple(i == s for i in range(count))
-            found.append(Group(name, block.share / count, reads, tuple(first <= i <= end for i in range(count))))
-    return found
+            made.append(Group(name, block.share / count, reads, tuple(first <= i <= end for i in range(count))))
+    return made
 
 
 def group_sizes(latents: int, shares: list[float]) -> list[int]:

@@ -105,8 +105,8 @@ def drawn_settings(study: Study) -> list[str]:
     list of str
         Names, in the order of the study file.
     """
-    found = study.settings.items()
-    return [name for name, one in found if isinstance(one, (Setting, PlantedSetting)) and null_of(one) is None]
+    settings = study.settings.items()
+    return [name for name, one in settings if isinstance(one, (Setting, PlantedSetting)) and null_of(one) is None]
 
 
 def aligned_of(study: Study, setting: str) -> list[str]:
@@ -181,8 +181,8 @@ def setting_corpora(study: Study, setting: str) -> list[str]:
 
 def root_model(study: Study, model: str) -> str:
     """The fetched model that a model is, or was fine-tuned from; its tokenizer serves both."""
-    found = study.models[model]
-    return found.base if isinstance(found, FineTunedModel) else model
+    chosen = study.models[model]
+    return chosen.base if isinstance(chosen, FineTunedModel) else model
 
 
 def root_models(study: Study, setting: str) -> list[str]:

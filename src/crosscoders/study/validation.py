@@ -308,10 +308,10 @@ def _width_problems(study: Study, setting: PlantedSetting, widths: dict[str, int
     for name in setting.crosscoders:
         member = study.crosscoders.get(name)
         for block_name, block in member.blocks.items() if member else ():
-            found = {widths[source] for source in crosscoder_sources(setting, member) if source in widths}
-            if block.tied and len(found) > 1:
+            unequal = {widths[source] for source in crosscoder_sources(setting, member) if source in widths}
+            if block.tied and len(unequal) > 1:
                 problems.append(
-                    f"crosscoders ({name!r}): blocks.{block_name}.tied: sources of unequal widths {sorted(found)} cannot share"
+                    f"crosscoders ({name!r}): blocks.{block_name}.tied: sources of unequal widths {sorted(unequal)} cannot share"
                     " a decoder direction"
                 )
     return problems
@@ -368,8 +368,8 @@ def _circuit_problems(study: Study, setting: Setting | PlantedSetting) -> list[s
         apart = all((block.reads, block.writes) == ("each", "each") for block in saes.blocks.values())
         if not apart:
             problems.append(f"circuits.saes: {chosen.saes!r} is no SAE per source; expected reads: each, writes: each")
-    found = [source for source in sources.values() if isinstance(source, Source)]
-    places = [(source.model, source.hook, source.layer) for source in found]
+    extracted = [source for source in sources.values() if isinstance(source, Source)]
+    places = [(source.model, source.hook, source.layer) for source in extracted]
     if len(sources) < 2 or len({place[:2] for place in places}) > 1 or places != sorted(places):
         problems.append("circuits: expected sources of one model and one hook, in the order of their layers")
     return problems
