@@ -151,6 +151,38 @@ CASES = [
     ),
     ("settings/cross-layer/sources/layer-02/layer", 0, "circuits: expected sources of one model and one hook"),
     ("crosscoders/l1/sources", ["layer-9"], "crosscoders ('l1'): sources: 'layer-9' is not defined"),
+    ("classification/delta_quantiles", [0.0, 0.9, 0.5], "delta_quantiles: [0.0, 0.9, 0.5]; expected edges that ascend"),
+    ("classification/delta_quantiles", [0.0, 0.5, 0.5], "expected edges that ascend"),
+    ("classification/shared_between", [0.6, 0.4], "shared_between: [0.6, 0.4]; expected [low, high] with low < high"),
+    ("classification/base_only_below", 0.5, "base_only_below: 0.5; expected at most the lower end of shared_between"),
+    ("classification/chat_only_above", 0.5, "chat_only_above: 0.5; expected at least the upper end of shared_between"),
+    ("classification/seed", 2**63, "classification.seed: 9223372036854775808 does not fit"),
+    ("seeds", [0, 2**63], "seeds.1: 9223372036854775808 does not fit"),
+    ("models/base/seed", -1, "models.base.seed: -1 does not fit"),
+    ("models/base/heads", 5, "models.base.heads: 5; expected a divisor of width"),
+    ("models/base/heads", 32, "models.base.heads: 32; expected heads of an even width"),
+    ("splits", {}, "splits.train: missing; expected a range"),
+    (
+        "settings/base-vs-chat/shards/train",
+        1001,
+        "shards.train: 1001 does not fit; expected less than or equal to 1000",
+    ),
+    ("settings/base-vs-chat/crosscoders", ["l1", "l1"], "expected each once; 'l1' is there twice"),
+    ("settings/base-vs-chat/context", 10**400, "settings.base-vs-chat.context: 1000000"),
+    ("settings/base-vs-chat/null_of", "base-vs-chat", "null_of: 'base-vs-chat' is the setting itself"),
+    ("settings/base-vs-chat/null_of", "nobody", "null_of: 'nobody' is not defined"),
+    ("settings/base-vs-chat/causal/components", [], "causal.components: a list does not fit"),
+    ("settings/base-vs-chat/causal/components", [1, 4000], "causal.components: [1, 4000] exceed the width"),
+    ("crosscoders/l1/training/initial_l0", 1e5, "training.initial_l0: 100000.0; expected at most latents = 128"),
+    ("crosscoders/l1/training/decoder_norm", 1e308, "decoder_norm: 1e+308 does not fit"),
+    ("crosscoders/l1/penalty/coefficient", float("inf"), "penalty.coefficient: inf does not fit"),
+    ("corpora/wiki/path", "/dev/zero", "corpora.wiki.path: '/dev/zero' is a device; expected a file or a folder"),
+    ("corpora/wiki/path", "", "corpora.wiki.path: '' does not fit"),
+    ("corpora/wiki/path", "x" * 5000, "corpora.wiki.path: "),
+    ("chat_template/opening", "{role:>99999999}", "formats a placeholder; expected {role} as it is"),
+    ("chat_template/opening", "{role!r}", "formats a placeholder"),
+    ("chat_template/opening", "{role.__class__}", "unknown placeholder {role.__class__}"),
+    ("chat_template/sink", "", "chat_template.sink: '' does not fit; expected a text of at least 1 character"),
 ]
 
 
@@ -160,6 +192,62 @@ def test_one_bad_value_is_one_line(content, path, value, expected):
     found = problems(content)
     assert any(expected in line for line in found), found
     assert all(line.startswith("config: ") for line in found)
+
+
+@pytest.mark.parametrize("collection", ["settings", "crosscoders", "models"])
+@pytest.mark.parametrize("change", [str.upper, lambda name: name.replace("-", "_") if "-" in name else name.title()])
+def test_names_that_would_share_a_file_or_a_rule_are_one_line(content, collection, change):
+    name = next(iter(content[collection]))
+    content[collection][change(name)] = copy.deepcopy(content[collection][name])
+    assert any(f"{collection}.{change(name)}: too like {name!r}" in line for line in problems(content))
+
+
+WHEEL = {
+    "kind": "wheel",
+    "package": "six",
+    "version": "1.16.0",
+    "sha256": "0" * 64,
+    "file": "six.py",
+    "licence": "MIT",
+    "format": "articles",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("package", "evil @ file:///tmp/evil.tar.gz"),
+        ("package", "-r/etc/passwd"),
+        ("package", "--index-url=http://evil.example"),
+        ("package", "http://evil.example/six.whl"),
+        ("package", "six; os_name == 'posix'"),
+        ("package", "six\n-r other"),
+        ("package", "./six"),
+        ("package", "six[extra]"),
+        ("version", "1.0 --hash=sha256:00"),
+        ("version", "1.0 @ https://evil.example"),
+        ("version", "*"),
+        ("version", "1.0\n--no-binary=:all:"),
+        ("version", "1.0;python_version>'3'"),
+        ("file", "../../etc/passwd"),
+        ("file", "/etc/passwd"),
+    ],
+)
+def test_nothing_but_a_wheel_of_the_index_can_be_named(content, key, value):
+    content["corpora"]["wiki"] = WHEEL | {key: value}
+    (line,) = problems(content)
+    assert line.startswith(f"config: corpora.wiki.{key}: ")
+
+
+@pytest.mark.parametrize(
+    "repo", ["../../outside", "/etc", "a/b/c", "-x/y", "a/..", "https://evil.example/x", "a b/c", ""]
+)
+@pytest.mark.parametrize("collection", ["models", "corpora"])
+def test_nothing_but_a_repository_of_the_hub_can_be_named(content, collection, repo):
+    entry = {"kind": "hub", "repo": repo, "revision": "0" * 40, "licence": "x"}
+    sizes = {"depth": 3, "context_length": 256} if collection == "models" else {"documents": 10}
+    content[collection][next(iter(content[collection]))] = entry | sizes
+    assert any(".repo: " in line for line in problems(content))
 
 
 def test_all_problems_come_at_once(content):

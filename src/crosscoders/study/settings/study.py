@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from crosscoders.study.settings.analysis import Behaviours, Classification, Page
-from crosscoders.study.settings.base import Name, Section, Share
+from crosscoders.study.settings.base import Name, Section, Seed, Share
 from crosscoders.study.settings.comparisons import AnySetting
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
@@ -19,7 +19,7 @@ class Study(Section):
 
     study: Name
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     models: dict[Name, Model] = {}
     corpora: dict[Name, Corpus] = {}
     chat_template: AnyTemplate | None = None
