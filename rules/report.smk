@@ -121,33 +121,11 @@ rule html:
         " --output {output:q} --log {log:q}"
 
 
-rule manifest:
-    input:
-        notebooks=executed("ipynb"),
-        pages=pages(),
-        code=code("report.manifest"),
-    output:
-        "results/{study}/manifest.json",
-    log:
-        "results/{study}/logs/manifest.log",
-    benchmark:
-        "results/{study}/benchmarks/manifest.tsv"
-    conda:
-        "../envs/crosscoders.yaml"
-    resources:
-        mem="1GB",
-        runtime="30m",
-    params:
-        settings=settings_of("manifest"),
-    shell:
-        "python -m crosscoders.report.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"
-
-
 rule report:
     # Snakemake writes its report from the finished workflow. The inner call takes no lock and runs no job.
     input:
-        pages=executed("html"),
-        manifest="results/{study}/manifest.json",
+        notebooks=executed("html"),
+        pages=pages(),
     output:
         "results/{study}/report.html",
     log:
@@ -165,3 +143,28 @@ rule report:
     shell:
         "snakemake --nolock --cores 1 --configfile {params.files:q} {params.overrides:q} --report {output:q}"
         " results/{wildcards.study}/manifest.json {input.pages:q} >{log:q} 2>&1 || (tail -n 20 {log:q}; exit 1)"
+
+
+rule manifest:
+    input:
+        # Every other file of the study is made before one of these.
+        notebooks=executed("ipynb"),
+        html=executed("html"),
+        pages=pages(),
+        report="results/{study}/report.html",
+        code=code("report.manifest"),
+    output:
+        "results/{study}/manifest.json",
+    log:
+        "results/{study}/logs/manifest.log",
+    benchmark:
+        "results/{study}/benchmarks/manifest.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        mem="1GB",
+        runtime="30m",
+    params:
+        settings=settings_of("manifest"),
+    shell:
+        "python -m crosscoders.report.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"

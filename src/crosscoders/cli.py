@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from crosscoders.errors import UserError
+from crosscoders.report import verification
 from crosscoders.study import facts, loading, new, queries
 
 
@@ -24,6 +26,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check study files: all mistakes at once, a line each")
     check.add_argument("studies", nargs="+", metavar="STUDY", help="a study file; later ones replace what earlier say")
     check.set_defaults(run=_check)
+    verified = commands.add_parser("verify", help="compare every file of finished studies with their manifests")
+    verified.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a folder, as results/embedded")
+    verified.set_defaults(run=_verify)
     made = commands.add_parser("new", help="write a study of two models, or of several layers of one")
     made.add_argument(
         "models", nargs="+", metavar="MODEL", help="BASE CHAT, or one MODEL with --layers: folders or ids of the hub"
@@ -48,6 +53,14 @@ def _layers(text: str) -> list[int]:
 def _check(given: argparse.Namespace) -> None:
     for line in queries.left_out(loading.load(*given.studies)):
         print(line)
+
+
+def _verify(given: argparse.Namespace) -> None:
+    lines = [line for folder in given.results for line in verification.verify(folder)]
+    if lines:
+        raise UserError("\n".join(lines))
+    for folder in given.results:
+        print(f"{folder}: every file is as it was written")
 
 
 def _new(given: argparse.Namespace) -> None:
