@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from crosscoders import artifacts
 from crosscoders.errors import UserError
+from crosscoders.home import ensure_home
 
 _log: list[TextIO] = []
 
@@ -79,6 +80,7 @@ def _start(arguments: argparse.Namespace) -> None:
     """Open the log, limit the threads, silence warnings that no user can act on; collect garbage from here on."""
     gc.freeze()
     gc.enable()
+    ensure_home()
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
         _log.append(arguments.log.open("w", encoding="utf-8"))
