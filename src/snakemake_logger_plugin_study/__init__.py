@@ -7,6 +7,7 @@ nothing can be written at home, that cache is sent elsewhere here.
 
 from __future__ import annotations
 
+import locale
 import logging
 import re
 import sys
@@ -17,6 +18,10 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from crosscoders.home import ensure_home
 
 ensure_home()
+if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
+    logging.raiseExceptions = (
+        False  # a line that Snakemake's log file cannot hold is left out there, and shown here all the same
+    )
 
 OPENING = "in _load_configfile"
 REASON = re.compile(r"^\w+Error: (?:\[Errno \d+\] )?(.+)$", re.MULTILINE)
