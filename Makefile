@@ -9,13 +9,10 @@ export PYTHONUTF8 := 1
 # Snakemake needs the name of a home. Where none can be written, its files and those of others go to a temporary folder.
 export HOME ?= /nonexistent
 
-# uv installs where it is found, pip elsewhere; both check the hashes of the lock. `make UV= ...` asks for pip. Folders with
-# builds of torch that pip is told of are told to uv as well.
+# uv installs where it is found, pip elsewhere; both check the hashes of the lock. `make UV= ...` asks for pip.
 UV ?= $(shell command -v uv 2>/dev/null)
 PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
-UV_INSTALL = UV_FIND_LINKS="$${UV_FIND_LINKS:-$$(printf %s "$$PIP_FIND_LINKS" | tr ' ' ,)}" \
-	"$(UV)" pip install --quiet --python "$(BIN)/python"
-INSTALL = $(if $(UV),$(UV_INSTALL),$(PIP_INSTALL))
+INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python "$(BIN)/python",$(PIP_INSTALL))
 
 .PHONY: study test lint lock bench clean
 
@@ -42,11 +39,12 @@ bench: $(VENV)/installed .venv-peers/installed
 	"$(BIN)/python" -m benchmarks.latent_scaling
 	"$(BIN)/python" -m benchmarks.table
 
-# The lock is installed in one go; the marker is written last, so an interrupted installation is done again. Only torch's
-# CUDA builds ask for the libraries in cuda.txt.
-$(VENV)/installed: envs/requirements.txt envs/cuda.txt envs/machine.py pyproject.toml
+# The marker is written last, so an interrupted installation is done again. A CPU build of torch is taken first where it lies in
+# a folder that pip is told of (find-links): PyPI has none for Linux. Only CUDA builds ask for the libraries in cuda.txt.
+$(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/machine.py pyproject.toml
 	"$(PYTHON)" envs/machine.py
 	"$(PYTHON)" -m venv $(VENV)
+	$(PIP_INSTALL) --no-index --no-deps -r envs/torch-cpu.txt 2>/dev/null || true
 	$(INSTALL) --no-deps -r envs/requirements.txt
 	"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
 	  $(INSTALL) --no-deps -r envs/cuda.txt
