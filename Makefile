@@ -5,49 +5,74 @@ BIN := $(CURDIR)/$(VENV)/bin
 CONFIG ?= config.yaml
 CORES ?= all
 export PATH := $(BIN):$(PATH)
+export PYTHONUTF8 := 1
+# Snakemake needs the name of a home. Where none can be written, its files and those of others go to a temporary folder.
+export HOME ?= /nonexistent
 
-.PHONY: study test lint bench clean
+# uv installs where it is found, pip elsewhere; both check the hashes of the lock. `make UV= ...` asks for pip.
+UV ?= $(shell command -v uv 2>/dev/null)
+PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
+INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python "$(BIN)/python",$(PIP_INSTALL))
+
+.PHONY: study test lint lock bench clean
 
 study: $(VENV)/installed
-	crosscoders check $(CONFIG)
-	snakemake --cores $(CORES) --configfile $(CONFIG)
-	@study=$$(sed -n 's/^study: *//p' $(CONFIG)); \
-	printf 'report:  results/%s/report.html\nfigures: results/%s/figures/\n' $$study $$study
+	"$(BIN)/python" -m crosscoders.cli check "$(CONFIG)"
+	"$(BIN)/python" -m snakemake --cores $(CORES) --configfile "$(CONFIG)"
+	@study=$$(sed -n 's/^study: *//p' "$(CONFIG)"); \
+	printf 'report:  results/%s/report.html\nfigures: results/%s/figures/\n' "$$study" "$$study"
 
 test: $(VENV)/installed $(VENV)/kernels
-	pytest -n 2 --dist loadfile tests
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile tests
 
 lint: $(VENV)/installed
 	ruff check .
 	ruff format --check .
 	lint-imports
 	snakefmt --check Snakefile rules
-	snakemake --lint
+	"$(BIN)/python" -m snakemake --lint
 
 bench: $(VENV)/installed .venv-peers/installed
-	python -m benchmarks.step
-	python -m benchmarks.extract
-	python -m benchmarks.dataset
-	python -m benchmarks.latent_scaling
-	python -m benchmarks.table
+	"$(BIN)/python" -m benchmarks.step
+	"$(BIN)/python" -m benchmarks.extract
+	"$(BIN)/python" -m benchmarks.dataset
+	"$(BIN)/python" -m benchmarks.latent_scaling
+	"$(BIN)/python" -m benchmarks.table
 
-# The lock is installed in one go; the marker is written last, so an interrupted installation is done again.
-$(VENV)/installed: envs/requirements.txt pyproject.toml
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...')"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+# The marker is written last, so an interrupted installation is done again. A CPU build of torch is taken first where it lies in
+# a folder that pip is told of (find-links): PyPI has none for Linux. Only CUDA builds ask for the libraries in cuda.txt.
+$(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/machine.py pyproject.toml
+	"$(PYTHON)" envs/machine.py
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP_INSTALL) --no-index --no-deps -r envs/torch-cpu.txt 2>/dev/null || true
+	$(INSTALL) --no-deps -r envs/requirements.txt
+	"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
+	  $(INSTALL) --no-deps -r envs/cuda.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $@
 
 # Triton comes with torch's CUDA builds; beside the CPU build the tests of the kernels need it apart.
 $(VENV)/kernels: $(VENV)/installed envs/kernels.txt
-	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/kernels.txt
+	"$(BIN)/python" -c "import triton" 2>/dev/null || $(INSTALL) --no-deps -r envs/kernels.txt
 	touch $@
+
+# The lock is made for Linux and macOS and every Python from 3.11 on. uv keeps the versions and hashes that stand in the files;
+# `make lock UPGRADE="--upgrade-package NAME"` takes the newest version of a package.
+COMPILE = "$(UV)" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras \
+	--custom-compile-command "make lock"
+CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
+	nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
+	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
+
+lock:
+	$(COMPILE) $(UPGRADE) $(CUDA:%=--no-emit-package %) envs/requirements.in -o envs/requirements.txt
+	$(COMPILE) -c envs/requirements.txt -c envs/kernels.in --no-emit-package torch envs/cuda.in -o envs/cuda.txt
+	$(COMPILE) --no-emit-package setuptools -c envs/requirements.txt envs/kernels.in -o envs/kernels.txt
 
 # Other people's packages, to measure against, in an environment of their own. None of them uses torchvision, whose build
 # may not fit torch's.
 .venv-peers/installed: envs/peers.txt
-	$(PYTHON) -m venv .venv-peers
+	"$(PYTHON)" -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r envs/peers.txt
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@

@@ -86,7 +86,7 @@ def take_turns(
 
 def machine() -> dict:
     """The processor, its cores and the versions of packages for which the numbers hold."""
-    listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    listed = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     model = next(
         (line.split(":")[1].strip() for line in listed.splitlines() if line.startswith("model name")), "unknown"
     )

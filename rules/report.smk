@@ -54,7 +54,7 @@ for setting_name in queries.drawn_settings(STUDY):
             summary=f"results/{{study}}/summary/{setting_name}.nc",
             nulls=[f"results/{{study}}/summary/{name}.nc" for name in queries.nulls_of(STUDY, setting_name)],
             transfers=[f"results/{{study}}/summary/{name}.nc" for name in queries.transfers_of(STUDY, setting_name)],
-            notebook=f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb",
+            notebook=of_project(f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb"),
             code=code("report.notebook", "report.results", *registry.modules()),
         output:
             notebook=f"results/{{study}}/notebooks/{STUDY.settings[setting_name].notebook}-{setting_name}.ipynb",
@@ -138,11 +138,12 @@ rule report:
         mem="2GB",
         runtime="30m",
     params:
-        files=STUDY_FILES,
-        overrides=["--config", *workflow.config_settings.config_args] if workflow.config_settings.config_args else [],
+        partial="results/{study}/.report.html",
     shell:
-        "snakemake --nolock --cores 1 --configfile {params.files:q} {params.overrides:q} --report {output:q}"
-        " results/{wildcards.study}/manifest.json {input.pages:q} >{log:q} 2>&1 || (tail -n 20 {log:q}; exit 1)"
+        # The arguments that name the study come from the environment: another spelling of them changes no result.
+        'eval "python -m snakemake $STUDY_ARGUMENTS --nolock --cores 1 --report {params.partial}'
+        ' {input.notebooks} {input.pages}" >{log:q} 2>&1 && mv {params.partial:q} {output:q}'
+        " || (tail -n 20 {log:q}; rm -f {params.partial:q}; exit 1)"
 
 
 rule manifest:

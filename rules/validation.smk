@@ -100,7 +100,7 @@ rule latent_page:
         normalisation=normalisation,
         tokens=test_tokens,
         models=snapshots,
-        template="report/latents.html",
+        template=of_project("report/latents.html"),
         code=code("analysis.latent_page"),
     output:
         "results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.html",

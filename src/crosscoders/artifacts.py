@@ -85,14 +85,23 @@ def commit() -> str:
     Returns
     -------
     str
-        40 hexadecimal digits; `unknown` outside a checkout.
+        40 hexadecimal digits; `unknown` where the package's own folder is no checkout, as in a source archive, even if
+        that was unpacked inside of another repository. Variables such as `GIT_DIR`, which name a repository, are not followed.
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    project = Path(__file__).parents[2]
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        if not Path(_git(project, "rev-parse", "--show-toplevel")).samefile(project):
+            return "unknown"
+        return _git(project, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints in a folder, of the repository that the folder lies in."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(["git", *arguments], cwd=folder, env=environment, capture_output=True, check=True)
+    return os.fsdecode(done.stdout).removesuffix("\n")
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from crosscoders import stage
 from crosscoders.errors import UserError
 from crosscoders.report import verification
 from crosscoders.study import facts, loading, new, queries
@@ -13,6 +14,7 @@ from crosscoders.study import facts, loading, new, queries
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; bad input ends it with one line per problem and exit status 1."""
+    stage.show_all_letters()
     given = _parser().parse_args(arguments)
     try:
         given.run(given)

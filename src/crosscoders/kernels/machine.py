@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import platformdirs
+from crosscoders.home import user_cache
 
 HALF_A_MEGABYTE = 512 << 10
 
@@ -31,13 +31,13 @@ def made_by_intel() -> bool:
 def second_cache() -> int:
     """Bytes of a core's second-level cache; half a megabyte where the system does not say."""
     path = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
-    size = path.read_text().strip() if path.exists() else ""
+    size = path.read_text(encoding="utf-8").strip() if path.exists() else ""
     return int(size[:-1]) << 10 if size.endswith("K") else HALF_A_MEGABYTE
 
 
 def cache_folder() -> Path:
     """The user's cache folder of this package; a temporary folder where the user's cannot be written."""
-    folder = Path(platformdirs.user_cache_dir("crosscoders"))
+    folder = user_cache("crosscoders")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

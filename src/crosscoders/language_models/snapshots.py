@@ -42,7 +42,7 @@ def verify(folder: Path) -> dict:
         A file is missing or differs; the line names it.
     """
     try:
-        provenance = json.loads((folder / PROVENANCE).read_text())
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / PROVENANCE}: cannot be read ({error}); delete the folder and run again") from None
     for name, expected in provenance["files"].items():

@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from crosscoders.errors import UserError
+from crosscoders.study.places import place_paths
 from crosscoders.study.settings.base import Digest, Name, Package, Repository, Revision, Section, Version
 from crosscoders.study.settings.comparisons import AnySetting
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
@@ -55,6 +56,8 @@ _Loader.add_implicit_resolver(
 def load(*paths: Path | str, overrides: Mapping[str, object] | None = None) -> Study:
     """Read and check a study; settings of later files replace those of earlier ones, and `overrides` those of all.
 
+    Paths in a file are read from its folder, else from the working directory; paths in `overrides` from the latter.
+
     Parameters
     ----------
     *paths : path
@@ -72,13 +75,16 @@ def load(*paths: Path | str, overrides: Mapping[str, object] | None = None) -> S
         One line per problem, all problems at once.
     """
     content: dict = {}
+    lost: dict[str, str] = {}
     for path in map(Path, paths):
-        content = merge(content, read(path))
+        placed, lines = place_paths(read(path), path.parent)
+        content, lost = merge(content, placed), lost | lines
     for place, kind in implied_kinds(content):
         print(f"{paths[-1]}: {place}.kind: missing; read as {kind!r}. Please write `kind: {kind}`.", file=sys.stderr)
     for key, value in (overrides or {}).items():
-        content = merge(content, {key: _typed(value)})
-    return check(content, Path(paths[-1]))
+        placed, lines = place_paths({key: _typed(value)})
+        content, lost = merge(content, placed), lost | lines
+    return check(content, Path(paths[-1]), {place: line for place, line in lost.items() if line})
 
 
 def _typed(value: object) -> object:
@@ -164,26 +170,43 @@ def _mappings(value: object) -> list[tuple[str, dict]]:
     return [(name, entry) for name, entry in entries if isinstance(name, str) and isinstance(entry, dict)]
 
 
-def check(content: dict, path: Path | str = "config") -> Study:
+def check(content: dict, path: Path | str = "config", lost: Mapping[str, str] | None = None) -> Study:
     """Check settings already read, for instance the configuration that Snakemake merged.
+
+    Parameters
+    ----------
+    content : dict
+        Settings.
+    path : path
+        The file that messages name.
+    lost : {place: str}, optional
+        What to say of entries whose path was found nowhere, as :func:`crosscoders.study.places.place_paths` gives it; it
+        stands in place of whatever else the checks say of their files.
+
+    Returns
+    -------
+    Study
 
     Raises
     ------
     UserError
         One line per problem, all problems at once.
     """
-    content = with_kinds(content)
+    content, lost = with_kinds(content), lost or {}
     if content.get("chat_template") == "model":
         content["chat_template"] = {"kind": "model"}
+    problems = []
     try:
         study = Study.model_validate(content)
     except ValidationError as error:
         problems = [line for item in error.errors() for line in _lines(item, content)]
-        problems += _cross_checks_where_possible(content, Path(path))
-        raise UserError("\n".join(f"{path}: {problem}" for problem in dict.fromkeys(problems))) from None
-    problems = cross_checks(study, Path(path))
+        crossed = _cross_checks_where_possible(content, Path(path))
+    else:
+        crossed = cross_checks(study, Path(path))
+    problems += [line for line in crossed if not line.startswith(tuple(f"{place}.path: " for place in lost))]
+    problems += [f"{place}.{line}" for place, line in lost.items()]
     if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in dict.fromkeys(problems)))
     return study
 
 

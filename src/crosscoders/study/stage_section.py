@@ -37,8 +37,8 @@ class StageSection(Part):
     study: Name
 
     def to_json(self) -> str:
-        """The section as one line of JSON, keys sorted."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        """The section as one line of JSON, keys sorted, in ASCII, which every locale can hand to a job."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
     def provenance(self, seed: int | None = None) -> dict[str, str | int]:
         """Global attributes of what the stage writes; with the section's own seed where it has one and none is given."""

@@ -166,6 +166,7 @@ def fit(
     training, order = recipe.settings.training, Order(len(data), seed)
     coder = recipe.create(data.sources, data.widths, seed).to(device)
     trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
+    backends.say_what_lacks(device)
     state = start(trainee, recipe, backends.choose(device))
     if checkpoint is not None:
         checkpoint.restore(state)
