@@ -1,21 +1,24 @@
-"""Snakemake's terminal output, with one line instead of a traceback where the study file cannot be opened.
+"""Snakemake's terminal output, and a first look at the study file before Snakemake reads it.
 
-Snakemake opens the file of `--configfile` before it reads the Snakefile, so only a logger can say that in a line; the
-profiles name this one. Importing it is also the only way to be there before Snakemake opens its cache of sources, so where
+Snakemake reads the file of `--configfile` before it reads the Snakefile, with a loader of its own that a damaged or hostile
+file can stop for hours or fill with a traceback. A logger is there before; the profiles name this one. Importing it is also the only way to be there before Snakemake opens its cache of sources, so where
 nothing can be written at home, that cache is sent elsewhere here.
 """
 
 from __future__ import annotations
 
+import argparse
 import locale
 import logging
-import re
 import sys
+from pathlib import Path
 
 from snakemake.logging import ColorizingTextHandler
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
+from crosscoders.errors import UserError
 from crosscoders.home import ensure_home
+from crosscoders.study import loading
 
 ensure_home()
 if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
@@ -23,18 +26,16 @@ if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
         False  # a line that Snakemake's log file cannot hold is left out there, and shown here all the same
     )
 
-OPENING = "in _load_configfile"
-REASON = re.compile(r"^\w+Error: (?:\[Errno \d+\] )?(.+)$", re.MULTILINE)
-
 
 class LogHandler(LogHandlerBase):
-    """Hands every record to Snakemake's own terminal handler."""
+    """Reads the study files, and then hands every record to Snakemake's own terminal handler."""
 
     writes_to_stream, writes_to_file = True, False
     has_filter, has_formatter, needs_rulegraph = False, False, False
 
     def __post_init__(self) -> None:
         common = self.common_settings
+        _read_study_files(sys.argv[1:])
         self.terminal = ColorizingTextHandler(common.nocolor, sys.stdout if common.stdout else sys.stderr)
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
@@ -44,8 +45,22 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
-        text = str(record.msg)
-        if OPENING in text and (reasons := REASON.findall(text)):
-            record.msg = f"--configfile: {reasons[-1]}; expected a study file, such as config.yaml"
-            record.args = None
         self.terminal.emit(record)
+
+
+def _read_study_files(arguments: list[str]) -> None:
+    """End with a line for each study file of the command line that cannot be read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--configfile", "--configfiles", nargs="+", action="extend", default=[], type=Path)
+    try:
+        files = parser.parse_known_args(arguments)[0].configfile
+    except argparse.ArgumentError:
+        return  # Snakemake says what is wrong with its arguments
+    problems = []
+    for file in files:
+        try:
+            loading.read(file)
+        except UserError as error:
+            problems.append(f"error: {error}")
+    if problems:
+        sys.exit("\n".join(problems))

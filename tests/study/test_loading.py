@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from crosscoders.errors import UserError
-from crosscoders.study import loading
+from crosscoders.study import loading, yaml_text
 from crosscoders.workflow import sections
 
 ROOT = Path(__file__).parents[2]
@@ -266,6 +266,27 @@ def test_all_problems_come_at_once(content):
         ("study: a\nstudy: b\n", "line 2: duplicate key 'study', first given in line 1"),
         ("- a\n- b\n", "expected a mapping of settings, found a list"),
         ("study: [a\n", "line 2:"),
+        ("x: &a [1, *a]\n", "line 1: a value that contains itself"),
+        ("x: " + "[" * 5000 + "]" * 5000, "nested more than 20 deep"),
+        ("x: " + "{a: " * 5000 + "}" * 5000, "nested more than 20 deep"),
+        ("? [a, b]\n: 1\n", "line 1: a list or mapping as key; expected a text"),
+        ("study: a\nseeds: {0: 1}\n", "line 2: the key 0; expected a text"),
+        ("null: 1\n", "line 1: the key null; expected a text"),
+        ("x: !!int abc\n", "line 1: the tag"),
+        ("x: !!python/object/apply:os.system ['true']\n", "line 1: the tag"),
+        ("x: \0\n", "line 1: the character U+0000 is not allowed"),
+        ("x: " + "9" * 5000, "a number of 5,000 characters"),
+        ("x: " + "y" * 3_000_000, "expected at most 2,000,000"),
+        (
+            "".join(f"m{i}: &m{i} [{', '.join([f'*m{i - 1}' if i else '1'] * 9)}]\n" for i in range(30)),
+            "values, aliases counted",
+        ),
+        (
+            "m0: &m0 {x: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}\n" for i in range(1, 60)),
+            "aliases counted",
+        ),
+        ("x: *nobody\n", "undefined alias"),
+        ("--- {a: 1}\n--- {b: 2}\n", "but found another document"),
     ],
 )
 def test_unreadable_files(tmp_path, text, expected):
@@ -283,7 +304,26 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 
 def test_numbers_in_exponent_notation_are_numbers():
-    assert yaml.load("[1e-4, 1E5, 2.5e-3, -1e3]", Loader=loading._Loader) == [1e-4, 1e5, 2.5e-3, -1e3]
+    assert yaml_text.parse("[1e-4, 1E5, 2.5e-3, -1e3]", "text") == [1e-4, 1e5, 2.5e-3, -1e3]
+
+
+def test_a_date_is_text(tmp_path):
+    assert yaml_text.parse("x: 2026-01-01", "text") == {"x": "2026-01-01"}
+
+
+@pytest.mark.parametrize("value", ["y" * 100_000, ["y" * 1000] * 100, {"y" * 1000: 1}, 10**39])
+def test_long_values_make_no_long_lines(content, value):
+    for path in (
+        "study",
+        "seeds",
+        "models/base/kind",
+        "corpora/wiki/path",
+        "settings/base-vs-chat/crosscoders",
+        "splits",
+    ):
+        changed = copy.deepcopy(content)
+        put(changed, path, value)
+        assert all(len(line) <= 200 for line in problems(changed)), path
 
 
 def test_the_command_line_prints_lines_and_no_traceback(tmp_path, content):

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from crosscoders.errors import UserError
+from crosscoders.errors import UserError, shortened
+from crosscoders.study import yaml_text
 from crosscoders.study.places import place_paths
 from crosscoders.study.settings.base import Digest, Name, Package, Repository, Revision, Section, Version
 from crosscoders.study.settings.comparisons import AnySetting
@@ -26,31 +26,6 @@ from crosscoders.study.settings.study import Study
 from crosscoders.study.validation import cross_checks, suggestion
 
 # -- loading -----------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its traps: duplicate keys are refused, `1e-4` is a number."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"duplicate key {key!r}, first given in line {seen[key]}", key_node.start_mark
-            )
-        seen[key] = line
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 def load(*paths: Path | str, overrides: Mapping[str, object] | None = None) -> Study:
@@ -93,7 +68,7 @@ def _typed(value: object) -> object:
         return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_typed(item) for item in value]
-    return yaml.load(value, Loader=_Loader) if isinstance(value, str) else value
+    return yaml_text.parse(value, "--config") if isinstance(value, str) else value
 
 
 def merge(old: dict, new: dict) -> dict:
@@ -108,27 +83,28 @@ def merge(old: dict, new: dict) -> dict:
 def read(path: Path) -> dict:
     """The mapping in a YAML file.
 
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    dict
+
     Raises
     ------
     UserError
         The file is missing, empty, or not valid.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a study file") from None
+        with path.open(encoding="utf-8") as file:
+            text = file.read(yaml_text.LARGEST_FILE + 1)
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; expected a study file") from None
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problem = error.problem or "not valid YAML"
-        if "\\t" in problem:
-            problem = "indented with a tab; expected spaces"
-        raise UserError(f"{path}: line {line}: {problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from None
+        raise UserError(shortened(f"{path}: not UTF-8 text; expected a study file")) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise UserError(shortened(f"{path}: cannot be read ({reason}); expected a study file")) from None
+    content = yaml_text.parse(text, str(path))
     if not content:
         raise UserError(f"{path}: the study file is empty; expected the settings described in config.yaml")
     if not isinstance(content, dict):
@@ -206,7 +182,7 @@ def check(content: dict, path: Path | str = "config", lost: Mapping[str, str] | 
     problems += [line for line in crossed if not line.startswith(tuple(f"{place}.path: " for place in lost))]
     problems += [f"{place}.{line}" for place, line in lost.items()]
     if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in dict.fromkeys(problems)))
+        raise UserError("\n".join(shortened(f"{path}: {problem}") for problem in dict.fromkeys(problems)))
     return study
 
 
@@ -279,22 +255,25 @@ def _line(item: dict, content: dict) -> str:
         return f"{where}: missing; expected a value"
     if item["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-        return f"{where}: {value!r} is not one of {', '.join(allowed)}{suggestion(str(value), allowed)}"
+        return f"{where}: {_shown(value)} is not one of {', '.join(allowed)}{suggestion(str(value), allowed)}"
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         kind = value.get("kind") if isinstance(value, dict) else value
         allowed = (
             re.findall(r"'([^']*)'", item["ctx"].get("expected_tags", ""))
             or KINDS[steps[0] if len(steps) < 3 else "sources"]
         )
-        return f"{where}.kind: {kind!r} is not one of {', '.join(allowed)}{suggestion(str(kind), allowed)}"
+        return f"{where}.kind: {_shown(kind)} is not one of {', '.join(allowed)}{suggestion(str(kind), allowed)}"
     if item["type"] == "string_pattern_mismatch":
-        return (
-            f"{where}: {value!r} does not fit; expected {_PATTERNS.get(item['ctx']['pattern'], item['ctx']['pattern'])}"
-        )
+        return f"{where}: {_shown(value)} does not fit; expected {_PATTERNS.get(item['ctx']['pattern'], item['ctx']['pattern'])}"
     if item["type"] == "refused":
-        return f"{where}: {value!r} does not fit; expected {item['msg']}"
-    shown = repr(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
+        return f"{where}: {_shown(value)} does not fit; expected {item['msg']}"
+    shown = _shown(value) if not isinstance(value, (dict, list)) else f"a {type(value).__name__}"
     return f"{where}: {shown} does not fit; expected {_expected(item['msg'])}"
+
+
+def _shown(value: object) -> str:
+    """A value as an error shows it, shortened where it is long."""
+    return shortened(repr(value), 80)
 
 
 def _expected(message: str) -> str:
