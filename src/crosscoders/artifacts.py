@@ -311,7 +311,7 @@ def write(dataset: xr.Dataset, path: Path | str, contiguous: Iterable[str] = ())
     atomic(path, save, dataset.nbytes + (1 << 16))
 
 
-def write_sealed(content: bytes, path: Path | str) -> None:
+def write_sealed(content: bytes, path: Path | str, flush: bool = False) -> None:
     """Write bytes atomically, followed by the checksum trailer, by which a reader finds what a power failure damaged.
 
     Parameters
@@ -319,6 +319,8 @@ def write_sealed(content: bytes, path: Path | str) -> None:
     content : bytes
     path : path
         Final name.
+    flush : bool
+        Whether the bytes are on the disk before the file gets its name.
 
     Raises
     ------
@@ -330,7 +332,7 @@ def write_sealed(content: bytes, path: Path | str) -> None:
         temporary.write_bytes(content)
         _seal(temporary)
 
-    atomic(Path(path), save, len(content), flush=False)
+    atomic(Path(path), save, len(content), flush)
 
 
 def read_sealed(path: Path | str) -> bytes:

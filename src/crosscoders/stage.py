@@ -93,7 +93,8 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         say("interrupted")
         sys.exit(130)
     except Exception as error:
-        target = getattr(arguments, "output", None) or arguments.log or Path("results/x")
+        named = getattr(error, "filename", None)  # the log may lie on a disk that is full while the output's is not
+        target = named or getattr(arguments, "output", None) or arguments.log or "results/x"
         explained = error if isinstance(error, UserError) else artifacts.storage_error(Path(target), error)
         if not isinstance(explained, UserError):
             raise

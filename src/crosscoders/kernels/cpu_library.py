@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
+from crosscoders import artifacts, stage
+from crosscoders.errors import UserError
 from crosscoders.kernels import machine
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC"]
 NAMES = {torch.float32: "float32", torch.float64: "float64"}
 """Types of numbers that the kernels are compiled for, and their names there."""
-
-
 MACHINES = ("x86_64", "AMD64")
 """Names of the processors that cpu.cpp is written for."""
 
@@ -57,7 +57,7 @@ def _compiled() -> tuple[ctypes.CDLL | None, str]:
         version = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
         parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, version, machine.processor()]
         return opened(built(program, hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16])), ""
-    except OSError as error:
+    except (OSError, UserError) as error:
         return None, f"{program} or what it made cannot be used ({error})"
     except subprocess.CalledProcessError as error:
         said = error.stderr if isinstance(error.stderr, str) else error.stderr.decode(errors="replace")
@@ -70,14 +70,26 @@ def compiler() -> str | None:
 
 
 def built(compiler: str, key: str) -> Path:
-    """The compiled file, taken from the user's cache where it was compiled before."""
+    """The compiled file, taken from the user's cache where it was compiled before and is as it was written.
+
+    It ends with a checksum, which the system's loader ignores. Opening a damaged library would end the process with a bus
+    error and no message.
+    """
     cache = machine.cache_folder()
     built = cache / f"kernels-{key}.so"
-    if not built.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            part = Path(folder) / built.name
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], capture_output=True, check=True)
-            part.replace(built)  # complete or absent, also with many jobs starting at once
+    if built.is_symlink() or built.exists():
+        try:
+            artifacts.verify(built)
+            return built
+        except UserError as error:
+            stage.say(f"kernels are compiled anew: {error}")
+            built.unlink()
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        part = Path(folder) / built.name
+        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], capture_output=True, check=True)
+        artifacts.write_sealed(
+            part.read_bytes(), built, flush=True
+        )  # complete or absent, however many jobs do so at once
     return built
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -36,13 +38,32 @@ def second_cache() -> int:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this package; a temporary folder where the user's cannot be written."""
+    """The user's cache folder of this package; a temporary folder where the user's cannot be written, or others can.
+
+    Code is loaded from it, so nobody else may write there.
+    """
     folder = user_cache("crosscoders")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _keep_to_oneself(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="crosscoders-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _keep_to_oneself(folder: Path) -> None:
+    """Take every right at a folder from other users.
+
+    Raises
+    ------
+    PermissionError
+        The folder is another user's, or a link.
+    """
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} is not the user's own folder")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        folder.chmod(0o700)
