@@ -26,7 +26,7 @@ rule tokenize:
     params:
         settings=settings_of("tokenize"),
     shell:
-        "python -m crosscoders.data.tokenize --settings {params.settings:q} --models {input.models:q} --texts {input.texts:q}"
+        "python -m crosscoders data.tokenize --settings {params.settings:q} --models {input.models:q} --texts {input.texts:q}"
         " --outputs {output:q} --log {log:q}"
 
 
@@ -52,7 +52,7 @@ rule extract_activations:
     params:
         settings=settings_of("extract_activations"),
     shell:
-        "python -m crosscoders.activations.extract_activations --settings {params.settings:q} --tokens {input.tokens:q}"
+        "python -m crosscoders activations.extract_activations --settings {params.settings:q} --tokens {input.tokens:q}"
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -75,7 +75,7 @@ rule fit_normalisation:
     params:
         settings=settings_of("fit_normalisation"),
     shell:
-        "python -m crosscoders.activations.fit_normalisation --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders activations.fit_normalisation --settings {params.settings:q} --activations {input.activations:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -99,7 +99,7 @@ rule measure_similarity:
     params:
         settings=settings_of("measure_similarity"),
     shell:
-        "python -m crosscoders.activations.measure_similarity --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders activations.measure_similarity --settings {params.settings:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -126,6 +126,6 @@ rule measure_ablations:
     params:
         settings=settings_of("measure_ablations"),
     shell:
-        "python -m crosscoders.activations.measure_ablations --settings {params.settings:q} --tokens {input.tokens:q}"
+        "python -m crosscoders activations.measure_ablations --settings {params.settings:q} --tokens {input.tokens:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --models {input.models:q}"
         " --threads {threads} --output {output:q} --log {log:q}"

@@ -27,7 +27,7 @@ rule train_crosscoder:
     params:
         settings=settings_of("train_crosscoder"),
     shell:
-        "python -m crosscoders.training.train_crosscoder --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders training.train_crosscoder --settings {params.settings:q} --activations {input.activations:q}"
         " --validation {input.validation:q} --normalisation {input.normalisation:q} --threads {threads}"
         " --output {output.crosscoder:q} --history {output.history:q} --log {log:q}"
 
@@ -59,7 +59,7 @@ rule evaluate:
             f"--ablations {input.ablations} --tokens {input.tokens} --models {input.models}" if input.ablations else ""
         ),
     shell:
-        "python -m crosscoders.analysis.evaluate --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders analysis.evaluate --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
         " {params.splice} --output {output:q} --log {log:q}"
 
@@ -87,7 +87,7 @@ rule classify_latents:
     params:
         settings=settings_of("classify_latents"),
     shell:
-        "python -m crosscoders.analysis.classify_latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders analysis.classify_latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --activations {input.activations:q} --validation {input.validation:q}"
         " --normalisation {input.normalisation:q} --tokens {input.tokens:q} --threads {threads} --output {output:q} --log {log:q}"
 
@@ -112,7 +112,7 @@ rule match_seeds:
     params:
         settings=settings_of("match_seeds"),
     shell:
-        "python -m crosscoders.analysis.match_seeds --settings {params.settings:q} --crosscoders {input.crosscoders:q}"
+        "python -m crosscoders analysis.match_seeds --settings {params.settings:q} --crosscoders {input.crosscoders:q}"
         " --latents {input.latents:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -138,7 +138,7 @@ rule train_aligned:
     params:
         settings=settings_of("train_aligned"),
     shell:
-        "python -m crosscoders.training.train_aligned --settings {params.settings:q} --activations {input.activations:q}"
+        "python -m crosscoders training.train_aligned --settings {params.settings:q} --activations {input.activations:q}"
         " --validation {input.validation:q} --normalisation {input.normalisation:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
 
@@ -164,6 +164,6 @@ rule evaluate_aligned:
     params:
         settings=settings_of("evaluate_aligned"),
     shell:
-        "python -m crosscoders.analysis.evaluate_aligned --settings {params.settings:q} --aligned {input.aligned:q}"
+        "python -m crosscoders analysis.evaluate_aligned --settings {params.settings:q} --aligned {input.aligned:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
         " --output {output:q} --log {log:q}"

@@ -23,7 +23,7 @@ rule fetch_model:
     params:
         settings=settings_of("fetch_model"),
     shell:
-        "python -m crosscoders.language_models.fetch_model --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
+        "python -m crosscoders language_models.fetch_model --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule fetch_text:
@@ -49,7 +49,7 @@ rule fetch_text:
         settings=settings_of("fetch_text"),
         articles=lambda wildcards, input: (f"--articles {input.articles}" if input.articles else ""),
     shell:
-        "python -m crosscoders.data.fetch_text --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
+        "python -m crosscoders data.fetch_text --settings {params.settings:q} {params.articles} --output {output:q} --log {log:q}"
 
 
 rule pretrain:
@@ -75,7 +75,7 @@ rule pretrain:
     params:
         settings=settings_of("pretrain"),
     shell:
-        "python -m crosscoders.language_models.pretrain --settings {params.settings:q} --texts {input.texts:q} --threads {threads}"
+        "python -m crosscoders language_models.pretrain --settings {params.settings:q} --texts {input.texts:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
 
 
@@ -103,7 +103,7 @@ rule fine_tune:
     params:
         settings=settings_of("fine_tune"),
     shell:
-        "python -m crosscoders.language_models.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
+        "python -m crosscoders language_models.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -134,5 +134,5 @@ rule measure_behaviours:
     params:
         settings=settings_of("measure_behaviours"),
     shell:
-        "python -m crosscoders.language_models.measure_behaviours --settings {params.settings:q} --articles {input.articles:q}"
+        "python -m crosscoders language_models.measure_behaviours --settings {params.settings:q} --articles {input.articles:q}"
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"

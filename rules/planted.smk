@@ -22,7 +22,7 @@ rule trial:
     params:
         settings=settings_of("trial"),
     shell:
-        "python -m crosscoders.planted.trial --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
+        "python -m crosscoders planted.trial --settings {params.settings:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule circuit_trial:
@@ -44,7 +44,7 @@ rule circuit_trial:
     params:
         settings=settings_of("circuit_trial"),
     shell:
-        "python -m crosscoders.planted.circuit_trial --settings {params.settings:q} --threads {threads} --output {output:q}"
+        "python -m crosscoders planted.circuit_trial --settings {params.settings:q} --threads {threads} --output {output:q}"
         " --log {log:q}"
 
 
@@ -70,5 +70,5 @@ rule collate_trials:
         settings=settings_of("collate_trials"),
         circuits=lambda wildcards, input: f"--circuits {input.circuits}" if input.circuits else "",
     shell:
-        "python -m crosscoders.report.collate_trials --settings {params.settings:q} --trials {input.trials:q}"
+        "python -m crosscoders report.collate_trials --settings {params.settings:q} --trials {input.trials:q}"
         " {params.circuits} --output {output:q} --log {log:q}"

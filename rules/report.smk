@@ -39,7 +39,7 @@ rule collate:
             if input[name]
         ),
     shell:
-        "python -m crosscoders.report.collate --settings {params.settings:q} --latents {input.latents:q}"
+        "python -m crosscoders report.collate --settings {params.settings:q} --latents {input.latents:q}"
         " --evaluations {input.evaluations:q} --histories {input.histories:q}"
         " --normalisation {input.normalisation:q} --tokens {input.tokens:q} {params.optional} --output {output:q} --log {log:q}"
 
@@ -89,7 +89,7 @@ for setting_name in queries.drawn_settings(STUDY):
                 f"--{name} {input[name]}" for name in ("nulls", "transfers") if input[name]
             ),
         shell:
-            "python -m crosscoders.report.notebook --settings {params.settings:q} --summary {input.summary:q} {params.beside}"
+            "python -m crosscoders report.notebook --settings {params.settings:q} --summary {input.summary:q} {params.beside}"
             " --notebook {input.notebook:q} --figures {params.figures:q} --output {output.notebook:q} --log {log:q}"
 
 
@@ -117,7 +117,7 @@ rule html:
     params:
         settings=settings_of("html"),
     shell:
-        "python -m crosscoders.report.html --settings {params.settings:q} --notebook {input.notebook:q}"
+        "python -m crosscoders report.html --settings {params.settings:q} --notebook {input.notebook:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -168,4 +168,4 @@ rule manifest:
     params:
         settings=settings_of("manifest"),
     shell:
-        "python -m crosscoders.report.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"
+        "python -m crosscoders report.manifest --settings {params.settings:q} --output {output:q} --log {log:q}"

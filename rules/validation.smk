@@ -24,7 +24,7 @@ rule generate_responses:
     params:
         settings=settings_of("generate_responses"),
     shell:
-        "python -m crosscoders.interventions.generate_responses --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
+        "python -m crosscoders interventions.generate_responses --settings {params.settings:q} --model {input.model:q} --texts {input.texts:q}"
         " --threads {threads} --output {output:q} --log {log:q}"
 
 
@@ -53,7 +53,7 @@ rule causal:
     params:
         settings=settings_of("causal"),
     shell:
-        "python -m crosscoders.interventions.causal --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders interventions.causal --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --latents {input.latents:q} --responses {input.responses:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --models {input.models:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
@@ -86,7 +86,7 @@ rule circuits:
     params:
         settings=settings_of("circuits"),
     shell:
-        "python -m crosscoders.interventions.circuits --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders interventions.circuits --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --saes {input.saes:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
         " --tokens {input.tokens:q} --model {input.model:q} --threads {threads} --output {output:q} --log {log:q}"
 
@@ -116,7 +116,7 @@ rule latent_page:
     params:
         settings=settings_of("latent_page"),
     shell:
-        "python -m crosscoders.analysis.latent_page --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        "python -m crosscoders analysis.latent_page --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
         " --tokens {input.tokens:q} --models {input.models:q} --template {input.template:q} --threads {threads}"
         " --output {output:q} --log {log:q}"

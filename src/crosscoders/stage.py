@@ -90,7 +90,7 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         _start(arguments)
         main(arguments)
     except KeyboardInterrupt:
-        say("interrupted")
+        say("interrupted; the same command continues")
         sys.exit(130)
     except Exception as error:
         named = getattr(error, "filename", None)  # the log may lie on a disk that is full while the output's is not

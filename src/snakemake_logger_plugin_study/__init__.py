@@ -44,7 +44,9 @@ class LogHandler(LogHandlerBase):
         self.terminal.setFormatter(fmt)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
+        """Print a record; an interruption is followed by what to do next."""
+        if str(record.msg).startswith("Terminating processes on user request"):
+            record.msg = "Interrupted: jobs are ended now. The same command continues where this run stopped."
         self.terminal.emit(record)
 
 
