@@ -12,7 +12,7 @@ export HOME ?= /nonexistent
 # uv installs where it is found, pip elsewhere; both check the hashes of the lock. `make UV= ...` asks for pip.
 UV ?= $(shell command -v uv 2>/dev/null)
 PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
-INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python "$(BIN)/python",$(PIP_INSTALL))
+INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(BIN)/python",$(PIP_INSTALL))
 
 .PHONY: study test lint lock bench clean
 

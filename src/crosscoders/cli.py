@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from crosscoders import stage
 from crosscoders.errors import UserError
+from crosscoders.home import show_all_letters
 from crosscoders.study import facts, loading, new
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; bad input ends it with one line per problem and exit status 1."""
-    stage.show_all_letters()
+    show_all_letters()
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
