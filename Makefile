@@ -40,8 +40,8 @@ bench: $(VENV)/installed .venv-peers/installed
 	"$(BIN)/python" -m benchmarks.table
 
 # The marker is written last, so an interrupted installation is done again. A CPU build of torch is taken first where it lies in
-# a folder that pip is told of (find-links): PyPI has none for Linux. Only CUDA builds ask for the libraries in cuda.txt. The package's folder is named
-# relatively, because Python 3.11 starts in no locale that lacks the letters of a name in that file.
+# a folder that pip is told of (find-links): PyPI has none for Linux. Only CUDA builds ask for the libraries in cuda.txt. The
+# folder of the package is written relatively, since Python 3.11 starts in no locale that lacks a letter of that file.
 $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/machine.py pyproject.toml
 	"$(PYTHON)" envs/machine.py
 	"$(PYTHON)" -m venv $(VENV)
@@ -49,7 +49,7 @@ $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/m
 	$(INSTALL) --no-deps -r envs/requirements.txt
 	"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
 	  $(INSTALL) --no-deps -r envs/cuda.txt
-	$(INSTALL) --no-deps --no-build-isolation -e .
+	LC_ALL=C.UTF-8 $(INSTALL) --no-deps --no-build-isolation -e .
 	for file in $(VENV)/lib/python*/site-packages/__editable__.crosscoders-*.pth; do echo ../../../../src >"$$file"; done
 	touch $@
 
