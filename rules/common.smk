@@ -1,12 +1,11 @@
 # Loads and checks the study; helpers that the rules share.
-import os
 import sys
 from pathlib import Path
 
 from crosscoders.errors import UserError
 from crosscoders.report import registry
 from crosscoders.study import loading, places, queries
-from crosscoders.workflow import dependencies, sections
+from crosscoders.workflow import dependencies, jobs, sections
 
 PROJECT = Path(workflow.basedir)
 
@@ -28,9 +27,7 @@ except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 RESULTS = f"results/{STUDY.study}"
-# Jobs run the sources beside this Snakefile, also in environments that do not have them installed, and read UTF-8 everywhere.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-os.environ["PYTHONUTF8"] = "1"
+jobs.prepare(PROJECT)
 # Large buffers on huge pages: about a tenth off training and fine-tuning steps (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)
