@@ -12,7 +12,7 @@ export HOME ?= /nonexistent
 # uv installs where it is found, pip elsewhere; both check the hashes of the lock. `make UV= ...` asks for pip.
 UV ?= $(shell command -v uv 2>/dev/null)
 PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
-INSTALL = $(if $(UV),"$(UV)" pip install --quiet --python "$(BIN)/python",$(PIP_INSTALL))
+INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(BIN)/python",$(PIP_INSTALL))
 
 .PHONY: study test lint lock bench clean
 
@@ -40,7 +40,8 @@ bench: $(VENV)/installed .venv-peers/installed
 	"$(BIN)/python" -m benchmarks.table
 
 # The marker is written last, so an interrupted installation is done again. A CPU build of torch is taken first where it lies in
-# a folder that pip is told of (find-links): PyPI has none for Linux. Only CUDA builds ask for the libraries in cuda.txt.
+# a folder that pip is told of (find-links): PyPI has none for Linux. Only CUDA builds ask for the libraries in cuda.txt. The
+# folder of the package is written relatively, since Python 3.11 starts in no locale that lacks a letter of that file.
 $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/machine.py pyproject.toml
 	"$(PYTHON)" envs/machine.py
 	"$(PYTHON)" -m venv $(VENV)
@@ -48,7 +49,8 @@ $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/m
 	$(INSTALL) --no-deps -r envs/requirements.txt
 	"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
 	  $(INSTALL) --no-deps -r envs/cuda.txt
-	$(INSTALL) --no-deps --no-build-isolation -e .
+	LC_ALL=C.UTF-8 $(INSTALL) --no-deps --no-build-isolation -e .
+	for file in $(VENV)/lib/python*/site-packages/__editable__.crosscoders-*.pth; do echo ../../../../src >"$$file"; done
 	touch $@
 
 # Triton comes with torch's CUDA builds; beside the CPU build the tests of the kernels need it apart.

@@ -1,13 +1,11 @@
 # Loads and checks the study, and defines what the rules share.
-import os
-import shlex
 import sys
 from pathlib import Path
 
 from crosscoders.errors import UserError
 from crosscoders.report import registry
 from crosscoders.study import loading, places, queries
-from crosscoders.workflow import dependencies, sections
+from crosscoders.workflow import dependencies, jobs, sections
 
 PROJECT = Path(workflow.basedir)
 
@@ -29,18 +27,7 @@ except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 RESULTS = f"results/{STUDY.study}"
-# Jobs run the sources beside this Snakefile, also in environments that do not have them installed, and read UTF-8 everywhere.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(PROJECT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-os.environ["PYTHONUTF8"] = "1"
-os.environ["STUDY_ARGUMENTS"] = shlex.join(
-    [
-        "--snakefile",
-        str(places.from_here(workflow.main_snakefile)),
-        "--configfile",
-        *STUDY_FILES,
-        *(["--config", *workflow.config_settings.config_args] if workflow.config_settings.config_args else []),
-    ]
-)
+jobs.prepare(PROJECT, workflow.main_snakefile, STUDY_FILES, workflow.config_settings.config_args)
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)

@@ -6,15 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from crosscoders import stage
 from crosscoders.errors import UserError
+from crosscoders.home import show_all_letters
 from crosscoders.report import verification
 from crosscoders.study import facts, loading, new, queries
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; bad input ends it with one line per problem and exit status 1."""
-    stage.show_all_letters()
+    show_all_letters()
     given = _parser().parse_args(arguments)
     try:
         given.run(given)

@@ -1,10 +1,15 @@
-"""A private temporary folder for files that libraries keep at home, where there is no home or it cannot be written."""
+"""What libraries expect around a process and may not find: a home to write in, a terminal that shows all letters.
+
+A private temporary folder stands in for files that libraries keep at home, where there is none or it cannot be written.
+"""
 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,6 +47,13 @@ def ensure_home() -> None:
         os.environ.setdefault("HF_HOME", str(models))
     if not (home.is_absolute() and home.is_dir()):
         os.environ["HOME"] = str(private)
+
+
+def show_all_letters() -> None:
+    """Print letters that the terminal's encoding lacks as escapes, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def user_cache(name: str | None = None) -> Path:

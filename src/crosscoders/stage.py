@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import io
 import os
 import platform
 import sys
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from crosscoders import artifacts
 from crosscoders.errors import UserError
-from crosscoders.home import ensure_home
+from crosscoders.home import ensure_home, show_all_letters
 
 _log: list[TextIO] = []
 
@@ -134,13 +133,6 @@ def reuse_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-
-
-def show_all_letters() -> None:
-    """Print letters that the terminal's encoding lacks as escapes, in place of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:

@@ -17,10 +17,11 @@ from snakemake.logging import ColorizingTextHandler
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
 from crosscoders.errors import UserError
-from crosscoders.home import ensure_home
+from crosscoders.home import ensure_home, show_all_letters
 from crosscoders.study import loading
 
 ensure_home()
+show_all_letters()
 if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
     logging.raiseExceptions = (
         False  # a line that Snakemake's log file cannot hold is left out there, and shown here all the same

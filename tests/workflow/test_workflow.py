@@ -282,6 +282,69 @@ def test_a_setting_given_on_the_command_line_is_read_like_the_file(project):
     assert "device: 'gpu' is not one of auto, cpu, cuda" in done.stdout + done.stderr
 
 
+def verified(project: Path) -> list[str]:
+    """What `crosscoders verify` says is wrong."""
+    command = [sys.executable, "-m", "crosscoders.cli", "verify", "results/smoke"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == int(bool(done.stderr))
+    return done.stderr.splitlines()
+
+
+def test_every_file_of_a_finished_study_is_verified(project, results):
+    assert verified(project) == []
+    kinds = [
+        "models/*/*.safetensors",
+        "models/*/tokenizer.json",
+        "text/*.nc",
+        "activations/*/*/*.nc",
+        "crosscoders/*/*/*.nc",
+    ]
+    kinds += [
+        "figures/*.png",
+        "figures/*.svg",
+        "latents/*/*/*.html",
+        "notebooks/*.ipynb",
+        "notebooks/*.html",
+        "report.html",
+    ]
+    for kind in kinds:
+        path = sorted(results.glob(kind))[0]
+        content, name = path.read_bytes(), path.relative_to(project)
+        try:
+            path.write_bytes(content[: len(content) // 2])
+            assert verified(project) == [f"error: {name}: changed"]
+            path.unlink()
+            assert verified(project) == [f"error: {name}: missing"]
+        finally:
+            path.write_bytes(content)
+    (results / "figures/extra.png").write_bytes(b"")
+    assert verified(project) == ["error: results/smoke/figures/extra.png: not in the manifest"]
+    (results / "figures/extra.png").unlink()
+    assert verified(project) == []
+
+
+def test_a_manifest_that_cannot_be_trusted_is_a_line(project, results):
+    path = results / "manifest.json"
+    content = path.read_text()
+    try:
+        for damaged in (content[:-100], content.replace("0", "1", 1), "[]", "{}"):
+            path.write_text(damaged)
+            (line,) = verified(project)
+            assert line.startswith("error: results/smoke/manifest.json: not as it was written")
+        path.unlink()
+        (line,) = verified(project)
+        assert line.startswith("error: results/smoke/manifest.json: missing")
+    finally:
+        path.write_text(content)
+
+
+def test_a_finished_study_has_nothing_to_do_however_it_is_named(project, tmp_path):
+    shutil.copy(project / "studies/smoke.yaml", tmp_path / "copy.yaml")
+    for file in (str(project / "studies/smoke.yaml"), "./studies/../studies/smoke.yaml", str(tmp_path / "copy.yaml")):
+        assert planned(project, "--configfile", file) == {}
+    assert planned(project, *SMOKE, "--config", "seeds=[0]") == {}
+
+
 def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, results):
     victim, reader = results / "latents/cross-layer/l1/seed-0.nc", results / "summary/cross-layer.nc"
     content, kept = victim.read_bytes(), reader.read_bytes()
@@ -296,10 +359,10 @@ def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, resul
         assert done.returncode != 0
         assert "latents/cross-layer/l1/seed-0.nc: corrupt" in done.stderr
         assert "Traceback" not in done.stderr
-        check = [sys.executable, "-m", "crosscoders.report.manifest", "--check", "results/smoke"]
-        found = subprocess.run(check, cwd=project, capture_output=True, text=True)
-        assert found.returncode == 1
-        assert "seed-0.nc: corrupt" in found.stderr
+        assert verified(project) == [
+            "error: results/smoke/latents/cross-layer/l1/seed-0.nc: changed",
+            "error: results/smoke/summary/cross-layer.nc: missing",
+        ]
     finally:
         victim.write_bytes(content)
         os.utime(victim, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -333,7 +396,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "reason"), [("absent.yaml", "No such file"), ("src", "Is a directory"), ("latin.yaml", "decode")]
+    ("file", "reason"), [("absent.yaml", "No such file"), ("src", "Is a directory"), ("latin.yaml", "not UTF-8")]
 )
 @pytest.mark.parametrize("profile", ["profiles/default", "profiles/slurm"])
 def test_a_study_file_that_cannot_be_read_is_a_line(project, file, reason, profile):
@@ -341,7 +404,7 @@ def test_a_study_file_that_cannot_be_read_is_a_line(project, file, reason, profi
     done = snakemake(project, "-n", "--workflow-profile", profile, "--configfile", file, check=False)
     assert done.returncode != 0
     output = done.stdout + done.stderr
-    (line,) = (line for line in output.splitlines() if line.startswith("--configfile: "))
+    (line,) = (line for line in output.splitlines() if line.startswith("error: "))
     assert reason in line and "expected a study file" in line
     assert "Traceback" not in output and 'File "' not in output
 
