@@ -14,7 +14,7 @@ UV ?= $(shell command -v uv 2>/dev/null)
 PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(BIN)/python",$(PIP_INSTALL))
 
-.PHONY: study test lint lock bench clean
+.PHONY: study test faults lint lock bench clean
 
 study: $(VENV)/installed
 	"$(BIN)/python" -m crosscoders.cli check "$(CONFIG)"
@@ -24,6 +24,10 @@ study: $(VENV)/installed
 
 test: $(VENV)/installed $(VENV)/kernels
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile tests
+
+# The long version of the tests that damage, interrupt and mutate; `make test` runs a short one.
+faults: $(VENV)/installed
+	FAULTS=long "$(BIN)/python" -m pytest tests/faults
 
 lint: $(VENV)/installed
 	ruff check .

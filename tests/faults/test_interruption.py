@@ -1,0 +1,60 @@
+"""An interrupted study says in one line that the same command continues, also while its jobs still import."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STAGE = [sys.executable, "-m", "crosscoders", "language_models.fetch_model", "--settings", "{}", "--output", "x"]
+
+
+def group(command: list[str], **options) -> subprocess.Popen:
+    """A process in a group of its own, as a terminal starts one."""
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
+    )
+
+
+def jobs(parent: int) -> list[str]:
+    """Command lines of all processes of a group that run a stage."""
+    lines = subprocess.run(["ps", "-eo", "pgid=,args="], capture_output=True, text=True, check=True).stdout.splitlines()
+    mine = [line.split(maxsplit=1)[1] for line in lines if line.split()[0] == str(parent)]
+    return [line for line in mine if line.startswith(("python -m crosscoders ", f"{sys.executable} -m crosscoders "))]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
+def test_a_stage_that_still_imports_ends_with_one_line(number, seconds):
+    process = group(STAGE, cwd=ROOT)
+    time.sleep(seconds)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    if process.returncode != 2:  # else it had read its arguments, which are none
+        assert "Traceback" not in printed
+        started = printed.strip() != "" or process.returncode == 130  # else Python itself had not started
+        assert not started or printed.strip() == "language_models.fetch_model: interrupted; the same command continues"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 2.0])
+def test_an_interrupted_study_says_that_the_same_command_continues(tmp_path, seconds):
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path), "--cores", "2"]
+    command += ["--workflow-profile", str(ROOT / "profiles/default"), "--configfile", str(ROOT / "studies/smoke.yaml")]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = group(command, cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 120
+    while not jobs(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Traceback" not in printed
+    assert "The same command continues where this run stopped." in printed
+    assert jobs(process.pid) == []
