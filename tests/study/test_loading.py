@@ -171,6 +171,7 @@ CASES = [
     ("settings/base-vs-chat/context", 10**400, "settings.base-vs-chat.context: 1000000"),
     ("settings/base-vs-chat/null_of", "base-vs-chat", "null_of: 'base-vs-chat' is the setting itself"),
     ("settings/base-vs-chat/null_of", "nobody", "null_of: 'nobody' is not defined"),
+    ("settings/base-vs-chat/notebook", "model_difing", "notebook: 'model_difing' is not defined; known: "),
     ("settings/base-vs-chat/causal/components", [], "causal.components: a list does not fit"),
     ("settings/base-vs-chat/causal/components", [1, 4000], "causal.components: [1, 4000] exceed the width"),
     ("crosscoders/l1/training/initial_l0", 1e5, "training.initial_l0: 100000.0; expected at most latents = 128"),

@@ -25,6 +25,8 @@ from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSe
 from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel, TrainedModel, WheelModel
 from crosscoders.study.settings.study import Study
 
+NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
+
 
 def suggestion(name: str, allowed: list[str]) -> str:
     """The nearest valid name, as the end of a message."""
@@ -58,6 +60,7 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
             problems += [f"settings.{name}.{line}" for line in _transfer_problems(study, setting)]
         elif setting is not None:
             problems += [f"settings.{name}.{line}" for line in _source_problems(study, setting)]
+            problems += [f"settings.{name}.{line}" for line in _notebook_problem(setting.notebook)]
         if isinstance(setting, Setting):
             problems += [f"settings.{name}.{line}" for line in _text_problems(study, setting)]
         if isinstance(setting, PlantedSetting):
@@ -260,6 +263,12 @@ def _source_problems(study: Study, setting: Setting | PlantedSetting) -> list[st
             problems.append(f"tokens.train: {available} tokens are fewer than a batch of {name!r} ({batch})")
         problems += _block_problems(f"crosscoders ({name!r})", crosscoder, setting)
     return list(dict.fromkeys(problems))
+
+
+def _notebook_problem(notebook: str) -> list[str]:
+    """Whether the project has a notebook."""
+    known = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    return _unknown("notebook", notebook, dict.fromkeys(known)) if known else []
 
 
 def _null_problems(study: Study, setting: NullSetting) -> list[str]:
