@@ -87,7 +87,7 @@ def promoted(
     model : PreTrainedModel
     directions : (m, width)
     count : int
-        Tokens on either side.
+        Tokens on either side; all where there are fewer.
     known : (ids,), optional
         Ids that the tokenizer has; all rows of the unembedding count where absent.
 
@@ -109,11 +109,12 @@ def promoted(
             rows = part(rows)
         return rows
 
+    columns = np.arange(len(parts.unembedding.weight)) if known is None else known
+    count = min(count, len(columns))
     ids = np.empty((2, len(directions), count), np.int64)
     for first in range(0, len(directions), 256):
         part = directions[first : first + 256].to(model.dtype)
         logits = parts.unembedding(normed(part) - normed(torch.zeros_like(part[:1]))).float()
-        columns = np.arange(logits.shape[1]) if known is None else known
         for side, largest in zip(ids, (True, False), strict=True):
             chosen = logits[:, torch.from_numpy(columns)].topk(count, largest=largest).indices.numpy()
             side[first : first + len(part)] = columns[chosen]

@@ -190,9 +190,17 @@ def mark_pairs(dataset: xr.Dataset, lacked: np.ndarray, models: list[str]) -> xr
         Tokens that a model lacks in a vocabulary that is otherwise common.
     models : list of str
         The reference, and the models with a tokenizer of their own.
+
+    Raises
+    ------
+    UserError
+        There is no such token.
     """
     own = models[1:]
     paired = ~lacked & np.all([dataset[f"place_of_{model}"].values >= 0 for model in own], axis=0)
+    if not paired.any():
+        reason = "ends at the same character in all models" if own else "is in the vocabulary of all models"
+        raise UserError(f"no token of {len(paired):,} {reason}; expected some, so that the models can be compared")
     marked = dataset.assign(in_all_models=artifacts.flags("token", paired, ("no", "yes"), "every model has the token"))
     if own:
         tokens = np.array([dataset.sizes["token"], *(dataset.sizes[f"token_of_{model}"] for model in own)])
