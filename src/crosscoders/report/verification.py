@@ -111,7 +111,7 @@ def read(folder: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest = content.pop("content_sha256")
         sound = digest == content_sha256(content) and {"artifacts", "documents"} <= content.keys()
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise UserError(f"{path}: not as it was written; please remove it and run the study again, which makes it anew")
