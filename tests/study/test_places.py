@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crosscoders.errors import UserError
+from crosscoders.errors import UserError, shortened
 from crosscoders.study import loading
 from crosscoders.study.places import from_here
 
@@ -71,7 +71,7 @@ def test_a_tilde_is_the_home_folder(write, tmp_path, monkeypatch):
         corpus_path(write("~/absent"))
     (line,) = str(error.value).splitlines()
     assert line.endswith(
-        f"corpora.wiki.path: '~/absent' does not exist ({tmp_path / 'absent'}); expected an existing path"
+        f"corpora.wiki.path: '~/absent' does not exist ({shortened(str(tmp_path / 'absent'), 60)}); expected an existing path"
     )
 
 
@@ -104,8 +104,8 @@ def test_the_error_names_both_places(write, tmp_path, kind):
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
     assert line.endswith(
-        f"{place}.path: 'absent.jsonl' does not exist in {tmp_path / 'my study'}, the study file's folder, "
-        f"nor in {tmp_path / 'here'}; expected an existing path"
+        f"{place}.path: 'absent.jsonl' is neither in the study file's folder nor in "
+        f"{shortened(str(tmp_path / 'here'), 40)}; expected an existing path"
     )
 
 

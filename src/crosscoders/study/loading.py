@@ -182,7 +182,8 @@ def check(content: dict, path: Path | str = "config", lost: Mapping[str, str] | 
     problems += [line for line in crossed if not line.startswith(tuple(f"{place}.path: " for place in lost))]
     problems += [f"{place}.{line}" for place, line in lost.items()]
     if problems:
-        raise UserError("\n".join(shortened(f"{path}: {problem}") for problem in dict.fromkeys(problems)))
+        file = shortened(str(path), 50)
+        raise UserError("\n".join(shortened(f"{file}: {problem}") for problem in dict.fromkeys(problems)))
     return study
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+from crosscoders.errors import shortened
+
 WITH_PATHS = ("models", "corpora")
 """Collections of a study whose entries may have a `path`."""
 
@@ -84,10 +86,12 @@ def _nowhere(path: str, folder: Path | None) -> str:
     """Which places were looked at, and what was expected there."""
     home, here = _expanded(path), Path.cwd()
     if home.is_absolute():
-        return f"does not exist{'' if str(home) == path else f' ({home})'}; expected an existing path"
+        expanded = "" if str(home) == path else f" ({shortened(str(home), 60)})"
+        return f"does not exist{expanded}; expected an existing path"
+    shown = shortened(str(here), 40)
     if folder is None or folder.absolute() == here:
-        return f"does not exist in {here}; expected an existing path"
-    return f"does not exist in {folder.absolute()}, the study file's folder, nor in {here}; expected an existing path"
+        return f"does not exist in {shown}; expected an existing path"
+    return f"is neither in the study file's folder nor in {shown}; expected an existing path"
 
 
 def _expanded(path: str) -> Path:
