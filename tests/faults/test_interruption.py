@@ -14,9 +14,15 @@ STAGE = [sys.executable, "-m", "crosscoders", "language_models.fetch_model", "--
 
 
 def group(command: list[str], **options) -> subprocess.Popen:
-    """A process in a group of its own, as a terminal starts one."""
+    """A process in a group of its own, as a terminal starts one: a shell in the background would let it ignore Ctrl-C."""
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
 
 

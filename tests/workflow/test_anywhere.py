@@ -125,7 +125,11 @@ def test_an_edit_of_code_or_notebook_elsewhere_reruns_what_it_can_change(finishe
 def test_make_quotes_the_folder(places):
     project = places[0]
     done = subprocess.run(
-        ["make", "-n", "study", "CONFIG=my study.yaml", "UV="], cwd=project, capture_output=True, encoding="utf-8"
+        ["make", "-n", "--no-print-directory", "study", "CONFIG=my study.yaml", "UV="],
+        cwd=project,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"},
+        capture_output=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0
     for line in done.stdout.replace("\\\n", " ").splitlines():

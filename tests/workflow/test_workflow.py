@@ -309,7 +309,7 @@ def test_every_file_of_a_finished_study_is_verified(project, results):
     ]
     for kind in kinds:
         path = sorted(results.glob(kind))[0]
-        content, name = path.read_bytes(), path.relative_to(project)
+        content, name, stamp = path.read_bytes(), path.relative_to(project), path.stat()
         try:
             path.write_bytes(content[: len(content) // 2])
             assert verified(project) == [f"error: {name}: changed"]
@@ -317,6 +317,7 @@ def test_every_file_of_a_finished_study_is_verified(project, results):
             assert verified(project) == [f"error: {name}: missing"]
         finally:
             path.write_bytes(content)
+            os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     (results / "figures/extra.png").write_bytes(b"")
     assert verified(project) == ["error: results/smoke/figures/extra.png: not in the manifest"]
     (results / "figures/extra.png").unlink()
@@ -325,7 +326,7 @@ def test_every_file_of_a_finished_study_is_verified(project, results):
 
 def test_a_manifest_that_cannot_be_trusted_is_a_line(project, results):
     path = results / "manifest.json"
-    content = path.read_text()
+    content, stamp = path.read_text(), path.stat()
     try:
         for damaged in (content[:-100], content.replace("0", "1", 1), "[]", "{}"):
             path.write_text(damaged)
@@ -336,6 +337,7 @@ def test_a_manifest_that_cannot_be_trusted_is_a_line(project, results):
         assert line.startswith("error: results/smoke/manifest.json: missing")
     finally:
         path.write_text(content)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
 def test_a_finished_study_has_nothing_to_do_however_it_is_named(project, tmp_path):
