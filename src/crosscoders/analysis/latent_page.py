@@ -28,7 +28,6 @@ BEFORE, AFTER = 16, 6
 """Tokens shown before and after the strongest token of an example."""
 LEVELS = 99
 """Activations in examples are whole numbers up to this one, which the strongest token of a latent has."""
-"""Names that model families give to the norm before the unembedding."""
 MARK = "/*DATA*/"
 """Place in the template that the data take."""
 

@@ -87,9 +87,8 @@ def built(compiler: str, key: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         part = Path(folder) / built.name
         subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], capture_output=True, check=True)
-        artifacts.write_sealed(
-            part.read_bytes(), built, flush=True
-        )  # complete or absent, however many jobs do so at once
+        # The library is complete or absent, however many jobs compile it at once.
+        artifacts.write_sealed(part.read_bytes(), built, flush=True)
     return built
 
 

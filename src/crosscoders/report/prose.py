@@ -67,7 +67,7 @@ def _compared(summary: xr.Dataset) -> list[str]:
         listed = " and ".join(f"{share:.1%} of the tokens of {name}" for name, share in shares)
         lines.append(
             "- The models have different tokenizers. They are compared where a token of each ends at the same character: "
-            f"these are {listed}. Losses are per token of the model's own."
+            f"these are {listed}. Losses are per token of each model's own tokenizer."
         )
     return lines
 

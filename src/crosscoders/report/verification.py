@@ -38,6 +38,7 @@ def listing(folder: Path) -> dict[str, str]:
     """
     digests = _digests(folder, files(folder), verified=True)
     problems = [str(one) for one in digests.values() if isinstance(one, UserError)]
+    problems += [f"{folder / path}: cannot be read; expected a file" for path, one in digests.items() if one is None]
     if problems:
         raise UserError("\n".join(problems))
     return digests

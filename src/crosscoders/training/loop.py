@@ -148,8 +148,7 @@ def fit(
         Have `sources`, `widths`, a length, `rows` and `batches`; for a GPU `data` has `stored` and `normalise`.
     seed : int
         Of the weights at the start and of the shuffle of tokens.
-    device : str
-        `cpu` or `cuda`; the backend follows from it.
+    device : {"cpu", "cuda"}
     checkpoint, report : optional
         Where the state is saved and restored from, and what is called after every step.
 
@@ -164,13 +163,13 @@ def fit(
         The loss is not finite.
     """
     training, order = recipe.settings.training, Order(len(data), seed)
+    tokens = training.batch_tokens
     coder = recipe.create(data.sources, data.widths, seed).to(device)
     trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
     backends.say_what_lacks(device)
     state = start(trainee, recipe, backends.choose(device))
     if checkpoint is not None:
         checkpoint.restore(state)
-    tokens = training.batch_tokens
     with Prefetch(data, lambda step: order.take(step * tokens, tokens), training.steps, tokens, device) as batch:
         run(state, batch, lambda state: _after_step(state, checkpoint, report))
     recipe.finish(coder, trainee, (x.to(device) for _, x in held_out.batches(tokens)))
