@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from crosscoders import artifacts, stage
+from crosscoders import artifacts, stage, storage
 from crosscoders.data import encoding
 from crosscoders.data.chats import Document, for_fine_tuning, in_split
 from crosscoders.data.corpora import from_dataset
 from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.device import chosen_device, chosen_dtype
+from crosscoders.errors import check_divergence, explain_divergence
 from crosscoders.language_models import snapshots
 from crosscoders.language_models.sections import FineTuneSection
 from crosscoders.study.settings.models import FineTunedModel
@@ -121,6 +122,11 @@ def train(
     tag_row : (width,)
     loss : float
         Mean of the last tenth of the steps.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss or the norm of the gradients is not finite.
     """
     tag_row = torch.zeros(model.config.hidden_size, device=device, requires_grad=True)
     parameters = [parameter for parameter in (tag_row, *model.parameters()) if parameter.requires_grad]
@@ -145,10 +151,11 @@ def train(
         weight = weights[:, 1:][learned]
         loss = (loss * weight).sum() / weight.sum()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        losses.append(loss.item())
+        length = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        check_divergence(step, loss=losses[-1], gradient_norm=length.item())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
         progress.update(settings.batch_tokens, step=step + 1, loss=losses[-1])
     recent = losses[-max(1, len(losses) // 10) :]
     return tag_row, sum(recent) / len(recent)
@@ -164,7 +171,7 @@ def main(arguments) -> None:
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     source = arguments.base.parent
-    licence = snapshots.verify(source)["licence"]
+    licence = storage.verify_folder(source)["licence"]
     tokenizer = load_tokenizer(source)
     writer = Writer(section.chat_template, tokenizer)
     documents = from_dataset(artifacts.read(arguments.corpus))
@@ -174,7 +181,8 @@ def main(arguments) -> None:
     model = snapshots.load_model(source, device, torch.float32)
     model = add_adapters(model, settings)
     tag = tokenizer.convert_tokens_to_ids(planted.tag_token) if planted.tag_token else None
-    tag_row, loss = train(model, rows, settings, tag, device, autocast)
+    with explain_divergence(f"models.{section.name}"):
+        tag_row, loss = train(model, rows, settings, tag, device, autocast)
     target: Path = arguments.output.parent
     with snapshots.working_folder(target) as name:
         folder = Path(name) / "snapshot"

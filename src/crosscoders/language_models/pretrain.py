@@ -12,7 +12,7 @@ from crosscoders import artifacts, stage
 from crosscoders.data.chats import Document, in_split, shuffled, written
 from crosscoders.data.corpora import from_dataset
 from crosscoders.device import chosen_device, chosen_dtype
-from crosscoders.errors import UserError
+from crosscoders.errors import UserError, check_divergence, explain_divergence
 from crosscoders.language_models import snapshots
 from crosscoders.language_models.sections import PretrainSection
 from crosscoders.study.settings.models import TrainedModel
@@ -65,7 +65,13 @@ def initial(settings: TrainedModel, vocabulary: int) -> transformers.LlamaForCau
 
 
 def train(model: torch.nn.Module, tokens: np.ndarray, settings: TrainedModel, device: str, autocast: bool) -> float:
-    """Train on windows at random places of the stream; returns the mean loss of the last tenth of the steps."""
+    """Train on windows at random places of the stream; returns the mean loss of the last tenth of the steps.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss or the norm of the gradients is not finite.
+    """
     generator = np.random.default_rng(settings.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
@@ -83,10 +89,11 @@ def train(model: torch.nn.Module, tokens: np.ndarray, settings: TrainedModel, de
             logits = model(input_ids=window[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        losses.append(loss.item())
+        length = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        check_divergence(step, loss=losses[-1], gradient_norm=length.item())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
         progress.update(rows * settings.row_tokens, step=step + 1, loss=losses[-1])
     recent = losses[-max(1, len(losses) // 10) :]
     return sum(recent) / len(recent)
@@ -112,7 +119,8 @@ def main(arguments) -> None:
             f"models.{section.name}.row_tokens: {settings.row_tokens} exceeds the text ({len(tokens)} tokens)"
         )
     model = initial(settings, len(tokenizer)).to(device)
-    loss = train(model, tokens, settings, device, chosen_dtype("auto", device) == torch.bfloat16)
+    with explain_divergence(f"models.{section.name}"):
+        loss = train(model, tokens, settings, device, chosen_dtype("auto", device) == torch.bfloat16)
     target: Path = arguments.output.parent
     with snapshots.working_folder(target) as name:
         folder = Path(name) / "snapshot"

@@ -10,7 +10,7 @@ from crosscoders import artifacts, stage
 from crosscoders.analysis import bootstrap, classification
 from crosscoders.analysis.reconstruction import reconstruction
 from crosscoders.crosscoder.crosscoder import Crosscoder
-from crosscoders.errors import UserError
+from crosscoders.errors import explain_divergence
 from crosscoders.planted import concepts
 from crosscoders.planted.concepts import PLANTED_CLASSES, Sample, World
 from crosscoders.planted.sections import TrialSection
@@ -102,10 +102,8 @@ def main(arguments) -> None:
     name = f"trial {section.label}"
     progress = stage.Progress(name, member.training.steps, "steps")
     report = lambda state: progress.reach(state.step, loss=state.history["loss"][-1], l0=state.history["l0"][-1])  # noqa: E731
-    try:
+    with explain_divergence(f"crosscoders.{section.crosscoder_name}"):
         state = loop.fit(CrosscoderRecipe(member), chosen["train"], chosen["validation"], seed, report=report)
-    except FloatingPointError as error:
-        raise UserError(f"crosscoders.{section.crosscoder_name}: {error}; expected a lower learning_rate") from None
     coder = state.crosscoder
     contrast = tuple(coder.sources.index(source) for source in section.contrast if source in coder.sources)
     parts = [[stored.index(part) for part in synthetic.differences.get(source, [source])] for source in coder.sources]

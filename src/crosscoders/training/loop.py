@@ -10,6 +10,7 @@ import torch
 
 from crosscoders.activations.prefetch import Prefetch, Rows
 from crosscoders.activations.shuffle import Order
+from crosscoders.errors import check_divergence
 from crosscoders.kernels import backends
 from crosscoders.kernels.interface import Gradient
 from crosscoders.training.gradients import Objective, Result
@@ -37,12 +38,20 @@ class Saved(Protocol):
 
 
 def step(state: State, x: torch.Tensor) -> Result:
-    """One step on normalised activations x, (T, D): gradients, clipping, Adam, bookkeeping."""
+    """One step on normalised activations x, (T, D): gradients, clipping, Adam, bookkeeping.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss or the norm of the gradients is not finite; the state is as before the step.
+    """
     settings, schedule = state.recipe.settings, Schedule(state.recipe.settings)
     x = x.to(state.column_weights.device)
     objective = _objective(state, schedule)
     result = state.recipe.compute(state.crosscoder, x, objective, state.selections, state.backend)
     length, rate = norm(result.gradients), schedule.learning_rate(state.step)
+    # Before the update, so that no checkpoint holds what diverged.
+    check_divergence(state.step, loss=result.loss, gradient_norm=length)
     clip_factor = max(1.0, length / settings.training.gradient_clip)
     state.optimizer.step(state.crosscoder.parameters, result.gradients, rate, clip_factor)
     _keep_books(state, result, schedule, len(x))
@@ -113,12 +122,10 @@ def run(state: State, batch: Callable[[int], torch.Tensor], after_step: Callable
     Raises
     ------
     FloatingPointError
-        The loss is not finite.
+        The loss or the norm of the gradients is not finite.
     """
     while state.step < state.recipe.settings.training.steps:
-        result = step(state, batch(state.step))
-        if not math.isfinite(result.loss):
-            raise FloatingPointError(f"loss is {result.loss} at step {state.step}")
+        step(state, batch(state.step))
         after_step(state)
 
 
@@ -160,7 +167,7 @@ def fit(
     Raises
     ------
     FloatingPointError
-        The loss is not finite.
+        The loss or the norm of the gradients is not finite.
     """
     training, order = recipe.settings.training, Order(len(data), seed)
     tokens = training.batch_tokens

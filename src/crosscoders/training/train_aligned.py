@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crosscoders import artifacts, stage
 from crosscoders.crosscoder.files import aligned_to_dataset
-from crosscoders.errors import UserError
+from crosscoders.errors import explain_divergence
 from crosscoders.training.job import Files, train
 from crosscoders.training.recipes import AlignedRecipe
 from crosscoders.training.sections import TrainAlignedSection
@@ -14,10 +14,8 @@ def main(arguments) -> None:
     """Train and save."""
     section: TrainAlignedSection = arguments.settings
     files = Files(arguments.activations, arguments.validation, arguments.normalisation, arguments.output)
-    try:
+    with explain_divergence(f"aligned.{section.aligned_name}"):
         trained = train(section, AlignedRecipe(section.aligned), files, section.device)
-    except FloatingPointError as error:
-        raise UserError(f"aligned.{section.aligned_name}: {error}; expected a lower learning_rate") from None
     attributes = section.provenance() | trained.arithmetic
     dataset = aligned_to_dataset(trained.state.crosscoder, trained.normalisation)
     title = f"aligned crosscoder {section.setting_name}, {section.aligned_name}, seed {section.seed}"

@@ -9,7 +9,7 @@ import xarray as xr
 
 from crosscoders import artifacts, stage
 from crosscoders.crosscoder.files import to_dataset
-from crosscoders.errors import UserError
+from crosscoders.errors import explain_divergence
 from crosscoders.training.job import Files, Trained, train
 from crosscoders.training.recipes import CrosscoderRecipe
 from crosscoders.training.sections import TrainCrosscoderSection
@@ -32,10 +32,8 @@ def main(arguments) -> None:
     section: TrainCrosscoderSection = arguments.settings
     files = Files(arguments.activations, arguments.validation, arguments.normalisation, arguments.output)
     recipe = CrosscoderRecipe(section.crosscoder)
-    try:
+    with explain_divergence(f"crosscoders.{section.crosscoder_name}"):
         trained = train(section, recipe, files, section.device, section.sources, section.null)
-    except FloatingPointError as error:
-        raise UserError(f"crosscoders.{section.crosscoder_name}: {error}; expected a lower learning_rate") from None
     save(trained, section, arguments.output, arguments.history)
     files.checkpoint.unlink(missing_ok=True)
     stage.say(f"train_crosscoder {section.label}: done, L0 {trained.state.mean_l0:.1f}")
