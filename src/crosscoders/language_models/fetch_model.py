@@ -151,6 +151,7 @@ def main(arguments) -> None:
     """Make one snapshot."""
     section: FetchModelSection = arguments.settings
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     model = section.model
     target = arguments.output.parent
     with working_folder(target) as name:

@@ -331,9 +331,8 @@ def _siblings(item: dict, content: dict) -> list[str]:
         here = here[step] if _has(here, step) else here
     present = set(here) if isinstance(here, dict) else set()
     shared = {kind: len(present & set(kind.model_fields)) for kind in _sections(Section)}
-    return sorted(
-        {name for kind, count in shared.items() if count == max(shared.values()) for name in kind.model_fields}
-    )
+    known = {name for kind, count in shared.items() if count == max(shared.values()) for name in kind.model_fields}
+    return sorted(known - {item["loc"][-1]})
 
 
 def _sections(kind: type[Section]) -> list[type[Section]]:
