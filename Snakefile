@@ -41,6 +41,10 @@ rule all:
 
 
 onstart:
+    try:
+        jobs.claim(RESULTS)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     for line in queries.left_out(STUDY):
         print(line)
 
