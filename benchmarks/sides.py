@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from crosscoders import artifacts
+from crosscoders import provenance, storage
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks/out"
@@ -90,7 +90,7 @@ def machine() -> dict:
     model = next(
         (line.split(":")[1].strip() for line in listed.splitlines() if line.startswith("model name")), "unknown"
     )
-    versions = artifacts.versions()
+    versions = provenance.versions()
     if PEERS.exists():
         packages = subprocess.run(
             [str(PEERS), "-m", "pip", "list", "--format=json"], capture_output=True, text=True, check=True
@@ -114,7 +114,7 @@ def save(name: str, rows: list[dict], kept: bool = False) -> None:
         names = list(dict.fromkeys(row["name"] for row in before + rows))
         rows = [row for row in before if row["name"] not in again] + rows
         rows.sort(key=lambda row: names.index(row["name"]))
-    artifacts.write_json({"machine": machine(), "rows": rows}, path)
+    storage.write_json({"machine": machine(), "rows": rows}, path)
     sns.set_theme(style="whitegrid", palette="colorblind")
     bars = [row for row in rows if "ratio" in row]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.35 * len(bars)))

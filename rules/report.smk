@@ -122,10 +122,9 @@ rule html:
 
 
 rule report:
-    # Snakemake writes its report from the finished workflow. The inner call takes no lock and runs no job.
     input:
-        notebooks=executed("html"),
-        pages=pages(),
+        pages=[*executed("html"), *pages()],
+        code=code("report.report"),
     output:
         "results/{study}/report.html",
     log:
@@ -138,12 +137,10 @@ rule report:
         mem="2GB",
         runtime="30m",
     params:
-        partial="results/{study}/.report.html",
+        settings=settings_of("report"),
     shell:
-        # The arguments that name the study come from the environment: another spelling of them changes no result.
-        'eval "python -m snakemake $STUDY_ARGUMENTS --nolock --cores 1 --report {params.partial}'
-        ' {input.notebooks} {input.pages}" >{log:q} 2>&1 && mv {params.partial:q} {output:q}'
-        " || (tail -n 20 {log:q}; rm -f {params.partial:q}; exit 1)"
+        "python -m crosscoders report.report --settings {params.settings:q} --pages {input.pages:q}"
+        " --output {output:q} --log {log:q}"
 
 
 rule manifest:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmarks import gpu, sides, step, table, worker
 
-from crosscoders import artifacts
+from crosscoders import storage
 from crosscoders.kernels import backends
 
 
@@ -65,7 +65,7 @@ def test_the_benchmarks_of_a_gpu_run_on_interpreted_kernels(monkeypatch, tmp_pat
         assert row["share_of_wanted"] == pytest.approx(row["tokens_per_second"] / 1000, abs=0.01)
     assert ["loader_share" in row for row in rows] == [True, False, False, False]
     monkeypatch.setattr(table, "OUT", tmp_path)
-    artifacts.write_json({"rows": [row | {"device": "a GPU"} for row in rows]}, tmp_path / "gpu.json")
+    storage.write_json({"rows": [row | {"device": "a GPU"} for row in rows]}, tmp_path / "gpu.json")
     device, text = table.on_gpu()
     lines = text.splitlines()
     assert device == "a GPU"
@@ -105,7 +105,7 @@ def test_every_row_stands_beside_what_bounds_it(tmp_path, monkeypatch):
         "latent_scaling": [{"name": "scaling", "seconds": {"ours": 1.0, "other": 2.0}} | compared],
     }
     for name, rows in measured.items():
-        artifacts.write_json(
+        storage.write_json(
             {"machine": {"cpu": "one", "cores": 2, "versions": {}}, "rows": rows}, tmp_path / f"{name}.json"
         )
     machine, text = table.on_cpu()

@@ -16,7 +16,7 @@ from typing import TextIO
 
 from pydantic import BaseModel, ValidationError
 
-from crosscoders import artifacts
+from crosscoders import storage
 from crosscoders.errors import UserError
 from crosscoders.home import ensure_home, show_all_letters
 
@@ -94,7 +94,7 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
     except Exception as error:
         named = getattr(error, "filename", None)  # the log may lie on a disk that is full while the output's is not
         target = named or getattr(arguments, "output", None) or arguments.log or "results/x"
-        explained = error if isinstance(error, UserError) else artifacts.storage_error(Path(target), error)
+        explained = error if isinstance(error, UserError) else storage.storage_error(Path(target), error)
         if not isinstance(explained, UserError):
             raise
         for line in str(explained).splitlines():
@@ -145,7 +145,10 @@ def say(line: str) -> None:
     """
     print(line, file=sys.stderr, flush=True)
     for file in _log:
-        print(line, file=file, flush=True)
+        try:
+            print(line, file=file, flush=True)
+        except OSError:  # a full disk; what could not be written must not fail again when the file is closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 class Progress:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests import architectures
 
-from crosscoders import artifacts
+from crosscoders import artifacts, storage
 from crosscoders.activations import extract_activations
 from crosscoders.activations.sections import ExtractActivationsSection
 from crosscoders.data import tokenize
@@ -27,7 +27,7 @@ def snapshot(folder, added=(), **changes):
     tokenizer.add_special_tokens({"additional_special_tokens": list(added)})
     tokenizer.save_pretrained(folder / "made")
     snapshots.publish(folder / "made", folder / "model", {"kind": "test"})
-    return folder / "model" / snapshots.PROVENANCE
+    return folder / "model" / storage.PROVENANCE
 
 
 @pytest.fixture
@@ -95,10 +95,12 @@ def test_tokens_that_a_model_lacks_are_marked_read_and_left_out(models, tokens, 
     np.testing.assert_allclose(values, expected, rtol=1e-2, atol=1e-3)
 
 
-def test_tokenizers_that_differ_in_ordinary_tokens_are_refused_in_one_line(models, tmp_path):
-    tokenizer = architectures.tokenizer()
-    content = tokenizer.backend_tokenizer.to_str().replace('"z":', '"Z":')
-    (models[0].parent / "tokenizer.json").write_text(content)
+def test_tokenizers_that_differ_in_ordinary_tokens_are_refused_in_one_line(models):
+    folder = models[0].parent
+    content = architectures.tokenizer().backend_tokenizer.to_str().replace('"z":', '"Z":')
+    (folder / "tokenizer.json").write_text(content)
+    listed = {"tokenizer.json": storage.sha256(folder / "tokenizer.json")}
+    storage.write_sealed_json({"files": listed}, models[0])
     with pytest.raises(UserError, match=r"expected tokenizers that differ in added tokens alone") as caught:
         tokenize.common_vocabulary(models)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import transformers
 from tests import architectures
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from crosscoders import artifacts
+from crosscoders import artifacts, storage
 from crosscoders.activations import extract_activations, measure_ablations
 from crosscoders.activations.sections import ExtractActivationsSection
 from crosscoders.data import tokenize
@@ -73,7 +73,7 @@ def snapshot(folder, kind: str, tokenizer: Tokenizer):
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
     fast.save_pretrained(folder / "made")
     snapshots.publish(folder / "made", folder / "model", {"kind": "test"})
-    return folder / "model" / snapshots.PROVENANCE
+    return folder / "model" / storage.PROVENANCE
 
 
 @pytest.fixture(params=[with_dummy_prefix, word_pieces, unigram, lambda: byte_level(270)])

@@ -17,7 +17,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosscoders import artifacts
+from crosscoders import artifacts, provenance, storage
 from crosscoders.errors import UserError
 
 
@@ -36,7 +36,7 @@ def dataset():
             "name": v("document", np.array(["x", "ü", ""], dtype=object), "names"),
             "class": artifacts.flags("token", np.zeros(200), ["none", "some"], "class"),
         },
-        attrs=artifacts.provenance("study", "stage", {"k": 3}, seed=1),
+        attrs=provenance.provenance("study", "stage", {"k": 3}, seed=1),
     )
 
 
@@ -91,7 +91,7 @@ def test_any_truncation_is_found_and_named(tmp_path_factory, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"a\.nc: (truncated|corrupt)"):
-        artifacts.verify(path)
+        storage.verify(path)
 
 
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
@@ -168,7 +168,7 @@ def git(folder, *arguments):
 
 
 def recorded_commit(project, **variables):
-    script = "from crosscoders import artifacts; print(artifacts.commit())"
+    script = "from crosscoders import provenance; print(provenance.commit())"
     environment = os.environ | {"PYTHONPATH": str(project / "src")} | variables
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()

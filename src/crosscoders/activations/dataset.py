@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from crosscoders import artifacts
+from crosscoders import artifacts, storage
 from crosscoders.activations.sections import NullChange
 from crosscoders.activations.stored import parts_of
 from crosscoders.kernels import rows as compiled_rows
@@ -57,7 +57,7 @@ class Activations:
         self._source_of = [number for number, _ in files]  # of every file variable
         self._maps, self._kept, self._shard, metadata = [], [], [], []
         for number, path in enumerate(shards):
-            artifacts.verify(path)
+            storage.verify(path)
             with xr.open_dataset(path, mask_and_scale=False) as opened:
                 small = opened[[*TOKEN_COLUMNS, "token_index", "norm"]].load()
             kept = np.flatnonzero((small["norm"].sel(source=stored).values <= sink_norm).all(axis=1))

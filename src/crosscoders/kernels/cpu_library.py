@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from crosscoders import artifacts, stage
+from crosscoders import stage, storage
 from crosscoders.errors import UserError
 from crosscoders.kernels import machine
 
@@ -79,7 +79,7 @@ def built(compiler: str, key: str) -> Path:
     built = cache / f"kernels-{key}.so"
     if built.is_symlink() or built.exists():
         try:
-            artifacts.verify(built)
+            storage.verify(built)
             return built
         except UserError as error:
             stage.say(f"kernels are compiled anew: {error}")
@@ -88,7 +88,7 @@ def built(compiler: str, key: str) -> Path:
         part = Path(folder) / built.name
         subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(part)], capture_output=True, check=True)
         # The library is complete or absent, however many jobs compile it at once.
-        artifacts.write_sealed(part.read_bytes(), built, flush=True)
+        storage.write_sealed(part.read_bytes(), built)
     return built
 
 

@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from crosscoders import artifacts
+from crosscoders import storage
 from crosscoders.kernels import machine
 
 MUCH_FASTER = 1.4
@@ -61,7 +61,7 @@ def by_onednn() -> bool:
     key = hashlib.sha256(f"{machine.processor()} {torch.__version__}".encode()).hexdigest()[:16]
     kept = machine.cache_folder() / f"products-{key}.json"
     if not kept.exists():
-        artifacts.write_json({"onednn_faster": ratio()}, kept)
+        storage.write_json({"onednn_faster": ratio()}, kept)
     return json.loads(kept.read_text(encoding="utf-8"))["onednn_faster"] > MUCH_FASTER
 
 

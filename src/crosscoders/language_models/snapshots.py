@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -11,17 +10,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from crosscoders import artifacts
+from crosscoders import storage
 from crosscoders.data.tokenizer import load_tokenizer
-from crosscoders.errors import UserError
-
-PROVENANCE = "provenance.json"
 
 
 def publish(folder: Path, target: Path, provenance: dict) -> None:
     """Write `provenance.json` with the SHA-256 of every file and move the finished folder to its place."""
-    files = {file.name: artifacts.sha256(file) for file in sorted(folder.iterdir())}
-    artifacts.write_json({**provenance, "files": files}, folder / PROVENANCE)
+    files = {file.name: storage.sha256(file) for file in sorted(folder.iterdir())}
+    storage.write_sealed_json({**provenance, "files": files}, folder / storage.PROVENANCE)
     if target.exists():
         shutil.rmtree(target)
     os.replace(folder, target)
@@ -31,24 +27,6 @@ def working_folder(target: Path) -> tempfile.TemporaryDirectory:
     """A folder beside `target`, so that the finished snapshot can be renamed into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     return tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True)
-
-
-def verify(folder: Path) -> dict:
-    """Check every file of a snapshot against its provenance, and return the provenance.
-
-    Raises
-    ------
-    UserError
-        A file is missing or differs; the line names it.
-    """
-    try:
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / PROVENANCE}: cannot be read ({error}); delete the folder and run again") from None
-    for name, expected in provenance["files"].items():
-        if not (folder / name).is_file() or artifacts.sha256(folder / name) != expected:
-            raise UserError(f"{folder / name}: missing or not as written; delete the folder and run again")
-    return provenance
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
@@ -69,7 +47,7 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> transformers.Pr
     UserError
         The snapshot is not as it was written.
     """
-    verify(folder)
+    storage.verify_folder(folder)
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     _replace_unknown_tokens(model, load_tokenizer(folder))

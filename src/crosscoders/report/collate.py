@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from crosscoders import artifacts, stage
+from crosscoders import artifacts, provenance, stage
 from crosscoders.report.sections import CollateSection
 from crosscoders.report.stacking import stack, stack_seeds
 
@@ -51,7 +51,7 @@ def main(arguments) -> None:
         "base": section.contrast[0],
         "chat": section.contrast[1],
         "classification": section.classification.model_dump_json(),
-        "sources": artifacts.json_text({name: source.model_dump() for name, source in section.sources.items()}),
+        "sources": provenance.json_text({name: source.model_dump() for name, source in section.sources.items()}),
     }
     artifacts.write(dataset, arguments.output)
 

@@ -6,6 +6,7 @@ A function that draws takes a summary dataset, in which it finds the crosscoders
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders import artifacts
+from crosscoders import artifacts, storage
 
 PALETTE = sns.color_palette("colorblind")
 CLASS_COLOURS = {"base-only": PALETTE[0], "shared": PALETTE[7], "chat-only": PALETTE[3], "other": PALETTE[2]}
@@ -47,10 +48,13 @@ def save(figure: plt.Figure, folder: Path | str, name: str) -> None:
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        artifacts.atomic(
-            Path(folder) / f"{name}.{suffix}",
-            lambda path, suffix=suffix, metadata=metadata: figure.savefig(path, format=suffix, metadata=metadata),
-        )
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, metadata=metadata)
+        path = Path(folder) / f"{name}.{suffix}"
+        if suffix == "png":  # has checksums of its own
+            storage.atomic(path, lambda temporary, drawn=drawn: temporary.write_bytes(drawn.getvalue()))
+        else:
+            storage.write_sealed(drawn.getvalue(), path)
 
 
 def message(sentence: str) -> plt.Figure:

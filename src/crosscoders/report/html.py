@@ -5,16 +5,17 @@ from __future__ import annotations
 import nbformat
 from nbconvert import HTMLExporter
 
-from crosscoders import artifacts, stage
+from crosscoders import stage, storage
 from crosscoders.report.sections import HtmlSection
 
 
 def main(arguments) -> None:
     """Write one page, without the code of the notebook."""
     exporter = HTMLExporter(exclude_input=True, embed_images=True)
+    storage.verify(arguments.notebook)
     notebook = nbformat.read(arguments.notebook, as_version=4)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": arguments.notebook.stem}})
-    artifacts.atomic(arguments.output, lambda path: path.write_text(page, encoding="utf-8"), len(page))
+    storage.write_sealed(page, arguments.output)
     stage.say(f"html {arguments.output.name}: {len(page) / 1e6:.1f} MB")
 
 

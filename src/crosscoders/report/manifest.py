@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from crosscoders import artifacts, stage
+from crosscoders import provenance, stage, storage
 from crosscoders.report.sections import ManifestSection
-from crosscoders.report.verification import content_sha256, is_document, listing
+from crosscoders.report.verification import is_document, listing
 
 
 def main(arguments) -> None:
@@ -16,12 +16,12 @@ def main(arguments) -> None:
     content = {
         "study": section.study,
         "settings_sha256": section.settings_sha256,
-        "commit": artifacts.commit(),
-        "versions": artifacts.versions(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
         "artifacts": {path: digest for path, digest in digests.items() if path not in documents},
         "documents": documents,
     }
-    artifacts.write_json({**content, "content_sha256": content_sha256(content)}, arguments.output)
+    storage.write_sealed_json(content, arguments.output)
     stage.say(f"manifest: {len(content['artifacts'])} artifacts, {len(documents)} documents")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
-from crosscoders import artifacts, stage
+from crosscoders import stage, storage
 from crosscoders.errors import UserError
 from crosscoders.report.sections import NotebookSection
 
@@ -20,7 +21,7 @@ def main(arguments) -> None:
 
     section: NotebookSection = arguments.settings
     for path in (arguments.summary, *arguments.nulls, *arguments.transfers):
-        artifacts.verify(path)
+        storage.verify(path)
     parameters = {
         "summary_file": str(arguments.summary),
         "figure_folder": str(arguments.figures),
@@ -50,7 +51,8 @@ def main(arguments) -> None:
             f"{arguments.notebook}: cell {error.exec_count} failed: {error.ename}: {plain}; "
             f"the partly executed copy is {partial}"
         ) from None
-    partial.replace(output)
+    storage.write_sealed_json(json.loads(partial.read_text(encoding="utf-8")), output)
+    partial.unlink()
     stage.say(f"notebook {output.stem}: {len(section.figures)} figures")
 
 

@@ -100,6 +100,17 @@ class HtmlSection(StageSection):
         return cls(study=study.study)
 
 
+class ReportSection(StageSection):
+    """The report on the whole study."""
+
+    stage: ClassVar[str] = "report"
+
+    @classmethod
+    def of(cls, study: Study) -> ReportSection:
+        """The section of one job."""
+        return cls(study=study.study)
+
+
 class ManifestSection(StageSection):
     """The list of all that a study made."""
 

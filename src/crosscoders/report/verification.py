@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from crosscoders import artifacts, stage
+from crosscoders import stage, storage
 from crosscoders.errors import UserError
 
 NAME = "manifest.json"
@@ -21,7 +19,7 @@ DOCUMENTS = (".ipynb", "report.html")
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a study; every netCDF is verified first.
+    """SHA-256 of every file of a study; whatever has a seal is verified first, and model folders by their lists.
 
     Parameters
     ----------
@@ -34,14 +32,42 @@ def listing(folder: Path) -> dict[str, str]:
     Raises
     ------
     UserError
-        One line per damaged artifact.
+        One line per damaged file.
     """
-    digests = _digests(folder, files(folder), verified=True)
+    listed = files(folder)
+    _verify_models(folder, listed)
+    digests = _digests(folder, listed, verified=True)
     problems = [str(one) for one in digests.values() if isinstance(one, UserError)]
     problems += [f"{folder / path}: cannot be read; expected a file" for path, one in digests.items() if one is None]
     if problems:
         raise UserError("\n".join(problems))
     return digests
+
+
+def verify_documents(folder: Path) -> None:
+    """Verify the pictures, pages and notebooks of a study, from which its report is made.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Raises
+    ------
+    UserError
+        One line per damaged file.
+    """
+    documents = [path for path in files(folder) if Path(path).suffix in storage.SEALED and not path.endswith(".nc")]
+    digests = _digests(folder, documents, verified=True)
+    problems = [str(one) for one in digests.values() if isinstance(one, UserError)]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _verify_models(folder: Path, listed: list[str]) -> None:
+    """Verify the files of every model folder."""
+    for path in listed:
+        if Path(path).name == storage.PROVENANCE:
+            storage.verify_folder((folder / path).parent)
 
 
 def files(folder: Path) -> list[str]:
@@ -108,20 +134,7 @@ def read(folder: Path) -> dict:
         raise UserError(f"{folder}: no such folder; expected the results of a study, as results/embedded")
     if not path.is_file():
         raise UserError(f"{path}: missing; the study is not finished, or the file was removed")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        digest = content.pop("content_sha256")
-        sound = digest == content_sha256(content) and {"artifacts", "documents"} <= content.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path}: not as it was written; please remove it and run the study again, which makes it anew")
-    return content
-
-
-def content_sha256(content: dict) -> str:
-    """SHA-256 of a manifest without this entry, keys sorted."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return storage.read_json(path)
 
 
 def is_document(path: str) -> bool:
@@ -130,14 +143,14 @@ def is_document(path: str) -> bool:
 
 
 def _digests(folder: Path, paths: list[str], verified: bool) -> dict[str, str | UserError | None]:
-    """SHA-256 of files; an error in place of it where a netCDF is damaged, None where a file cannot be read."""
+    """SHA-256 of files; an error in place of it where a file is damaged, None where a file cannot be read."""
     progress = stage.Progress(f"hash {folder}", len(paths), "files")
 
     def digest(path: str) -> str | UserError | None:
         try:
-            if verified and path.endswith(".nc"):
-                artifacts.verify(folder / path)
-            return artifacts.sha256(folder / path)
+            if verified and Path(path).suffix in storage.SEALED:
+                storage.verify(folder / path)
+            return storage.sha256(folder / path)
         except UserError as error:
             return error
         except OSError:

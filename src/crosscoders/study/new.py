@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from crosscoders import artifacts
+from crosscoders import storage
 from crosscoders.errors import UserError
 from crosscoders.study import loading
 from crosscoders.study.facts import ModelFacts, TextFacts
@@ -131,7 +131,7 @@ def write(content: str, name: str) -> Path:
     if path.exists():
         raise UserError(f"{path}: exists already; expected another name (--study NAME)")
     loading.check(yaml.safe_load(content), path)
-    artifacts.atomic(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    storage.atomic(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
     return path
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from crosscoders import artifacts
+from crosscoders import provenance
 from crosscoders.study.settings.base import Name, Seed
 
 
@@ -42,7 +42,7 @@ class StageSection(Part):
 
     def provenance(self, seed: int | None = None) -> dict[str, str | int]:
         """Global attributes of what the stage writes; with the section's own seed where it has one and none is given."""
-        return artifacts.provenance(self.study, self.stage, self.model_dump(mode="json"), seed)
+        return provenance.provenance(self.study, self.stage, self.model_dump(mode="json"), seed)
 
 
 class TrainingSection(StageSection):

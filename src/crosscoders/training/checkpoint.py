@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from crosscoders import artifacts, stage
+from crosscoders import stage, storage
 from crosscoders.errors import UserError
 from crosscoders.training.state import State
 
@@ -36,14 +36,14 @@ class Checkpoint:
         """Write the state atomically, with its checksum."""
         buffer = io.BytesIO()
         torch.save({"identity": self.identity, **state.to_dict()}, buffer)
-        artifacts.write_sealed(buffer.getvalue(), self.path)
+        storage.write_sealed(buffer.getvalue(), self.path, flush=False)
 
     def restore(self, state: State) -> bool:
         """Take over the saved state and return True; False where the file is absent, damaged or of another training."""
         if not self.path.exists():
             return False
         try:
-            saved = torch.load(io.BytesIO(artifacts.read_sealed(self.path)), weights_only=True, map_location="cpu")
+            saved = torch.load(io.BytesIO(storage.read_sealed(self.path)), weights_only=True, map_location="cpu")
         except UserError as error:
             stage.say(f"checkpoint not used: {error}")
             return False

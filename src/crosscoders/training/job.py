@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import xarray as xr
 
-from crosscoders import artifacts, stage
+from crosscoders import artifacts, provenance, stage, storage
 from crosscoders.activations.dataset import Activations
 from crosscoders.activations.sections import NullChange
 from crosscoders.device import chosen_device
@@ -74,7 +74,7 @@ def train(
     UserError
         There are fewer tokens than a batch has.
     FloatingPointError
-        The loss is not finite.
+        The loss or the norm of the gradients is not finite.
     """
     device, batch_tokens = chosen_device(device), recipe.settings.training.batch_tokens
     use_exact_arithmetic(device)
@@ -101,8 +101,8 @@ def _report(progress: stage.Progress, batch_tokens: int, state: State) -> None:
 
 def _identity(section: TrainingSection | AlignedSection, files: Files) -> dict[str, object]:
     """All that decides the bytes of a training: its settings, inputs and packages."""
-    digests = [artifacts.digest(path) for path in (files.normalisation, *files.activations)]
-    return {**section.model_dump(mode="json"), "inputs": digests, "versions": artifacts.versions()}
+    digests = [storage.digest(path) for path in (files.normalisation, *files.activations)]
+    return {**section.model_dump(mode="json"), "inputs": digests, "versions": provenance.versions()}
 
 
 def use_exact_arithmetic(device: str) -> None:

@@ -42,6 +42,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         report.CollateTrialsSection,
         report.NotebookSection,
         report.HtmlSection,
+        report.ReportSection,
         report.ManifestSection,
     )
 }
