@@ -10,6 +10,7 @@ if shutil.which("nvidia-smi") is None:
 
 import torch
 import transformers
+from tests import project
 
 from crosscoders.kernels import backends, candidates, cpu, cpu_library
 from crosscoders.study.blocks import ACTIVATIONS
@@ -20,6 +21,13 @@ from crosscoders.study.settings.crosscoders import CrosscoderSettings
 def _plain_torch():
     torch.set_num_threads(1)
     torch.set_grad_enabled(True)
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory):
+    """A copy of the project with its smoke study finished; no test may edit it (`tests.project.copy_finished`)."""
+    own = tmp_path_factory.getbasetemp()
+    return project.finished((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,22 +10,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 import yaml
+from tests.project import ROOT, copy, small_study
 
-from crosscoders.study import loading
-
-ROOT = Path(__file__).parents[2]
-COPIED = (
-    "Snakefile",
-    "Makefile",
-    "config.yaml",
-    "rules",
-    "src",
-    "notebooks",
-    "profiles",
-    "report",
-    "envs",
-    "pyproject.toml",
-)
 NAMED = ("HOME", "XDG_CACHE_HOME", "IPYTHONDIR", "MPLCONFIGDIR", "HF_HOME", "LANG")
 UNKIND = {"HOME": "/dev/null/home", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
 
@@ -36,22 +21,11 @@ def places(tmp_path_factory):
     """A copy of the project, a small planted study, and a folder to work in, all with spaces and other letters."""
     folder = tmp_path_factory.mktemp("any") / "ü ber 'all'"
     project, study, here = folder / "the pröject", folder / "my study", folder / "wörk here"
-    for made in (project, study, here):
+    for made in (study, here):
         made.mkdir(parents=True)
-    for name in COPIED:
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        copied = (
-            shutil.copytree if (ROOT / name).is_dir() else lambda source, target, ignore: shutil.copy(source, target)
-        )
-        copied(ROOT / name, project / name, ignore=ignore)
-    content = loading.read(ROOT / "studies/smoke.yaml")
-    pair = {key: value for key, value in content["settings"]["pair"].items() if key != "circuits"}
-    kept = {key: content[key] for key in ("device", "seeds", "classification")}
-    coder = content["crosscoders"]["batchtopk"]
-    content = {"study": "small", **kept, "settings": {"pair": pair | {"crosscoders": ["batchtopk"]}}}
-    (study / "ä.yaml").write_text(
-        yaml.safe_dump(content | {"crosscoders": {"batchtopk": coder}}, sort_keys=False), encoding="utf-8"
-    )
+    copy(project)
+    text = yaml.safe_dump(small_study("small"), sort_keys=False)
+    (study / "ä.yaml").write_text(text, encoding="utf-8")
     return project, study / "ä.yaml", here
 
 
