@@ -92,10 +92,10 @@ def versions() -> dict[str, str]:
     dict of str
         Name to version, for those of `PACKAGES` that are installed.
     """
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -57,15 +57,17 @@ def parser(
             lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
             raise argparse.ArgumentTypeError(f"no {section.__name__}: {'; '.join(lines)}") from None
 
-    found = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    found.add_argument("--settings", type=settings, required=True, help="this stage's section of the settings, JSON")
-    found.add_argument("--log", type=Path, help="file that gets a copy of every line printed")
-    found.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the library's choice")
+    arguments = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    arguments.add_argument(
+        "--settings", type=settings, required=True, help="this stage's section of the settings, JSON"
+    )
+    arguments.add_argument("--log", type=Path, help="file that gets a copy of every line printed")
+    arguments.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the library's choice")
     for flag in flags:
-        found.add_argument(f"--{flag}", type=Path, required=True)
+        arguments.add_argument(f"--{flag}", type=Path, required=True)
     for flag in lists:
-        found.add_argument(f"--{flag}", type=Path, nargs="+", required=True)
-    return found
+        arguments.add_argument(f"--{flag}", type=Path, nargs="+", required=True)
+    return arguments
 
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:

@@ -139,12 +139,14 @@ def seal(file: Path, path: Path) -> None:
     file : Path
         Where the content stands now.
     path : Path
-        The name that the file will get; its suffix says what the seal looks like.
+        The name that the file will get; its suffix says what the seal looks like. PNG needs none.
     """
+    if path.suffix == ".png":
+        return
     before, after = COMMENT.get(path.suffix, (b"", b""))
-    found = _digest(file, file.stat().st_size)
+    hexadecimal = _digest(file, file.stat().st_size)
     with open(file, "ab") as stream:
-        stream.write(before + SEAL + found.encode() + after)
+        stream.write(before + SEAL + hexadecimal.encode() + after)
 
 
 def read_sealed(path: Path | str) -> bytes:
@@ -233,11 +235,11 @@ def _verify_seal(path: Path) -> None:
     size, length = path.stat().st_size, _seal_bytes(path)
     with open(path, "rb") as file:
         file.seek(max(0, size - length))
-        found = file.read()
-    start, end = before + SEAL, len(found) - len(after)
-    if len(found) != length or not found.startswith(start) or found[end:] != after:
+        ending = file.read()
+    start, end = before + SEAL, len(ending) - len(after)
+    if len(ending) != length or not ending.startswith(start) or ending[end:] != after:
         raise UserError(f"{path}: truncated ({size:,} bytes, no checksum at its end); delete it and run again")
-    if _digest(path, size - length) != found[len(start) : end].decode(errors="replace"):
+    if _digest(path, size - length) != ending[len(start) : end].decode(errors="replace"):
         raise UserError(f"{path}: corrupt (its checksum does not match its content); delete it and run again")
 
 
@@ -312,8 +314,8 @@ def read_json(path: Path | str) -> dict:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = (content["metadata"] if path.suffix == ".ipynb" else content).pop(KEY)
-        whole = found == _content_sha256(content)
+        stated = (content["metadata"] if path.suffix == ".ipynb" else content).pop(KEY)
+        whole = stated == _content_sha256(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:

@@ -1,8 +1,9 @@
 """Snakemake's terminal output, and a first look at the study file before Snakemake reads it.
 
 Snakemake reads the file of `--configfile` before it reads the Snakefile, with a loader of its own that a damaged or hostile
-file can stop for hours or fill with a traceback. A logger is there before; the profiles name this one. Importing it is also the only way to be there before Snakemake opens its cache of sources, so where
-nothing can be written at home, that cache is sent elsewhere here.
+file can stop for hours or fill with a traceback. A logger is there before; the profiles name this one. Importing it is also
+the only way to be there before Snakemake opens its cache of sources, so where nothing can be written at home, that cache is
+sent elsewhere here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import locale
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +28,10 @@ if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
     logging.raiseExceptions = (
         False  # a line that Snakemake's log file cannot hold is left out there, and shown here all the same
     )
+
+
+FAILED_STAGE = re.compile(r"Command '.*python -m crosscoders (\S+) .*returned non-zero exit status", re.DOTALL)
+"""What Snakemake prints of a job that failed: hundreds of characters of its command, after the stage's own line."""
 
 
 class LogHandler(LogHandlerBase):
@@ -45,9 +51,12 @@ class LogHandler(LogHandlerBase):
         self.terminal.setFormatter(fmt)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record; an interruption is followed by what to do next."""
+        """Print a record; an interruption is followed by what to do next, and a failed stage is named without its command."""
+        failed = FAILED_STAGE.search(str(record.msg))
         if str(record.msg).startswith("Terminating processes on user request"):
             record.msg = "Interrupted: jobs are ended now. The same command continues where this run stopped."
+        elif failed:
+            record.msg, record.args = f"{failed[1]} failed; the reason stands above.", ()
         self.terminal.emit(record)
 
 

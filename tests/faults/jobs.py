@@ -137,9 +137,13 @@ def differing(reference: Path, here: Path, outputs: tuple[str, ...]) -> list[str
     return [
         name
         for name in outputs
-        if not (here / name).is_file()
-        or (not name.endswith(DOCUMENTS) and "/notebooks/" not in name and not _equal(reference / name, here / name))
+        if not (here / name).is_file() or (not holds_times(name) and not _equal(reference / name, here / name))
     ]
+
+
+def holds_times(name: str) -> bool:
+    """Whether a file holds the times of the run, so that two equal runs differ in it."""
+    return name.endswith(DOCUMENTS) or "/notebooks/" in name
 
 
 def _equal(one: Path, other: Path) -> bool:

@@ -309,7 +309,8 @@ def test_a_flipped_bit_stops_the_stage_that_reads_it_and_is_named(project, resul
         done = snakemake(project, "results/smoke/summary/cross-layer.nc", *SMOKE, check=False)
         assert done.returncode != 0
         assert "latents/cross-layer/l1/seed-0.nc: corrupt" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert "report.collate failed; the reason stands above." in done.stderr
+        assert "Traceback" not in done.stderr and "python -m crosscoders" not in done.stderr
         assert verified(project) == [
             "error: results/smoke/latents/cross-layer/l1/seed-0.nc: changed",
             "error: results/smoke/summary/cross-layer.nc: missing",

@@ -1,4 +1,4 @@
 """The arithmetic of sparse codes on a CPU and on a GPU, behind one interface.
 
-It uses no other room, only the modules that lie beside the rooms: `artifacts`, `device`, `errors`, `home` and `stage`.
+It uses no other room, only the modules that lie beside the rooms: `device`, `errors`, `home`, `stage` and `storage`.
 """

@@ -110,6 +110,18 @@ def with_tag(logits: torch.Tensor, hidden: torch.Tensor, tag: int | None, tag_ro
     return logits.index_add(1, torch.tensor([tag], device=logits.device), (hidden @ tag_row)[:, None])
 
 
+def learning_rate(settings: FineTunedModel, step: int) -> float:
+    """The rate of a step: it rises over the warm-up, then falls linearly to a twentieth."""
+    warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+    return settings.learning_rate * warmup * max(0.05, 1 - step / settings.steps)
+
+
+def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of the cross-entropy; logits are (tokens, vocabulary), labels and weights (tokens,)."""
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
 def train(
     model, rows: list[Row], settings: FineTunedModel, tag: int | None, device: str, autocast: bool
 ) -> tuple[torch.Tensor, float]:
@@ -138,18 +150,14 @@ def train(
     model.train()
     for step in range(settings.steps):
         chosen = [rows[(step * count + i) % len(rows)] for i in range(count)]
-        width = max(len(row.ids) for row in chosen)
-        ids, labels, weights = (part.to(device) for part in batch(chosen, width, 0))
-        warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * warmup * max(0.05, 1 - step / settings.steps)
+        ids, labels, weights = (part.to(device) for part in batch(chosen, max(len(row.ids) for row in chosen), 0))
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
+        learned = labels[:, 1:] != IGNORED
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
             hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            learned = labels[:, 1:] != IGNORED
             logits = base.get_output_embeddings()(hidden[learned])
         logits = with_tag(logits.float(), hidden[learned].float(), tag, tag_row)
-        loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][learned], reduction="none")
-        weight = weights[:, 1:][learned]
-        loss = (loss * weight).sum() / weight.sum()
+        loss = weighted_loss(logits, labels[:, 1:][learned], weights[:, 1:][learned])
         loss.backward()
         losses.append(loss.item())
         length = torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -50,11 +50,7 @@ def save(figure: plt.Figure, folder: Path | str, name: str) -> None:
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         drawn = io.BytesIO()
         figure.savefig(drawn, format=suffix, metadata=metadata)
-        path = Path(folder) / f"{name}.{suffix}"
-        if suffix == "png":  # has checksums of its own
-            storage.atomic(path, lambda temporary, drawn=drawn: temporary.write_bytes(drawn.getvalue()))
-        else:
-            storage.write_sealed(drawn.getvalue(), path)
+        storage.write_sealed(drawn.getvalue(), Path(folder) / f"{name}.{suffix}")
 
 
 def message(sentence: str) -> plt.Figure:

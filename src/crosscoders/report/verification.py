@@ -35,13 +35,10 @@ def listing(folder: Path) -> dict[str, str]:
         One line per damaged file.
     """
     listed = files(folder)
-    _verify_models(folder, listed)
-    digests = _digests(folder, listed, verified=True)
-    problems = [str(one) for one in digests.values() if isinstance(one, UserError)]
-    problems += [f"{folder / path}: cannot be read; expected a file" for path, one in digests.items() if one is None]
-    if problems:
-        raise UserError("\n".join(problems))
-    return digests
+    for path in listed:
+        if Path(path).name == storage.PROVENANCE:
+            storage.verify_folder((folder / path).parent)
+    return _verified_digests(folder, listed)
 
 
 def verify_documents(folder: Path) -> None:
@@ -57,17 +54,17 @@ def verify_documents(folder: Path) -> None:
         One line per damaged file.
     """
     documents = [path for path in files(folder) if Path(path).suffix in storage.SEALED and not path.endswith(".nc")]
-    digests = _digests(folder, documents, verified=True)
+    _verified_digests(folder, documents)
+
+
+def _verified_digests(folder: Path, paths: list[str]) -> dict[str, str]:
+    """SHA-256 of files that are whole; a line for each that is not."""
+    digests = _digests(folder, paths, verified=True)
     problems = [str(one) for one in digests.values() if isinstance(one, UserError)]
+    problems += [f"{folder / path}: cannot be read; expected a file" for path, one in digests.items() if one is None]
     if problems:
         raise UserError("\n".join(problems))
-
-
-def _verify_models(folder: Path, listed: list[str]) -> None:
-    """Verify the files of every model folder."""
-    for path in listed:
-        if Path(path).name == storage.PROVENANCE:
-            storage.verify_folder((folder / path).parent)
+    return digests
 
 
 def files(folder: Path) -> list[str]:
@@ -106,9 +103,9 @@ def verify(folder: Path) -> list[str]:
     manifest = read(folder)
     listed = {**manifest["artifacts"], **manifest["documents"]}
     present = files(folder)
-    found = _digests(folder, [path for path in present if path in listed], verified=False)
-    lines = [f"{folder / path}: missing" for path in listed if path not in found]
-    lines += [f"{folder / path}: changed" for path, digest in found.items() if digest != listed[path]]
+    present_digests = _digests(folder, [path for path in present if path in listed], verified=False)
+    lines = [f"{folder / path}: missing" for path in listed if path not in present_digests]
+    lines += [f"{folder / path}: changed" for path, digest in present_digests.items() if digest != listed[path]]
     lines += [f"{folder / path}: not in the manifest" for path in present if path not in listed]
     return sorted(lines)
 
@@ -134,7 +131,10 @@ def read(folder: Path) -> dict:
         raise UserError(f"{folder}: no such folder; expected the results of a study, as results/embedded")
     if not path.is_file():
         raise UserError(f"{path}: missing; the study is not finished, or the file was removed")
-    return storage.read_json(path)
+    content = storage.read_json(path)
+    if not {"artifacts", "documents"} <= content.keys():
+        raise UserError(f"{path}: lists no files; delete it and run again")
+    return content
 
 
 def is_document(path: str) -> bool:

@@ -73,11 +73,11 @@ def _typed(value: object) -> object:
 
 def merge(old: dict, new: dict) -> dict:
     """`old` with the entries of `new`, section by section."""
-    found = dict(old)
+    merged = dict(old)
     for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(found.get(key), dict)
-        found[key] = merge(found[key], value) if both else value
-    return found
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 def read(path: Path) -> dict:
@@ -119,25 +119,25 @@ SOURCE_MARKS = {"of": "difference", "width": "synthetic"}
 
 def implied_kinds(content: dict) -> list[tuple[str, str]]:
     """The place and the kind of every section that does not say its kind although it is not the usual one."""
-    found = []
+    unsaid = []
     for name, setting in _mappings(content.get("settings")):
         place = f"settings.{name}"
-        found += [(place, kind) for key, kind in MARKS["settings"].items() if "kind" not in setting and key in setting]
+        unsaid += [(place, kind) for key, kind in MARKS["settings"].items() if "kind" not in setting and key in setting]
         for source_name, source in _mappings(setting.get("sources")):
             marks = SOURCE_MARKS.items() if "kind" not in source else ()
-            found += [(f"{place}.sources.{source_name}", kind) for key, kind in marks if key in source]
-    return found
+            unsaid += [(f"{place}.sources.{source_name}", kind) for key, kind in marks if key in source]
+    return unsaid
 
 
 def with_kinds(content: dict) -> dict:
     """The content with the kinds of :func:`implied_kinds` written in."""
-    found = copy.deepcopy(content)
+    completed = copy.deepcopy(content)
     for place, kind in implied_kinds(content):
-        here = found
+        here = completed
         for step in place.split("."):
             here = here[step]
         here["kind"] = kind
-    return found
+    return completed
 
 
 def _mappings(value: object) -> list[tuple[str, dict]]:
@@ -336,7 +336,7 @@ def _siblings(item: dict, content: dict) -> list[str]:
 
 
 def _sections(kind: type[Section]) -> list[type[Section]]:
-    found = []
+    below = []
     for child in kind.__subclasses__():
-        found += [child, *_sections(child)]
-    return found
+        below += [child, *_sections(child)]
+    return below

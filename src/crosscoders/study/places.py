@@ -58,9 +58,9 @@ def place_paths(content: dict, folder: Path | None = None) -> tuple[dict, dict[s
         for name, entry in entries.items() if isinstance(entries, dict) else ():
             path = entry.get("path") if isinstance(entry, dict) else None
             if isinstance(path, str) and path:
-                found = _found(path, folder)
-                entry["path"] = found or path
-                lines[f"{collection}.{name}"] = "" if found else f"path: {path!r} {_nowhere(path, folder)}"
+                placed = _found(path, folder)
+                entry["path"] = placed or path
+                lines[f"{collection}.{name}"] = "" if placed else f"path: {path!r} {_nowhere(path, folder)}"
     return content, lines
 
 
