@@ -45,8 +45,8 @@ onstart:
         jobs.claim(RESULTS)
     except UserError as error:
         sys.exit(f"error: {error}")
-    for line in queries.left_out(STUDY):
-        print(line)
+    for line in [*queries.left_out(STUDY), *queries.unequal_budgets(STUDY)]:
+        print(f"warning: {line}")
 
 
 onsuccess:

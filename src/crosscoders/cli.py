@@ -53,8 +53,9 @@ def _layers(text: str) -> list[int]:
 
 
 def _check(given: argparse.Namespace) -> None:
-    for line in queries.left_out(loading.load(*given.studies)):
-        print(line)
+    study = loading.load(*given.studies)
+    for line in [*queries.left_out(study), *queries.unequal_budgets(study)]:
+        print(f"warning: {line}")
 
 
 def _verify(given: argparse.Namespace) -> None:

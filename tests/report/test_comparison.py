@@ -28,6 +28,7 @@ def summary():
     for end, values in spread([3.0, 2.0, np.nan], (2, 1)).items():
         data[f"enrichment_lift{end}"] = ((*dims, "group", "category"), values)
     data["dead_fraction"] = (dims, np.full(shape, 0.02))
+    data["training_tokens"] = (dims, np.broadcast_to([[1000], [1000], [2000]], shape))
     called = np.zeros((*shape, len(CALLS)), int)
     called[:2, :, CALLS.index("alive")], called[0, :, CALLS.index("chat-only")] = 100, 10
     called[0, :, CALLS.index("chat-specific")] = 4
@@ -48,21 +49,23 @@ def test_measures_are_shares_of_alive_latents_with_intervals(summary):
     np.testing.assert_allclose(found["dense"]["lift"], [[2, 1.99, 2.01]] * 2)
     assert np.isnan(found["difference"]["chat_only"]).all()
     assert len(comparison.compare(summary).axes) == len(comparison.COLUMNS)
-    assert "| difference | – | 50.0 [50.0, 50.0] | 0.020 | – | – | – |" in comparison.as_markdown(summary)
+    assert "| difference | 2,000 | – | 50.0 [50.0, 50.0] | 0.020 | – | – | – |" in comparison.as_markdown(summary)
     plt.close("all")
 
 
 def test_the_answer_compares_reconstruction_at_matched_l0_alone(summary):
-    reconstruction, ranking, claims = comparison.answer(summary).splitlines()
+    reconstruction, ranking, claims, budget = comparison.answer(summary).splitlines()
     assert "sparse explains most (0.800)" in reconstruction
     assert "not matched: dense" in reconstruction
     assert "highest Δ of sparse" in ranking
     assert "sparse calls the largest share of its latents chat-only (10.00%); 4.00% pass" in claims
+    assert "sparse 1,000, dense 1,000, difference 2,000" in budget
 
 
 def test_the_answer_says_what_cannot_be_compared(summary):
     apart = summary.isel(crosscoder=[0, 1]).assign(enrichment_lift=summary["enrichment_lift"] * np.nan)
-    reconstruction, ranking, _ = comparison.answer(apart).splitlines()
+    reconstruction, ranking, _, budget = comparison.answer(apart).splitlines()
+    assert "1,000 by each crosscoder" in budget
     assert "no member has an L0 within 20% of 124" in reconstruction
     assert "none can be ranked" in ranking
     with pytest.raises(figures.NothingToDraw, match="No member"):

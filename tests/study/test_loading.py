@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from crosscoders import cli
 from crosscoders.errors import UserError
-from crosscoders.study import loading, yaml_text
+from crosscoders.study import loading, queries, yaml_text
 from crosscoders.workflow import sections
 
 ROOT = Path(__file__).parents[2]
@@ -345,6 +346,25 @@ def test_every_study_of_the_project_is_valid(monkeypatch, path):
     monkeypatch.chdir(ROOT)
     study = loading.load(path)
     assert study.settings
+
+
+@pytest.mark.parametrize("path", [Path("config.yaml"), *sorted(Path("studies").glob("*.yaml"))], ids=str)
+def test_members_that_a_study_compares_see_the_same_tokens(monkeypatch, path):
+    monkeypatch.chdir(ROOT)
+    assert queries.unequal_budgets(loading.load(path)) == []
+
+
+@pytest.mark.parametrize("collection", ["crosscoders/l1", "aligned/aligned"])
+def test_members_with_unequal_budgets_are_a_warning_of_check(content, tmp_path, capsys, collection):
+    put(content, "settings/base-vs-chat/crosscoders", ["l1", "batchtopk"])
+    put(content, f"{collection}/training/steps", 61)
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump(content))
+    cli.main(["check", str(study)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "settings.base-vs-chat:" in line]
+    (line,) = lines
+    assert line.startswith("warning: settings.base-vs-chat: its members see unequal numbers of tokens")
+    assert f"{collection.split('/')[1]} 15,616" in line and "batchtopk 15,360" in line
 
 
 def test_a_study_without_kinds_is_read_and_told_what_to_write(tmp_path, content, capsys):

@@ -156,5 +156,5 @@ def test_what_needs_one_tokenizer_is_left_out_and_said(models, texts, tmp_path, 
     capsys.readouterr()
     main(["check", str(path)])
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("settings.base-vs-chat.causal: left out")
+    assert line.startswith("warning: settings.base-vs-chat.causal: left out")
     assert not queries.patched(load(path), "base-vs-chat")

@@ -262,7 +262,8 @@ def main(arguments) -> None:
     section: ClassifyLatentsSection = arguments.settings
     settings = section.classification
     torch.set_grad_enabled(False)
-    coder = from_dataset(artifacts.read(arguments.crosscoder))
+    trained = artifacts.read(arguments.crosscoder)
+    coder = from_dataset(trained)
     normalisation = artifacts.read(arguments.normalisation)
     data, held_out = (
         Activations(paths, normalisation, coder.sources, section.null)
@@ -285,6 +286,7 @@ def main(arguments) -> None:
     parts.append(enrichment(groups, pairs, document, category, weights, settings))
     parts.append(examples(delta, alive, pairs, data, tokens, settings))
     by_norm = np.where(alive, geometry["norm_class"].values, -1)
+    parts.append(trained[["training_tokens"]])
     parts.append(twins_dataset(twins(coder, pairs, by_norm, contrast) if contrast else ((),) * 4))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts")
     dataset.attrs = section.provenance()

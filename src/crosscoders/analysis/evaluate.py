@@ -50,7 +50,7 @@ def effort(coder: Crosscoder, settings: CrosscoderSettings) -> dict[str, tuple]:
     """
     widths = torch.tensor(coder.widths)
     weights = int((coder.reads * widths).sum() + (coder.writes * widths).sum())
-    tokens = settings.training.steps * settings.training.batch_tokens
+    tokens = settings.training.tokens
     v = artifacts.variable
     return {
         "dictionary_size": v((), np.int64(coder.latents), "latents of the dictionary"),

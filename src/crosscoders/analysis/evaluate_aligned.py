@@ -81,10 +81,12 @@ def main(arguments) -> None:
     """Evaluate one aligned crosscoder."""
     section: EvaluateAlignedSection = arguments.settings
     torch.set_grad_enabled(False)
-    coder = aligned_from_dataset(artifacts.read(arguments.aligned))
+    trained = artifacts.read(arguments.aligned)
+    coder = aligned_from_dataset(trained)
     data = Activations(arguments.activations, artifacts.read(arguments.normalisation), coder.sources)
     sums = evaluate(coder, data, consecutive(data.metadata["document"].values))
     dataset = to_dataset(coder.sources, sums, section.bootstrap)
+    dataset["aligned_training_tokens"] = trained["training_tokens"]
     dataset.attrs = section.provenance()
     artifacts.write(dataset.assign_attrs(title="aligned crosscoder on test documents"), arguments.output)
     matrix = dataset["aligned_fraction_variance_explained"].values

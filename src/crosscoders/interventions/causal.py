@@ -288,7 +288,8 @@ def main(arguments) -> None:
     section: CausalSection = arguments.settings
     settings = section.causal
     torch.set_grad_enabled(False)
-    coder = from_dataset(artifacts.read(arguments.crosscoder))
+    trained = artifacts.read(arguments.crosscoder)
+    coder = from_dataset(trained)
     normalisation, responses = artifacts.read(arguments.normalisation), artifacts.read(arguments.responses)
     base, chat = section.contrast
     scale = Scale(normalisation, list(dict.fromkeys([base, chat, *coder.sources])))
@@ -308,7 +309,7 @@ def main(arguments) -> None:
     divergences = measure(reader, responses, patches, section.batch_tokens, f"causal {section.label}")
     chosen = responses["response_place"].values >= 0
     document, place = (responses[name].values[chosen] for name in ("document", "response_place"))
-    dataset = to_dataset(divergences, named, document, place, section.bootstrap)
+    dataset = to_dataset(divergences, named, document, place, section.bootstrap).merge(trained[["training_tokens"]])
     artifacts.write(dataset.assign_attrs(**section.provenance(), title="causal patching"), arguments.output)
     closed = dataset["gap_closed"].sel(segment="all")
     shown = [name for name in ("all", "best half by Δ", "template", "mean difference") if name in closed["condition"]]

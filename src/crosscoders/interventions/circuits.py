@@ -63,7 +63,8 @@ def main(arguments) -> None:
     options = section.circuits
     label = f"circuits {section.label}"
     torch.set_grad_enabled(False)
-    coder, saes = (from_dataset(artifacts.read(path)) for path in (arguments.crosscoder, arguments.saes))
+    trained = [artifacts.read(path) for path in (arguments.crosscoder, arguments.saes)]
+    coder, saes = map(from_dataset, trained)
     normalisation = artifacts.read(arguments.normalisation)
     data = Activations(arguments.activations, normalisation, coder.sources)
     document = consecutive(data.metadata["document"].values)
@@ -80,6 +81,8 @@ def main(arguments) -> None:
     where = Where(data.metadata["token_index"].values[rows], document, artifacts.read(arguments.tokens))
     tested = ablate_nodes.ablate(model, graph, where, options, label)
     dataset = dataset.merge(faithfulness_dataset(tested, section.bootstrap))
+    for name, one in zip(("training_tokens", "saes_training_tokens"), trained, strict=True):
+        dataset[name] = one["training_tokens"]
     dataset.attrs = section.provenance()
     artifacts.write(dataset.assign_attrs(title=label), arguments.output)
     stage.say(f"{label}: {simplification.summary_line(dataset)}; faithfulness {float(dataset['faithfulness'][0]):.2f}")

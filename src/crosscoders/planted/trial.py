@@ -112,6 +112,7 @@ def main(arguments) -> None:
     dataset = score(
         truth, coder, chosen["test"], chosen["validation"], parts, contrast, settings, options.recovered_above
     )
+    dataset["training_tokens"] = artifacts.variable((), np.int64(member.training.tokens), "tokens seen in training")
     dataset.attrs = section.provenance() | {"title": name}
     artifacts.write(dataset, arguments.output)
     recovered = ", ".join(

@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, NothingToDraw, crosscoders
+from crosscoders.report.figures import PALETTE, NothingToDraw, budget, crosscoders
 from crosscoders.report.null_figures import rates
 
 MATCHED = 0.2
@@ -94,15 +94,18 @@ def as_markdown(summary: xr.Dataset) -> str:
         "specific": "{:.4f}",
         "lift": "{:.1f}",
     }
-    heads = ["member", "FVE", "L0", "dead", "chat-only", "chat-specific", "lift"]
+    heads = ["member", "tokens", "FVE", "L0", "dead", "chat-only", "chat-specific", "lift"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, columns in table(summary).items():
-        lines.append("| " + " | ".join([name, *(shown(columns[key], form) for key, form in forms.items())]) + " |")
+        tokens = f"{int(summary['training_tokens'].sel(crosscoder=name).max()):,}"
+        lines.append(
+            "| " + " | ".join([name, tokens, *(shown(columns[key], form) for key, form in forms.items())]) + " |"
+        )
     return "\n".join(lines)
 
 
 def answer(summary: xr.Dataset) -> str:
-    """Three lines: the best reconstruction at matched L0, the best ranking, and the member that claims most.
+    """Four lines: the best reconstruction at matched L0, the best ranking, who claims most, and the tokens seen.
 
     Raises
     ------
@@ -124,6 +127,7 @@ def answer(summary: xr.Dataset) -> str:
             f"- **Ranking**: {_ranking(diffing)}",
             f"- **Claims**: {claims} calls the largest share of its latents chat-only "
             f"({means[claims]['chat_only']:.2%}); {means[claims]['specific']:.2%} pass latent scaling.",
+            f"- **Budget**: {budget(summary)}",
         ]
     )
 

@@ -30,6 +30,10 @@ class NothingToDraw(Exception):
     """A figure, or sentences, that do not apply to these results; the message is the sentence that a reader finds."""
 
 
+NOTE_INCHES = 0.22
+"""Height of the note below a figure."""
+
+
 def style() -> None:
     """The look of all figures; SVG ids come from a fixed salt, so that equal data give equal bytes."""
     sns.set_theme(style="ticks", context="notebook", palette="colorblind")
@@ -43,8 +47,13 @@ def style() -> None:
     )
 
 
-def save(figure: plt.Figure, folder: Path | str, name: str) -> None:
-    """Write `{name}.png` and `{name}.svg`; the layout is solved once for both."""
+def save(figure: plt.Figure, folder: Path | str, name: str, note: str = "") -> None:
+    """Write `{name}.png` and `{name}.svg`, with a note below; the layout is solved once for both."""
+    if note:
+        height = figure.get_figheight() + NOTE_INCHES
+        figure.set_figheight(height)
+        figure.get_layout_engine().set(rect=(0, NOTE_INCHES / height, 1, 1 - NOTE_INCHES / height))
+        figure.text(0.01, 0.06 / height, note, fontsize=8, color="0.35", va="bottom")
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
@@ -67,6 +76,16 @@ def message(sentence: str) -> plt.Figure:
 def crosscoders(summary: xr.Dataset) -> list[str]:
     """Names of the crosscoders in a summary."""
     return [str(name) for name in summary["crosscoder"].values]
+
+
+def budget(summary: xr.Dataset) -> str:
+    """How many tokens the crosscoders of a summary saw in training, in a sentence; nothing where that is not known."""
+    if "training_tokens" not in summary:
+        return ""
+    tokens = {name: int(summary["training_tokens"].sel(crosscoder=name).max()) for name in crosscoders(summary)}
+    if len(set(tokens.values())) == 1:
+        return f"Tokens seen in training: {next(iter(tokens.values())):,} by each crosscoder."
+    return f"Tokens seen in training: {', '.join(f'{name} {count:,}' for name, count in tokens.items())}."
 
 
 def contrasted(summary: xr.Dataset) -> xr.Dataset:

@@ -35,7 +35,7 @@ def _silent(summary: xr.Dataset, crosscoder: str) -> str:
 
 def evaluation(summary: xr.Dataset) -> str:
     """Reconstruction, sparsity and dead share of every crosscoder, after what part of the text is compared."""
-    lines = _compared(summary)
+    lines = _compared(summary) + [f"- {line}" for line in (figures.budget(summary),) if line]
     for name in figures.crosscoders(summary):
         trainings = _trainings(summary, name)
         explained = "; ".join(

@@ -126,7 +126,7 @@ class Results:
         display(Image(filename=self.folder / f"{name}.png", width=width))
 
     def _save(self, drawn: plt.Figure, name: str) -> None:
-        figures.save(drawn, self.folder, name)
+        figures.save(drawn, self.folder, name, figures.budget(self.summary))
         plt.close(drawn)
 
 

@@ -315,6 +315,34 @@ def left_out(study: Study) -> list[str]:
     ]
 
 
+def unequal_budgets(study: Study) -> list[str]:
+    """Settings that compare crosscoders which see unequal numbers of tokens in training.
+
+    A difference between such crosscoders may come from the tokens and not from what they are.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        A line for each setting, with the tokens of every member.
+    """
+    lines = []
+    for name, setting in study.settings.items():
+        members = {member: study.crosscoders[member] for member in setting.crosscoders}
+        members |= {member: study.aligned[member] for member in aligned_of(study, name)}
+        tokens = {member: one.training.tokens for member, one in members.items()}
+        if len(set(tokens.values())) > 1:
+            listed = ", ".join(f"{member} {count:,}" for member, count in tokens.items())
+            lines.append(
+                f"settings.{name}: its members see unequal numbers of tokens in training ({listed}); expected equal "
+                "steps × batch_tokens where they are compared"
+            )
+    return lines
+
+
 def paged(study: Study) -> list[str]:
     """Settings whose latents get pages: those with activations of their own, where the study asks for it."""
     drawn = drawn_settings(study) if study.page else []

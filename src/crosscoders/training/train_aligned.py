@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from crosscoders import artifacts, stage
 from crosscoders.crosscoder.files import aligned_to_dataset
 from crosscoders.errors import explain_divergence
@@ -16,8 +18,9 @@ def main(arguments) -> None:
     files = Files(arguments.activations, arguments.validation, arguments.normalisation, arguments.output)
     with explain_divergence(f"aligned.{section.aligned_name}"):
         trained = train(section, AlignedRecipe(section.aligned), files, section.device)
-    attributes = section.provenance() | trained.arithmetic
+    attributes, tokens = section.provenance() | trained.arithmetic, np.int64(section.aligned.training.tokens)
     dataset = aligned_to_dataset(trained.state.crosscoder, trained.normalisation)
+    dataset["training_tokens"] = artifacts.variable((), tokens, "tokens seen in training")
     title = f"aligned crosscoder {section.setting_name}, {section.aligned_name}, seed {section.seed}"
     artifacts.write(dataset.assign_attrs(**attributes, title=title), arguments.output)
     files.checkpoint.unlink(missing_ok=True)

@@ -48,6 +48,7 @@ def save(trained: Trained, section: TrainCrosscoderSection, output: Path, histor
     dataset["threshold_training"] = v((), np.float64(state.threshold), "moving average of the smallest score kept")
     dataset["l0_training"] = v((), np.float64(state.mean_l0), "latents per token at the end of training")
     dataset["penalty_coefficient"] = v((), np.float64(state.coefficient), "penalty coefficient at the end of training")
+    dataset["training_tokens"] = v((), np.int64(section.crosscoder.training.tokens), "tokens seen in training")
     artifacts.write(dataset.assign_attrs(**attributes, title=f"crosscoder {label}"), output)
 
 

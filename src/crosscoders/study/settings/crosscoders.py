@@ -81,6 +81,11 @@ class Training(Section):
     checkpoint_steps: Count = 200
     threads: Count = 1
 
+    @property
+    def tokens(self) -> int:
+        """Tokens seen in training; a token that is seen twice counts twice."""
+        return self.steps * self.batch_tokens
+
 
 _START = Rule(
     "training.initial_l0",
