@@ -21,8 +21,7 @@ rule tokenize:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="30m",
+        **asks("tokenize"),
     params:
         settings=settings_of("tokenize"),
     shell:
@@ -46,8 +45,7 @@ rule extract_activations:
         "../envs/crosscoders.yaml"
     threads: 1  # shards run side by side, which uses two cores better than one job on both
     resources:
-        mem="3GB",
-        runtime="4h",
+        **asks("extract_activations"),
         gpu=GPU,
     params:
         settings=settings_of("extract_activations"),
@@ -70,8 +68,7 @@ rule fit_normalisation:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="1h",
+        **asks("fit_normalisation"),
     params:
         settings=settings_of("fit_normalisation"),
     shell:
@@ -94,8 +91,7 @@ rule measure_similarity:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="1h",
+        **asks("measure_similarity"),
     params:
         settings=settings_of("measure_similarity"),
     shell:
@@ -120,8 +116,7 @@ rule measure_ablations:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="3GB",
-        runtime="2h",
+        **asks("measure_ablations"),
         gpu=GPU,
     params:
         settings=settings_of("measure_ablations"),

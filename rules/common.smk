@@ -5,7 +5,7 @@ from pathlib import Path
 from crosscoders.errors import UserError
 from crosscoders.report import registry
 from crosscoders.study import loading, places, queries
-from crosscoders.workflow import dependencies, jobs, sections
+from crosscoders.workflow import costs, dependencies, jobs, sections
 
 PROJECT = Path(workflow.basedir)
 
@@ -47,3 +47,16 @@ def settings_of(stage):
         stage,
         **{name: value for name, value in wildcards.items() if name != "study"},
     )
+
+
+def asks(rule, **fixed):
+    """Memory, time and disk of a rule's jobs, computed from the study; every further try asks for more."""
+
+    def named(wildcards):
+        return fixed or {name: value for name, value in wildcards.items() if name != "study"}
+
+    return {
+        "mem": lambda wildcards, attempt: f"{costs.megabytes(STUDY, rule, attempt, **named(wildcards))}MB",
+        "runtime": lambda wildcards, attempt: f"{costs.minutes(STUDY, rule, attempt, **named(wildcards))}m",
+        "disk": lambda wildcards: f"{costs.disk_megabytes(STUDY, rule, **named(wildcards))}MB",
+    }

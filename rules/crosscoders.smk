@@ -21,8 +21,7 @@ rule train_crosscoder:
         "../envs/crosscoders.yaml"
     threads: 1
     resources:
-        mem="3GB",
-        runtime="8h",
+        **asks("train_crosscoder"),
         gpu=GPU,
     params:
         settings=settings_of("train_crosscoder"),
@@ -51,8 +50,7 @@ rule evaluate:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="3GB",
-        runtime="1h",
+        **asks("evaluate"),
     params:
         settings=settings_of("evaluate"),
         splice=lambda wildcards, input: (
@@ -82,8 +80,7 @@ rule classify_latents:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="3GB",
-        runtime="2h",
+        **asks("classify_latents"),
     params:
         settings=settings_of("classify_latents"),
     shell:
@@ -107,8 +104,7 @@ rule match_seeds:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="3GB",
-        runtime="1h",
+        **asks("match_seeds"),
     params:
         settings=settings_of("match_seeds"),
     shell:
@@ -132,8 +128,7 @@ rule train_aligned:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="4GB",
-        runtime="8h",
+        **asks("train_aligned"),
         gpu=GPU,
     params:
         settings=settings_of("train_aligned"),
@@ -159,8 +154,7 @@ rule evaluate_aligned:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="1h",
+        **asks("evaluate_aligned"),
     params:
         settings=settings_of("evaluate_aligned"),
     shell:

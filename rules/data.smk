@@ -17,9 +17,7 @@ rule fetch_model:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="3GB",
-        runtime="30m",
-        disk="1GB",
+        **asks("fetch_model"),
     params:
         settings=settings_of("fetch_model"),
     shell:
@@ -43,8 +41,7 @@ rule fetch_text:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="1GB",
-        runtime="30m",
+        **asks("fetch_text"),
     params:
         settings=settings_of("fetch_text"),
         articles=lambda wildcards, input: (f"--articles {input.articles}" if input.articles else ""),
@@ -69,8 +66,7 @@ rule pretrain:
         "../envs/crosscoders.yaml"
     threads: MODEL_THREADS
     resources:
-        mem="4GB",
-        runtime="2h",
+        **asks("pretrain"),
         gpu=GPU,
     params:
         settings=settings_of("pretrain"),
@@ -97,8 +93,7 @@ rule fine_tune:
         "../envs/crosscoders.yaml"
     threads: MODEL_THREADS
     resources:
-        mem="4GB",
-        runtime="2h",
+        **asks("fine_tune"),
         gpu=GPU,
     params:
         settings=settings_of("fine_tune"),
@@ -128,8 +123,7 @@ rule measure_behaviours:
         "../envs/crosscoders.yaml"
     threads: 1
     resources:
-        mem="3GB",
-        runtime="1h",
+        **asks("measure_behaviours"),
         gpu=GPU,
     params:
         settings=settings_of("measure_behaviours"),

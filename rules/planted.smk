@@ -17,8 +17,7 @@ rule trial:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="1h",
+        **asks("trial"),
     params:
         settings=settings_of("trial"),
     shell:
@@ -39,8 +38,7 @@ rule circuit_trial:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="1h",
+        **asks("circuit_trial"),
     params:
         settings=settings_of("circuit_trial"),
     shell:
@@ -64,8 +62,7 @@ rule collate_trials:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="1GB",
-        runtime="30m",
+        **asks("collate_trials"),
     params:
         settings=settings_of("collate_trials"),
         circuits=lambda wildcards, input: f"--circuits {input.circuits}" if input.circuits else "",

@@ -29,8 +29,7 @@ rule collate:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="30m",
+        **asks("collate"),
     params:
         settings=settings_of("collate"),
         optional=lambda wildcards, input: " ".join(
@@ -80,8 +79,7 @@ for setting_name in queries.drawn_settings(STUDY):
         conda:
             "../envs/crosscoders.yaml"
         resources:
-            mem="2GB",
-            runtime="30m",
+            **asks("notebook", setting=setting_name),
         params:
             settings=sections.section(STUDY, "notebook", setting=setting_name),
             figures="results/{study}/figures",
@@ -112,8 +110,7 @@ rule html:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="1GB",
-        runtime="10m",
+        **asks("html"),
     params:
         settings=settings_of("html"),
     shell:
@@ -134,8 +131,7 @@ rule report:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="2GB",
-        runtime="30m",
+        **asks("report"),
     params:
         settings=settings_of("report"),
     shell:
@@ -160,8 +156,7 @@ rule manifest:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="1GB",
-        runtime="30m",
+        **asks("manifest"),
     params:
         settings=settings_of("manifest"),
     shell:

@@ -18,8 +18,7 @@ rule generate_responses:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="3GB",
-        runtime="2h",
+        **asks("generate_responses"),
         gpu=GPU,
     params:
         settings=settings_of("generate_responses"),
@@ -47,8 +46,7 @@ rule causal:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="4GB",
-        runtime="4h",
+        **asks("causal"),
         gpu=GPU,
     params:
         settings=settings_of("causal"),
@@ -80,8 +78,7 @@ rule circuits:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="4GB",
-        runtime="2h",
+        **asks("circuits"),
         gpu=GPU,
     params:
         settings=settings_of("circuits"),
@@ -111,8 +108,7 @@ rule latent_page:
     conda:
         "../envs/crosscoders.yaml"
     resources:
-        mem="4GB",
-        runtime="1h",
+        **asks("latent_page"),
     params:
         settings=settings_of("latent_page"),
     shell:

@@ -10,6 +10,7 @@ from crosscoders.errors import UserError
 from crosscoders.home import show_all_letters
 from crosscoders.report import verification
 from crosscoders.study import facts, loading, new, queries
+from crosscoders.workflow import plan
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,6 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     verified = commands.add_parser("verify", help="compare every file of finished studies with their manifests")
     verified.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="a folder, as results/embedded")
     verified.set_defaults(run=_verify)
+    planned = commands.add_parser("plan", help="say what a study will take: memory, disk, hours")
+    planned.add_argument(
+        "studies", nargs="+", metavar="STUDY", help="a study file; later ones replace what earlier say"
+    )
+    planned.add_argument("--device", choices=plan.DEVICES, default="cpu", help="what trains and extracts")
+    planned.add_argument("--cores", type=int, help="processor cores; those of this machine if absent")
+    planned.set_defaults(run=_plan)
     made = commands.add_parser("new", help="write a study of two models, or of several layers of one")
     made.add_argument(
         "models", nargs="+", metavar="MODEL", help="BASE CHAT, or one MODEL with --layers: folders or ids of the hub"
@@ -56,6 +64,15 @@ def _check(given: argparse.Namespace) -> None:
     study = loading.load(*given.studies)
     for line in [*queries.left_out(study), *queries.unequal_budgets(study)]:
         print(f"warning: {line}")
+
+
+def _plan(given: argparse.Namespace) -> None:
+    if given.cores is not None and given.cores < 1:
+        raise UserError(f"--cores: {given.cores}; expected a positive number")
+    study = loading.load(*given.studies)
+    table, problems = plan.account(study, plan.Where.here(given.device, given.cores))
+    for line in [*table, *(f"warning: {line}" for line in problems)]:
+        print(line)
 
 
 def _verify(given: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -116,9 +117,12 @@ def test_models_of_the_hub_are_named_by_commit(models, monkeypatch):
         (local_dir / name).write_bytes((files / name).read_bytes())
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    counted = SimpleNamespace(parameter_count={"BF16": 1000, "F32": 24})
+    monkeypatch.setattr("huggingface_hub.HfApi.get_safetensors_metadata", lambda *given, **named: counted)
     main(["new", f"org/chat@{commit}", "--layers", "0,3", "--study", "hub"])
     model = yaml.safe_load(Path("studies/hub.yaml").read_text())["models"]["model"]
     assert (model["kind"], model["revision"], model["depth"]) == ("hub", commit, 4)
+    assert model["size"]["parameters"] == 1024
     assert load("studies/hub.yaml").chat_template.kind == "model"
 
 

@@ -16,7 +16,11 @@ from crosscoders.errors import UserError
 from crosscoders.language_models.admission import COPIED, PICKLED, admit, link_snapshot
 from crosscoders.language_models.sections import FetchModelSection
 from crosscoders.language_models.snapshots import greedy, publish, working_folder
+from crosscoders.study import model_folder
 from crosscoders.study.settings.models import FolderModel, HubModel, RandomModel, WheelModel
+
+SIZE_TOLERANCE = 0.1
+"""Relative difference between a model's stated and real size that is let pass: vocabularies are padded."""
 
 
 def convert_gguf(model: WheelModel, folder: Path) -> None:
@@ -147,6 +151,23 @@ def check_conversion(folder: Path, model: WheelModel) -> dict[str, object]:
     return {"perplexity": round(measured, 3), "answer": answer}
 
 
+def check_size(folder: Path, model: WheelModel | HubModel) -> None:
+    """Refuse a model that has another size than its settings state, because memory and time were computed from it.
+
+    Raises
+    ------
+    UserError
+        Names the setting, what it says, and what the model has.
+    """
+    if model.size is None:
+        return
+    shape = model_folder.shape(folder)
+    there = {"parameters": model_folder.parameters(folder), "width": shape.width, "vocabulary": shape.vocabulary}
+    for name, stated in model.size.model_dump().items():
+        if there[name] is not None and abs(there[name] / stated - 1) > SIZE_TOLERANCE:
+            raise UserError(f"size.{name}: {stated:,} is stated; the model has {there[name]:,}")
+
+
 def main(arguments) -> None:
     """Make one snapshot."""
     section: FetchModelSection = arguments.settings
@@ -158,6 +179,8 @@ def main(arguments) -> None:
         folder = Path(name) / "snapshot"
         folder.mkdir()
         fill(model, folder)
+        if isinstance(model, (WheelModel, HubModel)):
+            check_size(folder, model)
         checks = check_conversion(folder, model) if isinstance(model, WheelModel) else {}
         if isinstance(model, (FolderModel, HubModel)):
             admit(folder, model.path if isinstance(model, FolderModel) else f"{model.repo}@{model.revision}")

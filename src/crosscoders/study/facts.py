@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crosscoders.errors import UserError
@@ -35,6 +35,8 @@ class ModelFacts:
         Whether the tokenizer has a chat template.
     vocabulary : Vocabulary, optional
         The tokens of its tokenizer, where they can be read.
+    parameters : int, optional
+        Number of weights of a model of the hub, where the hub says it.
     """
 
     place: str
@@ -43,6 +45,7 @@ class ModelFacts:
     sink: str | None
     has_template: bool
     vocabulary: model_folder.Vocabulary | None = None
+    parameters: int | None = None
 
     @property
     def name(self) -> str:
@@ -109,7 +112,8 @@ def model_facts(place: str) -> ModelFacts:
     with tempfile.TemporaryDirectory() as name:
         for file in ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
             _download(match["repo"], revision, file, Path(name), needed=file == "config.json")
-        return _facts(match["repo"], revision, Path(name))
+        facts = _facts(match["repo"], revision, Path(name))
+    return replace(facts, parameters=_parameters(match["repo"], revision))
 
 
 def text_facts(place: str) -> TextFacts:
@@ -175,6 +179,17 @@ def _resolved(repo: str, kind: str) -> str:
         raise UserError(
             f"{repo}: the hub does not say its commit from here; expected {repo}@COMMIT, with 40 hexadecimal digits"
         ) from None
+
+
+def _parameters(repo: str, revision: str) -> int | None:
+    """Number of weights of a model of the hub, from the headers of its safetensors files."""
+    from huggingface_hub import HfApi
+
+    try:
+        counts = HfApi().get_safetensors_metadata(repo, revision=revision).parameter_count
+    except Exception:  # the size is a convenience: without it the study says what is guessed
+        return None
+    return sum(counts.values()) or None
 
 
 def _download(repo: str, revision: str, file: str, folder: Path, needed: bool) -> None:

@@ -6,6 +6,7 @@ Reads names, sizes and the first bytes of files alone, so that `crosscoders chec
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +141,32 @@ def weight_files(folder: Path) -> list[Path]:
             names = (content or {}).get("weight_map", {})
             return [folder / name for name in sorted(set(names.values()))] if isinstance(names, dict) else []
     return []
+
+
+def parameters(folder: Path) -> int | None:
+    """Number of weights in a folder, from the headers of its files.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    int or None
+        None where a file cannot be read. Of weights in torch's own format, two bytes count as one weight.
+    """
+    total = 0
+    for path in weight_files(folder):
+        try:
+            if path.suffix != ".safetensors":
+                total += path.stat().st_size // 2
+                continue
+            with path.open("rb") as file:
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), LARGEST_HEADER)))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+    return total or None
 
 
 def _read_mapping(path: Path) -> tuple[dict | None, list[str]]:

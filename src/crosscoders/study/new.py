@@ -271,7 +271,15 @@ def _model(key: str, model: ModelFacts) -> str:
     licence: see the hub
     depth: {shape.depth}
     context_length: {shape.context_length or 2048}
-"""
+""" + _size(model)
+
+
+def _size(model: ModelFacts) -> str:
+    """The size of a model of the hub, from which `crosscoders plan` computes, where all of it is known."""
+    if model.parameters is None or model.shape.vocabulary is None:
+        return ""
+    shape = model.shape
+    return f"    size: {{parameters: {model.parameters}, width: {shape.width}, vocabulary: {shape.vocabulary}}}\n"
 
 
 def _corpora(texts: list[TextFacts]) -> str:

