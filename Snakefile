@@ -18,6 +18,7 @@ wildcard_constraints:
     notebook="|".join(sorted({STUDY.settings[name].notebook for name in queries.drawn_settings(STUDY)})),
     split="train|validation|test",
     shard=r"\d{3}",
+    segment=r"\d{4}",
     seed=r"\d+",
 
 

@@ -54,9 +54,38 @@ rule extract_activations:
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
+rule extract_window:
+    # The stage is extract_activations. A shard is extracted when there is room in the window, and deleted once all have read it.
+    input:
+        tokens="results/{study}/tokens/{setting}/train.nc",
+        models=snapshots,
+        room=room,
+        code=code("activations.extract_activations"),
+    output:
+        temp("results/{study}/activations/{setting}/window/{segment}.nc"),
+    log:
+        "results/{study}/logs/extract_window/{setting}/{segment}.log",
+    benchmark:
+        "results/{study}/benchmarks/extract_window/{setting}/{segment}.tsv"
+    wildcard_constraints:
+        setting="|".join(WINDOWED) or "none",
+    priority: 8
+    conda:
+        "../envs/crosscoders.yaml"
+    threads: 1
+    resources:
+        **asks("extract_window"),
+        gpu=GPU,
+    params:
+        settings=settings_of("extract_activations"),
+    shell:
+        "python -m crosscoders activations.extract_activations --settings {params.settings:q} --tokens {input.tokens:q}"
+        " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
 rule fit_normalisation:
     input:
-        activations=shards("train"),
+        activations=training_shards,
         code=code("activations.fit_normalisation"),
     output:
         "results/{study}/activations/{setting}/normalisation.nc",

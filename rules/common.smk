@@ -32,6 +32,8 @@ jobs.prepare(PROJECT, workflow.main_snakefile, STUDY_FILES, workflow.config_sett
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)
 GPU = int(STUDY.device == "cuda")
+WINDOWED = [name for name in STUDY.settings if name not in PLANTED and queries.windowed(STUDY, name)]
+WHOLE = sorted(set(STUDY.settings) - {*WINDOWED, *PLANTED})
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
 TRAINED = [name for name, model in STUDY.models.items() if model.kind == "trained"]
 FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *TRAINED})

@@ -16,6 +16,8 @@ rule train_crosscoder:
         "results/{study}/logs/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        setting="|".join(WHOLE) or "none",
     priority: 5  # long jobs start first; jobs that need their results are short and fill the gaps
     conda:
         "../envs/crosscoders.yaml"
@@ -27,6 +29,67 @@ rule train_crosscoder:
         settings=settings_of("train_crosscoder"),
     shell:
         "python -m crosscoders training.train_crosscoder --settings {params.settings:q} --activations {input.activations:q}"
+        " --validation {input.validation:q} --normalisation {input.normalisation:q} --threads {threads}"
+        " --output {output.crosscoder:q} --history {output.history:q} --log {log:q}"
+
+
+rule train_segment:
+    input:
+        activations=segment_shard,
+        previous=state_before,
+        normalisation=normalisation,
+        code=code("training.train_segment"),
+    output:
+        state=temp("results/{study}/segments/{setting}/{crosscoder}/seed-{seed}/{segment}.checkpoint"),
+        done="results/{study}/segments/{setting}/{crosscoder}/seed-{seed}/{segment}.json",
+    log:
+        "results/{study}/logs/train_segment/{setting}/{crosscoder}/seed-{seed}/{segment}.log",
+    benchmark:
+        "results/{study}/benchmarks/train_segment/{setting}/{crosscoder}/seed-{seed}/{segment}.tsv"
+    wildcard_constraints:
+        setting="|".join(WINDOWED) or "none",
+    priority: 9  # above extraction, so that shards are read and deleted
+    conda:
+        "../envs/crosscoders.yaml"
+    threads: 1
+    resources:
+        **asks("train_segment"),
+        gpu=GPU,
+    params:
+        settings=settings_of("train_segment"),
+        previous=lambda wildcards, input: f"--previous {input.previous}" if input.previous else "",
+    shell:
+        "python -m crosscoders training.train_segment --settings {params.settings:q} --activations {input.activations:q}"
+        " --normalisation {input.normalisation:q} {params.previous} --threads {threads}"
+        " --output {output.state:q} --done {output.done:q} --log {log:q}"
+
+
+rule finish_training:
+    input:
+        state=last_state,
+        validation=shards("validation"),
+        normalisation=normalisation,
+        code=code("training.finish_training"),
+    output:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        history="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.history.nc",
+    log:
+        "results/{study}/logs/finish_training/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/finish_training/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        setting="|".join(WINDOWED) or "none",
+    priority: 9
+    conda:
+        "../envs/crosscoders.yaml"
+    threads: 1
+    resources:
+        **asks("finish_training"),
+        gpu=GPU,
+    params:
+        settings=settings_of("finish_training"),
+    shell:
+        "python -m crosscoders training.finish_training --settings {params.settings:q} --state {input.state:q}"
         " --validation {input.validation:q} --normalisation {input.normalisation:q} --threads {threads}"
         " --output {output.crosscoder:q} --history {output.history:q} --log {log:q}"
 

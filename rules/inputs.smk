@@ -33,6 +33,43 @@ def shards(split):
     return files
 
 
+def training_shards(wildcards):
+    """Training shards from which a setting's statistics are fitted: all, or the first of its window."""
+    setting = wildcards.setting
+    if not queries.windowed(STUDY, setting):
+        return shards("train")(wildcards)
+    chosen = STUDY.settings[setting]
+    count = range(min(chosen.activations.window, chosen.shards["train"]))
+    return [f"{RESULTS}/activations/{setting}/window/{segment:04d}.nc" for segment in count]
+
+
+def room(wildcards):
+    """Notes that all trainings have read the shard whose place in the window a segment's shard takes."""
+    setting = wildcards.setting
+    before = int(wildcards.segment) - STUDY.settings[setting].activations.window
+    trainings = queries.trainings_on(STUDY, setting) if before >= 0 else []
+    return [f"{RESULTS}/segments/{name}/{crosscoder}/seed-{seed}/{before:04d}.json" for name, crosscoder, seed in trainings]
+
+
+def segment_shard(wildcards):
+    """The shard that a segment of a training reads."""
+    return f"{RESULTS}/activations/{queries.data_setting(STUDY, wildcards.setting)}/window/{wildcards.segment}.nc"
+
+
+def state_before(wildcards):
+    """The state of a training after the segment before; none for the first."""
+    before = int(wildcards.segment) - 1
+    folder = f"{RESULTS}/segments/{wildcards.setting}/{wildcards.crosscoder}/seed-{wildcards.seed}"
+    return [f"{folder}/{before:04d}.checkpoint"] if before >= 0 else []
+
+
+def last_state(wildcards):
+    """The state of a training after its last segment."""
+    last = queries.segments(STUDY, queries.data_setting(STUDY, wildcards.setting)) - 1
+    folder = f"{RESULTS}/segments/{wildcards.setting}/{wildcards.crosscoder}/seed-{wildcards.seed}"
+    return f"{folder}/{last:04d}.checkpoint"
+
+
 def normalisation(wildcards):
     """Statistics of the activations that a setting's crosscoders were trained on."""
     setting = queries.data_setting(STUDY, queries.trained_setting(STUDY, wildcards.setting))

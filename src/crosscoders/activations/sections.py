@@ -68,14 +68,17 @@ class ExtractActivationsSection(StageSection):
     reading: ModelReading
 
     @classmethod
-    def of(cls, study: Study, setting: str, split: str, shard: str) -> ExtractActivationsSection:
-        """The section of one job."""
+    def of(
+        cls, study: Study, setting: str, split: str = "train", shard: str = "0", segment: str | None = None
+    ) -> ExtractActivationsSection:
+        """The section of one job; a window's segments read the training shards in order, pass after pass."""
+        shards = study.settings[setting].shards[split]
         return cls(
             study=study.study,
             setting_name=setting,
             split=split,
-            shard=int(shard),
-            shards=study.settings[setting].shards[split],
+            shard=int(shard) if segment is None else int(segment) % shards,
+            shards=shards,
             reading=ModelReading.of(study, setting, share=1),
         )
 

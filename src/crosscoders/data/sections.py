@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from crosscoders.study.queries import contrast_model, own_tokenizers, root_models, setting_corpora
+from crosscoders.study.queries import contrast_model, own_tokenizers, root_models, setting_corpora, windowed
 from crosscoders.study.settings.base import Count, Name, Share
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.study import Study
@@ -42,6 +42,9 @@ class TokenizeSection(StageSection):
     """The model whose tokens the study counts and shows."""
     own_tokenizers: dict[Name, Name]
     """Models that read text through a tokenizer that is not the reference's, and the roots that it comes from."""
+    mixed: list[str]
+    """Splits in which the documents of all corpora are mixed, so that every shard is a sample of them; in others the
+    corpora follow each other."""
 
     @classmethod
     def of(cls, study: Study, setting: str) -> TokenizeSection:
@@ -59,4 +62,5 @@ class TokenizeSection(StageSection):
             reference=contrast_model(chosen),
             roots=root_models(study, setting),
             own_tokenizers=own_tokenizers(study, setting),
+            mixed=["train"] if windowed(study, setting) else [],
         )

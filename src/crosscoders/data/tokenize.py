@@ -103,6 +103,34 @@ def fill(sequences: Sequences, documents: list[Document], budget: int, corpus: i
     return count
 
 
+def fill_mixed(
+    sequences: Sequences, documents: dict[str, list[Document]], budgets: dict[str, int], encoder: Encoder
+) -> dict[str, int]:
+    """Append documents of all corpora in turn, each time from the one that has the least of its budget.
+
+    Every stretch of the split then holds the corpora in about the same shares.
+
+    Returns
+    -------
+    {corpus: int}
+        The tokens appended.
+    """
+    counts, left, numbers = (
+        dict.fromkeys(budgets, 0),
+        {name: iter(docs) for name, docs in documents.items()},
+        [*budgets],
+    )
+    left = {name: docs for name, docs in left.items() if budgets[name]}
+    while left:
+        name = min(left, key=lambda name: counts[name] / budgets[name])
+        document = next(left[name], None)
+        if document is not None:
+            counts[name] += fill(sequences, [document], budgets[name] - counts[name], numbers.index(name), encoder)
+        if document is None or counts[name] >= budgets[name]:
+            del left[name]
+    return counts
+
+
 def _positions(sequences: Sequences, tokens: Encoded, document: int, encoder: Encoder) -> list[int]:
     """Positions of a document's tokens in their windows; the models' own tokens, if any, are appended."""
     if not encoder.own:
@@ -303,19 +331,27 @@ def common_vocabulary(models: list[Path]) -> Vocabulary:
 
 
 def fill_split(section: TokenizeSection, split: str, corpora: dict[str, list[Document]], encoder: Encoder) -> Sequences:
-    """The tokens of one split, corpus by corpus.
+    """The tokens of one split, corpus by corpus or mixed.
 
     Raises
     ------
     UserError
         No document falls into the split.
     """
-    sequences = Sequences()
-    for index, (name, budget) in enumerate(section.tokens[split].items()):
-        inside = [document for document in corpora[name] if in_split(document, section.splits[split])]
-        count = fill(sequences, inside, budget, index, encoder)
-        if count < budget:
-            stage.say(f"tokenize {split}: {name} has only {count:,} of {budget:,} tokens in this split")
+    sequences, budgets = Sequences(), section.tokens[split]
+    inside = {
+        name: [document for document in corpora[name] if in_split(document, section.splits[split])] for name in budgets
+    }
+    if split in section.mixed:
+        counts = fill_mixed(sequences, inside, budgets, encoder)
+    else:
+        counts = {
+            name: fill(sequences, inside[name], budget, index, encoder)
+            for index, (name, budget) in enumerate(budgets.items())
+        }
+    for name, budget in budgets.items():
+        if counts[name] < budget:
+            stage.say(f"tokenize {split}: {name} has only {counts[name]:,} of {budget:,} tokens in this split")
     if not sequences.token_id:
         raise UserError(f"tokens.{split}: no document falls into the split; expected a wider range or more text")
     return sequences

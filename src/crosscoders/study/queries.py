@@ -315,6 +315,57 @@ def left_out(study: Study) -> list[str]:
     ]
 
 
+def windowed(study: Study, setting: str) -> bool:
+    """Whether the training activations that a setting reads pass through a window and are deleted."""
+    chosen = study.settings[data_setting(study, setting)]
+    return isinstance(chosen, Setting) and chosen.activations.keep == "window"
+
+
+def trainings_on(study: Study, data: str) -> list[tuple[str, str, int]]:
+    """Trainings that read the training activations of a setting: its own, and those of its nulls.
+
+    Parameters
+    ----------
+    study : Study
+    data : str
+        A setting with activations of its own.
+
+    Returns
+    -------
+    list of (setting, crosscoder, seed)
+    """
+    return [
+        (name, crosscoder, seed)
+        for name, setting in study.settings.items()
+        if data_setting(study, name) == data and not is_transfer(study, name)
+        for crosscoder in setting.crosscoders
+        for seed in study.seeds
+    ]
+
+
+def passes(study: Study, data: str) -> int:
+    """How often the training activations of a windowed setting are extracted: as often as its longest training reads them.
+
+    Parameters
+    ----------
+    study : Study
+    data : str
+
+    Returns
+    -------
+    int
+        Training tokens that a crosscoder sees, over those that there are, rounded up.
+    """
+    there = sum(study.settings[data].tokens["train"].values())
+    seen = max(study.crosscoders[name].training.tokens for _, name, _ in trainings_on(study, data))
+    return max(1, -(-seen // there))
+
+
+def segments(study: Study, data: str) -> int:
+    """Parts of a training on a window: one for every shard of every pass."""
+    return study.settings[data].shards["train"] * passes(study, data)
+
+
 def unequal_budgets(study: Study) -> list[str]:
     """Settings that compare crosscoders which see unequal numbers of tokens in training.
 

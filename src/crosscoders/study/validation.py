@@ -376,6 +376,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         problems += _causal_problems(study, setting)
     if setting.circuits:
         problems += _circuit_problems(study, setting)
+    if setting.activations.keep == "window":
+        problems += _window_problems(study, setting)
     for split in SPLITS:
         tokens = setting.tokens.get(split)
         if tokens is None or split not in setting.shards:
@@ -387,6 +389,31 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         if sum(tokens.values()) == 0:
             problems.append(f"tokens.{split}: 0 tokens in all; expected some")
     return list(dict.fromkeys(problems))
+
+
+def _window_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of trainings whose activations pass through a window."""
+    problems = []
+    if setting.aligned:
+        problems.append(f"aligned: {setting.aligned} with activations.keep = 'window'; expected keep: all, or none")
+    if "train" not in setting.tokens or "train" not in setting.shards:
+        return problems  # said elsewhere
+    shard = sum(setting.tokens["train"].values()) // setting.shards["train"]
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        if member is None:
+            continue
+        training, parts = member.training, setting.shards["train"]
+        if training.batch_tokens > shard:
+            problems.append(
+                f"activations.window: a shard has about {shard:,} tokens, fewer than batch_tokens = "
+                f"{training.batch_tokens:,} of {name!r}; expected fewer shards.train or a smaller batch"
+            )
+        if training.steps < parts:
+            problems.append(
+                f"activations.window: {name!r} takes {training.steps} steps on {parts} shards; expected a step for each"
+            )
+    return problems
 
 
 def _circuit_problems(study: Study, setting: Setting | PlantedSetting) -> list[str]:

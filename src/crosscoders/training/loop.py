@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from crosscoders.activations.prefetch import Prefetch, Rows
 from crosscoders.activations.shuffle import Order
-from crosscoders.errors import check_divergence
+from crosscoders.crosscoder.aligned import Aligned
+from crosscoders.crosscoder.crosscoder import Crosscoder
+from crosscoders.errors import UserError, check_divergence
 from crosscoders.kernels import backends
 from crosscoders.kernels.interface import Gradient
 from crosscoders.training.gradients import Objective, Result
@@ -29,6 +34,8 @@ RATE_TOKENS = 4096
 
 class Saved(Protocol):
     """Where a training keeps its checkpoint."""
+
+    path: Path
 
     def restore(self, state: State) -> bool:
         """Take over the saved state, and return whether there was one."""
@@ -116,15 +123,27 @@ def _steering(state: State, schedule: Schedule) -> float:
     return speed * min(STEERING_LIMIT, max(-STEERING_LIMIT, STEERING * expected))
 
 
-def run(state: State, batch: Callable[[int], torch.Tensor], after_step: Callable[[State], None]) -> None:
-    """Train to the end; `batch(step)` gives the activations of a step, (T, D), and `after_step` reports and saves.
+def run(
+    state: State, batch: Callable[[int], torch.Tensor], after_step: Callable[[State], None], last: int | None = None
+) -> None:
+    """Train to the end, or to the step `last`.
+
+    Parameters
+    ----------
+    state : State
+    batch : step → (T, D)
+        The activations of a step.
+    after_step : function of the state
+        Reports and saves.
+    last : int, optional
 
     Raises
     ------
     FloatingPointError
         The loss or the norm of the gradients is not finite.
     """
-    while state.step < state.recipe.settings.training.steps:
+    last = state.recipe.settings.training.steps if last is None else last
+    while state.step < last:
         step(state, batch(state.step))
         after_step(state)
 
@@ -171,14 +190,119 @@ def fit(
     """
     training, order = recipe.settings.training, Order(len(data), seed)
     tokens = training.batch_tokens
-    coder = recipe.create(data.sources, data.widths, seed).to(device)
-    trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
-    backends.say_what_lacks(device)
-    state = start(trainee, recipe, backends.choose(device))
+    coder, state = _begin(recipe, data, seed, device, order)
     if checkpoint is not None:
         checkpoint.restore(state)
     with Prefetch(data, lambda step: order.take(step * tokens, tokens), training.steps, tokens, device) as batch:
         run(state, batch, lambda state: _after_step(state, checkpoint, report))
-    recipe.finish(coder, trainee, (x.to(device) for _, x in held_out.batches(tokens)))
+    return _finish(coder, state, held_out, device)
+
+
+def _begin(recipe: Recipe, data: Rows, seed: int, device: str, order: Order) -> tuple[Crosscoder | Aligned, State]:
+    """The crosscoder before training, and the state before the first step."""
+    coder = recipe.create(data.sources, data.widths, seed).to(device)
+    trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
+    backends.say_what_lacks(device)
+    return coder, start(trainee, recipe, backends.choose(device))
+
+
+def _finish(coder: Crosscoder | Aligned, state: State, held_out: Rows, device: str) -> State:
+    """Put what was trained into the crosscoder, and fit its thresholds."""
+    tokens = state.recipe.settings.training.batch_tokens
+    state.recipe.finish(coder, state.crosscoder, (x.to(device) for _, x in held_out.batches(tokens)))
     state.crosscoder = coder.to("cpu")
     return state
+
+
+@dataclass(frozen=True)
+class Part:
+    """Steps of a training that are taken on one shard of a window, [first, last), and the seed of their shuffle."""
+
+    first: int
+    last: int
+    seed: int
+
+    @classmethod
+    def of(cls, segment: int, segments: int, steps: int, seed: int) -> Part:
+        """The steps of one segment, of about equal number in all segments."""
+        first, last = (round(i * steps / segments) for i in (segment, segment + 1))
+        return cls(first, last, int(np.random.SeedSequence([seed, segment]).generate_state(1)[0]))
+
+
+def fit_part(
+    recipe: Recipe,
+    data: Rows,
+    part: Part,
+    seed: int,
+    device: str = "cpu",
+    previous: Saved | None = None,
+    report: Callable[[State], None] = lambda state: None,
+) -> State:
+    """Take the steps of one part on `data`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    data : Activations or alike
+        The shard of the part.
+    part : Part
+    seed : int
+        Of the weights at the start.
+    device : {"cpu", "cuda"}
+    previous : Saved, optional
+        The state after the part before; None for the first part.
+    report : optional
+        Called after every step.
+
+    Returns
+    -------
+    State
+        `crosscoder` is what is trained, on the device.
+
+    Raises
+    ------
+    UserError
+        The saved state belongs to another training, or to another step.
+    FloatingPointError
+        The loss or the norm of the gradients is not finite.
+    """
+    order, tokens = Order(len(data), part.seed), recipe.settings.training.batch_tokens
+    _, state = _begin(recipe, data, seed, device, order)
+    if previous is not None:
+        _take_over(state, previous, part.first)
+    index = lambda step: order.take((step - part.first) * tokens, tokens)  # noqa: E731
+    with Prefetch(data, index, part.last, tokens, device) as batch:
+        run(state, batch, report, part.last)
+    return state
+
+
+def finish_parts(recipe: Recipe, held_out: Rows, seed: int, device: str, last: Saved) -> State:
+    """The finished crosscoder from the state after the last part; thresholds are fitted on `held_out`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    held_out : Activations or alike
+    seed : int
+    device : {"cpu", "cuda"}
+    last : Saved
+
+    Returns
+    -------
+    State
+        `crosscoder` is the finished one, on the CPU.
+
+    Raises
+    ------
+    UserError
+        The saved state belongs to another training, or is not the last one.
+    """
+    coder, state = _begin(recipe, held_out, seed, device, Order(len(held_out), seed))
+    _take_over(state, last, recipe.settings.training.steps)
+    return _finish(coder, state, held_out, device)
+
+
+def _take_over(state: State, saved: Saved, step: int) -> None:
+    """Take over a saved state of a given step."""
+    if not saved.restore(state) or state.step != step:
+        raise UserError(f"{saved.path}: no state of this training at step {step}; delete it, so that it is made again")

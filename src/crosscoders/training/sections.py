@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from crosscoders.activations.sections import NullChange
 from crosscoders.study.blocks import crosscoder_sources
-from crosscoders.study.queries import data_setting
-from crosscoders.study.settings.base import Name
+from crosscoders.study.queries import data_setting, segments
+from crosscoders.study.settings.base import Count, Name, Seed
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import AlignedSection, TrainingSection
@@ -36,6 +36,48 @@ class TrainCrosscoderSection(TrainingSection):
             device=study.device,
             null=NullChange.of(study, setting),
         )
+
+
+class WindowedSection(TrainingSection):
+    """A part of a training whose activations pass through a window."""
+
+    crosscoder: CrosscoderSettings
+    sources: list[Name]
+    device: str
+    null: NullChange | None
+    segments: Count
+
+    def identity(self) -> dict[str, object]:
+        """What the states of one training have in common: the same for all of its segments."""
+        names = (*WindowedSection.model_fields,)
+        return {
+            name: value for name, value in self.model_dump(mode="json").items() if name in names and name != "device"
+        }
+
+
+class TrainSegmentSection(WindowedSection):
+    """The steps that a training takes on one shard."""
+
+    stage: ClassVar[str] = "train_segment"
+    segment: Seed
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str, segment: str) -> TrainSegmentSection:
+        """The section of one job."""
+        common = FinishTrainingSection.of(study, setting, crosscoder, seed)
+        return cls(**dict(common), segment=int(segment))
+
+
+class FinishTrainingSection(WindowedSection):
+    """The end of a training on a window."""
+
+    stage: ClassVar[str] = "finish_training"
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> FinishTrainingSection:
+        """The section of one job."""
+        whole = TrainCrosscoderSection.of(study, setting, crosscoder, seed)
+        return cls(**dict(whole), segments=segments(study, data_setting(study, setting)))
 
 
 class TrainAlignedSection(AlignedSection):

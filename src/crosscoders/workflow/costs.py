@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crosscoders.study import sizes
 from crosscoders.study.blocks import stored_sources
-from crosscoders.study.queries import data_setting, setting_corpora, setting_models, spliced, trained_setting
+from crosscoders.study.queries import data_setting, segments, setting_corpora, setting_models, spliced, trained_setting
 from crosscoders.study.settings.comparisons import PlantedSetting
 from crosscoders.study.settings.models import WheelModel
 from crosscoders.study.settings.study import Study
@@ -201,6 +201,10 @@ def _extract_activations(study: Study, setting: str, split: str, shard: str) -> 
     return Cost(memory, START[MODELS], forward=work, disk=stored, tokens=tokens, device=loaded + hidden)
 
 
+def _extract_window(study: Study, setting: str, segment: str) -> Cost:
+    return _extract_activations(study, setting, "train", "0")
+
+
 def _fit_normalisation(study: Study, setting: str) -> Cost:
     tokens = sizes.split_tokens(study, setting, "train")
     widths = sum(sizes.source_widths(study, setting).values())
@@ -254,6 +258,32 @@ def _training(study: Study, setting: str, name: str) -> Cost:
 
 def _train_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     return _training(study, setting, crosscoder)
+
+
+def _train_segment(study: Study, setting: str, crosscoder: str, seed: str, segment: str) -> Cost:
+    """A part of a training; the state that it reads and writes holds weights and moments."""
+    whole, data = _training(study, setting, crosscoder), data_setting(study, setting)
+    share = 1 / segments(study, data)
+    shard = sizes.split_tokens(study, setting, "train") / study.settings[data].shards["train"]
+    mapped = min(shard * sizes.stored_bytes(study, setting), LARGEST_MAPPED) - _mapped(study, setting, "train")
+    state = 12.0 * _crosscoder(study, setting, crosscoder).stored
+    return replace(
+        whole,
+        memory=whole.memory + mapped + 2 * state,
+        products=whole.products * share,
+        moved=whole.moved * share,
+        tokens=whole.tokens * share,
+        disk=state,
+    )
+
+
+def _finish_training(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    coder, tokens = _crosscoder(study, setting, crosscoder), sizes.split_tokens(study, setting, "validation")
+    memory = MODELS + 40 * coder.stored + _mapped(study, setting, "validation") + 8192 * coder.latents * 8
+    disk = 4.2 * coder.stored
+    return Cost(
+        memory, START[MODELS], products=_pass(coder, tokens), disk=disk, tokens=tokens, device=16 * coder.stored
+    )
 
 
 def _train_aligned(study: Study, setting: str, aligned: str, seed: str) -> Cost:
@@ -417,10 +447,13 @@ RULES: dict[str, Callable[..., Cost]] = {
         _measure_behaviours,
         _tokenize,
         _extract_activations,
+        _extract_window,
         _fit_normalisation,
         _measure_similarity,
         _measure_ablations,
         _train_crosscoder,
+        _train_segment,
+        _finish_training,
         _train_aligned,
         _evaluate,
         _evaluate_aligned,
@@ -446,8 +479,11 @@ GPU_RULES = (
     "fine_tune",
     "measure_behaviours",
     "extract_activations",
+    "extract_window",
     "measure_ablations",
     "train_crosscoder",
+    "train_segment",
+    "finish_training",
     "train_aligned",
     "generate_responses",
     "causal",

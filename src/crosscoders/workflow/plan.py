@@ -120,8 +120,12 @@ def _trials(study: Study, name: str) -> Iterator[Job]:
 def _activations(study: Study, data: str) -> Iterator[Job]:
     yield Job.of("tokenize", setting=data)
     for split, count in study.settings[data].shards.items():
-        for shard in range(count):
+        windowed = split == "train" and queries.windowed(study, data)
+        for shard in range(0 if windowed else count):
             yield Job.of("extract_activations", setting=data, split=split, shard=f"{shard:03d}")
+    if queries.windowed(study, data):
+        for segment in range(queries.segments(study, data)):
+            yield Job.of("extract_window", setting=data, segment=f"{segment:04d}")
     yield Job.of("fit_normalisation", setting=data)
 
 
@@ -129,7 +133,7 @@ def _trainings(study: Study, name: str) -> Iterator[Job]:
     trained, matches = queries.trained_setting(study, name), len(study.seeds) > 1
     for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
         named = {"crosscoder": crosscoder, "seed": seed}
-        yield Job.of("train_crosscoder", setting=trained, **named)
+        yield from _training(study, trained, **named)
         yield Job.of("evaluate", setting=name, **named)
         yield Job.of("classify_latents", setting=name, **named)
         if matches and not queries.is_transfer(study, name):
@@ -137,6 +141,17 @@ def _trainings(study: Study, name: str) -> Iterator[Job]:
     for aligned, seed in itertools.product(queries.aligned_of(study, name), study.seeds):
         yield Job.of("train_aligned", setting=trained, aligned=aligned, seed=seed)
         yield Job.of("evaluate_aligned", setting=name, aligned=aligned, seed=seed)
+
+
+def _training(study: Study, setting: str, crosscoder: str, seed: int) -> Iterator[Job]:
+    """The job or the jobs that train one crosscoder."""
+    named = {"setting": setting, "crosscoder": crosscoder, "seed": seed}
+    if not queries.windowed(study, setting):
+        yield Job.of("train_crosscoder", **named)
+        return
+    for segment in range(queries.segments(study, queries.data_setting(study, setting))):
+        yield Job.of("train_segment", **named, segment=f"{segment:04d}")
+    yield Job.of("finish_training", **named)
 
 
 def _validation(study: Study, name: str) -> Iterator[Job]:
@@ -150,7 +165,7 @@ def _validation(study: Study, name: str) -> Iterator[Job]:
     if circuits := queries.circuits_of(study, name):
         for seed in study.seeds:
             yield Job.of("circuits", setting=name, crosscoder=circuits.crosscoder, seed=seed)
-            yield Job.of("train_crosscoder", setting=name, crosscoder=circuits.saes, seed=seed)
+            yield from _training(study, name, circuits.saes, seed)
 
 
 def _report(study: Study, reached: list[str]) -> Iterator[Job]:
@@ -276,8 +291,7 @@ def hours(study: Study, where: Where, made: list[tuple[Job, Cost]] | None = None
 
 
 def _totals(study: Study, where: Where, made: list[tuple[Job, Cost]]) -> list[str]:
-    written = sum(cost.disk for _, cost in made)
-    activations = sum(cost.disk for job, cost in made if job.rule == "extract_activations")
+    written, activations = _peak(study, made), sum(cost.disk for job, cost in made if job.rule == "extract_activations")
     device = f"one {where.device} and {where.cores} cores" if where.device != "cpu" else f"{where.cores} cores"
     return [
         f"in all: {len(made)} jobs, about {hours(study, where, made):.1f} hours on {device}",
@@ -287,9 +301,23 @@ def _totals(study: Study, where: Where, made: list[tuple[Job, Cost]]) -> list[st
     ]
 
 
+def _peak(study: Study, made: list[tuple[Job, Cost]]) -> float:
+    """Bytes on disk at most: what is deleted after use counts as much as lies there at once."""
+    kept = sum(cost.disk for job, cost in made if job.rule not in ("extract_window", "train_segment"))
+    shards, states = {}, {}
+    for job, cost in made:
+        wildcards = dict(job.wildcards)
+        if job.rule == "extract_window":
+            window = study.settings[wildcards["setting"]].activations.window
+            shards[wildcards["setting"]] = cost.disk * min(window, queries.segments(study, wildcards["setting"]))
+        elif job.rule == "train_segment":
+            states[wildcards["setting"], wildcards["crosscoder"], wildcards["seed"]] = 2 * cost.disk
+    return kept + sum(shards.values()) + sum(states.values())
+
+
 def _problems(study: Study, where: Where, made: list[tuple[Job, Cost]]) -> list[str]:
     lines = []
-    written, (largest, cost) = sum(cost.disk for _, cost in made), max(made, key=lambda entry: entry[1].memory)
+    written, (largest, cost) = _peak(study, made), max(made, key=lambda entry: entry[1].memory)
     if written > where.disk:
         lines.append(f"disk: the study writes {_bytes(written)}; {_bytes(where.disk)} are free in results/")
     if cost.memory > where.memory:

@@ -27,6 +27,8 @@ SECTIONS: dict[str, type[StageSection]] = {
         activations.MeasureSimilaritySection,
         activations.MeasureAblationsSection,
         training.TrainCrosscoderSection,
+        training.TrainSegmentSection,
+        training.FinishTrainingSection,
         training.TrainAlignedSection,
         analysis.EvaluateSection,
         analysis.EvaluateAlignedSection,

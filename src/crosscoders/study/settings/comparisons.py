@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from crosscoders.study.settings.base import Coefficient, Count, Name, Names, Positive, Section, Seed, Share, distinct
+from crosscoders.study.settings.base import (
+    Coefficient,
+    Count,
+    Name,
+    Names,
+    Positive,
+    Rule,
+    Section,
+    Seed,
+    Share,
+    distinct,
+)
 
 Hook = Literal["resid_pre", "resid_post", "mlp_out"]
 
@@ -96,6 +107,19 @@ class Circuits(Section):
     seed: Seed = 0
 
 
+class Storage(Section):
+    """Which activations of the training split lie on disk at once."""
+
+    keep: Literal["all", "window"] = "all"
+    """`all` of them, or a `window` of shards that are extracted ahead of the trainings, read by all, and deleted."""
+    window: Count | None = None
+    """Shards that lie on disk at most (`keep: window`)."""
+    RULES = (
+        Rule("window", lambda storage: storage.keep == "all" or storage.window is not None, "a number of shards"),
+        Rule("window", lambda storage: storage.keep == "window" or storage.window is None, "none with keep: all"),
+    )
+
+
 class Setting(Section):
     """Sources that see the same tokens, the tokens, and the crosscoders trained on them."""
 
@@ -107,6 +131,8 @@ class Setting(Section):
     """Tokens of each corpus, by split."""
     shards: dict[Literal["train", "validation", "test"], Annotated[int, Field(gt=0, le=1000)]]
     """Activation files per split; shards are extracted in parallel."""
+    activations: Storage = Storage()
+    """Which activations of the training split lie on disk at once; all where absent."""
     context: Annotated[int, Field(gt=1)]
     """Longest window, sink included."""
     alignment: Literal["tokens", "characters"] = "tokens"
