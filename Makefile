@@ -20,7 +20,7 @@ study: $(VENV)/installed
 	"$(BIN)/python" -m crosscoders.cli check "$(CONFIG)"
 	"$(BIN)/python" -m snakemake --cores $(CORES) --configfile "$(CONFIG)"
 	@study=$$(sed -n 's/^study: *//p' "$(CONFIG)"); \
-	printf 'report:  results/%s/report.html\nfigures: results/%s/figures/\n' "$$study" "$$study"
+	printf 'start here: results/%s/index.html\n' "$$study"
 
 test: $(VENV)/installed $(VENV)/kernels
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile tests

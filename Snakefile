@@ -51,4 +51,4 @@ onstart:
 
 
 onsuccess:
-    print(f"\nreport:  {RESULTS}/report.html\nfigures: {RESULTS}/figures/")
+    print(f"\nstart here: {RESULTS}/index.html\nreport:     {RESULTS}/report.html\nfigures:    {RESULTS}/figures/")

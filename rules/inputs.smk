@@ -48,7 +48,9 @@ def room(wildcards):
     setting = wildcards.setting
     before = int(wildcards.segment) - STUDY.settings[setting].activations.window
     trainings = queries.trainings_on(STUDY, setting) if before >= 0 else []
-    return [f"{RESULTS}/segments/{name}/{crosscoder}/seed-{seed}/{before:04d}.json" for name, crosscoder, seed in trainings]
+    return [
+        f"{RESULTS}/segments/{name}/{crosscoder}/seed-{seed}/{before:04d}.json" for name, crosscoder, seed in trainings
+    ]
 
 
 def segment_shard(wildcards):
@@ -173,6 +175,13 @@ def executed(suffix):
     """The notebooks of all settings."""
     drawn = queries.drawn_settings(STUDY)
     return [f"{RESULTS}/notebooks/{STUDY.settings[name].notebook}-{name}.{suffix}" for name in drawn]
+
+
+def summaries():
+    """Summaries of the settings that have notebooks, and of those that stand beside them."""
+    drawn = queries.drawn_settings(STUDY)
+    beside = [name for one in drawn for name in [*queries.nulls_of(STUDY, one), *queries.transfers_of(STUDY, one)]]
+    return [f"{RESULTS}/summary/{name}.nc" for name in dict.fromkeys([*drawn, *beside])]
 
 
 def pages():

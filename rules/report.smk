@@ -139,9 +139,34 @@ rule report:
         " --output {output:q} --log {log:q}"
 
 
+rule index:
+    input:
+        summaries=summaries(),
+        html=executed("html"),  # its pictures and pages are those that the front page shows and names
+        pages=pages(),
+        template=of_project("report/index.html"),
+        code=code("report.index", *registry.modules()),
+    output:
+        "results/{study}/index.html",
+    log:
+        "results/{study}/logs/index.log",
+    benchmark:
+        "results/{study}/benchmarks/index.tsv"
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("index"),
+    params:
+        settings=settings_of("index"),
+    shell:
+        "python -m crosscoders report.index --settings {params.settings:q} --summaries {input.summaries:q}"
+        " --template {input.template:q} --output {output:q} --log {log:q}"
+
+
 rule manifest:
     input:
         # Every other file of the study is made before one of these.
+        index="results/{study}/index.html",
         notebooks=executed("ipynb"),
         html=executed("html"),
         pages=pages(),

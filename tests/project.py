@@ -87,7 +87,7 @@ def finished(shared: Path) -> Path:
             began = time.monotonic()
             done = snakemake(copy(folder), *SMOKE)
             print(f"smoke study: {time.monotonic() - began:.0f} s")
-            assert "report:  results/smoke/report.html" in done.stdout + done.stderr
+            assert "start here: results/smoke/index.html" in done.stdout + done.stderr
             mark.touch()
     return folder
 

@@ -60,6 +60,8 @@ class Figure:
         Studies that show it best; the picture in docs/figures.md is the first one's.
     finding : str
         What the picture in docs/figures.md shows.
+    leads : int
+        How many lines of its words stand on the front page of a study; none where 0.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Figure:
     paper: str = ""
     studies: tuple[str, ...] = ("embedded",)
     finding: str = ""
+    leads: int = 0
 
 
 MODEL_DIFFING, CROSS_LAYER, LAYERS = ("model_diffing",), ("cross_layer",), ("layers",)
@@ -88,6 +91,7 @@ FIGURES = (
         "figures.evaluation",
         BOTH,
         words="prose.evaluation",
+        leads=4,
     ),
     Figure(
         "l24-loss-vs-features",
@@ -107,6 +111,7 @@ FIGURES = (
         paper="[L24]",
         studies=("layers",),
         finding="At equal FLOPs both reach the same loss.",
+        leads=3,
     ),
     Figure(
         "l24-mse-vs-l0",
@@ -117,6 +122,7 @@ FIGURES = (
         paper="[L24]",
         studies=("layers",),
         finding="For one error SAEs per source need 6 to 8 times as many active latents.",
+        leads=3,
     ),
     Figure(
         "l24-norms-by-layer",
@@ -126,6 +132,7 @@ FIGURES = (
         ("spanning",),
         words="prose.layers",
         paper="[L24]",
+        leads=3,
     ),
     Figure(
         "l24-drift",
@@ -145,6 +152,7 @@ FIGURES = (
         studies=("layers",),
         finding="Not trimodal at this size and budget: few latents of L1, none of BatchTopK, are written to one source "
         "alone.",
+        leads=2,
     ),
     Figure(
         "l24-relative-norm",
@@ -181,6 +189,7 @@ FIGURES = (
         studies=SCRATCH_FIRST,
         finding="L1 calls 210 latents chat-only, BatchTopK none. On the embedded pair hardly any latent reaches Δ of "
         "0.9, as the notebook says there.",
+        leads=3,
     ),
     Figure(
         "m25-nu-scatter",
@@ -251,6 +260,7 @@ FIGURES = (
         paper="[M25]",
         finding="All latents together bring base's lower half back to the chat model, but so do eight principal "
         "components of the difference; random sets as frequent and as large close at most 9%.",
+        leads=3,
     ),
     Figure(
         "d26-planted",
@@ -260,6 +270,7 @@ FIGURES = (
         words="planted_figures.sentences",
         paper="[D26]",
         studies=("planted",),
+        leads=6,
     ),
     Figure(
         "ours-confusion",
@@ -283,6 +294,7 @@ FIGURES = (
         PAIR,
         words="prose.enrichment",
         finding="The highest Δ fall on what the fine-tune introduced.",
+        leads=4,
     ),
     Figure(
         "ours-behaviour-rates",
@@ -293,6 +305,7 @@ FIGURES = (
         needs=("behaviour_rate",),
         absent="No behaviour was planted in these models.",
         expected=lambda study, setting: study.behaviours and planted_pair(study, setting),
+        leads=6,
     ),
     Figure(
         "ours-nulls",
@@ -306,6 +319,7 @@ FIGURES = (
         expected=nulls_of,
         studies=("nulls",),
         finding="Counts on the real pair are those of a neutral fine-tune.",
+        leads=6,
     ),
     Figure(
         "ours-stability",
@@ -341,6 +355,7 @@ FIGURES = (
         absent="This setting measures no circuits.",
         expected=circuits_of,
         studies=("embedded", "planted"),
+        leads=4,
     ),
     Figure(
         "ours-similarity",
@@ -400,6 +415,11 @@ def expected_figures(study: Study, setting: str) -> dict[str, str]:
         return sum(notebook in figure.notebooks for notebook in notebooks.values()) > 1
 
     return {figure.id: f"{figure.id}-{setting}" if shared(figure) else figure.id for figure in drawn}
+
+
+def leading(study: Study, setting: str) -> dict[str, int]:
+    """The figures of a setting that stand on the front page, and how many lines of their words: {id: lines}."""
+    return {name: BY_ID[name].leads for name in expected_figures(study, setting) if BY_ID[name].leads}
 
 
 def modules() -> list[str]:

@@ -6,13 +6,13 @@ import hashlib
 import json
 from typing import ClassVar
 
-from crosscoders.report.registry import expected_figures
-from crosscoders.study.queries import aligned_of, data_setting, nulls_of, transfers_of
+from crosscoders.report.registry import expected_figures, leading
+from crosscoders.study.queries import aligned_of, data_setting, drawn_settings, nulls_of, paged, transfers_of
 from crosscoders.study.settings.analysis import Classification
 from crosscoders.study.settings.base import Digest, Name, Seed
 from crosscoders.study.settings.comparisons import AnySource, Planted
 from crosscoders.study.settings.study import Study
-from crosscoders.study.stage_section import StageSection
+from crosscoders.study.stage_section import Part, StageSection
 
 
 class CollateSection(StageSection):
@@ -109,6 +109,56 @@ class ReportSection(StageSection):
     def of(cls, study: Study) -> ReportSection:
         """The section of one job."""
         return cls(study=study.study)
+
+
+class IndexedSetting(Part):
+    """What the front page needs to know of one setting."""
+
+    name: Name
+    notebook: Name
+    crosscoders: list[Name]
+    figures: dict[str, str]
+    """Id of every figure, and the name of its files without suffix."""
+    leading: dict[str, int]
+    """Figures that stand on the front page, and how many lines of their words."""
+    nulls: list[Name]
+    transfers: list[Name]
+    paged: bool
+    """Whether its latents have pages."""
+
+    @property
+    def summaries(self) -> list[str]:
+        """The settings whose summaries are read."""
+        return [self.name, *self.nulls, *self.transfers]
+
+
+class IndexSection(StageSection):
+    """The front page of the study."""
+
+    stage: ClassVar[str] = "index"
+    seeds: list[Seed]
+    settings: list[IndexedSetting]
+
+    @classmethod
+    def of(cls, study: Study) -> IndexSection:
+        """The section of one job."""
+        return cls(
+            study=study.study,
+            seeds=study.seeds,
+            settings=[
+                IndexedSetting(
+                    name=name,
+                    notebook=study.settings[name].notebook,
+                    crosscoders=study.settings[name].crosscoders,
+                    figures=expected_figures(study, name),
+                    leading=leading(study, name),
+                    nulls=nulls_of(study, name),
+                    transfers=transfers_of(study, name),
+                    paged=name in paged(study),
+                )
+                for name in drawn_settings(study)
+            ],
+        )
 
 
 class ManifestSection(StageSection):

@@ -433,6 +433,10 @@ def _report(study: Study) -> Cost:
     return Cost(PLAIN + 250 * MB, 15.0, disk=20 * MB)
 
 
+def _index(study: Study) -> Cost:
+    return Cost(PLAIN + 250 * MB, START[PLAIN] + 4, disk=MB)
+
+
 def _manifest(study: Study) -> Cost:
     return Cost(PLAIN, START[PLAIN] + 5, disk=MB)
 
@@ -470,6 +474,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _notebook,
         _html,
         _report,
+        _index,
         _manifest,
     )
 }

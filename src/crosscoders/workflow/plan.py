@@ -182,7 +182,7 @@ def _report(study: Study, reached: list[str]) -> Iterator[Job]:
     for name in drawn:
         yield Job.of("notebook", setting=name)
         yield Job.of("html", setting=name, notebook=study.settings[name].notebook)
-    yield from (Job.of("report"), Job.of("manifest"))
+    yield from (Job.of("report"), Job.of("index"), Job.of("manifest"))
 
 
 # -- rates of this machine ---------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         report.NotebookSection,
         report.HtmlSection,
         report.ReportSection,
+        report.IndexSection,
         report.ManifestSection,
     )
 }

@@ -1,0 +1,160 @@
+"""Stage index: the front page of a study: what was found, each sentence beside its figure, and the way to everything else."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import xarray as xr
+from nbconvert.filters.markdown import markdown2html
+
+from crosscoders import artifacts, stage, storage
+from crosscoders.report import figures
+from crosscoders.report.registry import BY_ID
+from crosscoders.report.results import Results
+from crosscoders.report.sections import IndexedSetting, IndexSection
+
+
+@dataclass
+class Finding:
+    """A figure of the front page: its caption, the stem of its files, and sentences about it as HTML."""
+
+    caption: str
+    picture: str
+    sentences: str
+
+
+@dataclass
+class Chapter:
+    """What the front page shows of one setting."""
+
+    name: str
+    findings: list[Finding] = field(default_factory=list)
+    members: list[dict[str, str]] = field(default_factory=list)
+    pages: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    notebook: str = ""
+    beside: list[str] = field(default_factory=list)
+
+
+def findings(results: Results, setting: IndexedSetting) -> list[Finding]:
+    """The figures of a setting that answer its question, with their sentences; those with nothing to draw are left out."""
+    shown = []
+    for identifier, lines in setting.leading.items():
+        figure = BY_ID[identifier]
+        module, function = figure.words.split(".")
+        words = getattr(importlib.import_module(f"crosscoders.report.{module}"), function)
+        try:
+            text = words(*(getattr(results, name) for name in figure.reads))
+        except figures.NothingToDraw:
+            continue
+        kept = "\n".join(text.splitlines()[:lines])
+        shown.append(Finding(figure.caption, setting.figures[identifier], markdown2html(kept)))
+    return shown
+
+
+def members(summary: xr.Dataset) -> list[dict[str, str]]:
+    """A row for each crosscoder: how much it explains, how sparse it is, and what it calls exclusive; mean over seeds."""
+    rows = []
+    for name in figures.crosscoders(summary):
+        one = summary.sel(crosscoder=name)
+        row = {"crosscoder": name}
+        for label, variable, form in COLUMNS:
+            if variable in one:
+                row[label] = _shown(one[variable].values, form)
+        for call in ("chat-only", "chat-specific"):
+            if "called" in one and call in one["call"].values:
+                row[call] = _shown(one["called"].sel(call=call).values, "{:,.0f}")
+        rows.append(row)
+    return rows
+
+
+COLUMNS = (
+    ("tokens seen", "training_tokens", "{:,.0f}"),
+    ("variance explained", "fraction_variance_explained", "{:.3f}"),
+    ("L0", "l0", "{:.1f}"),
+    ("dead", "dead_fraction", "{:.1%}"),
+)
+"""Columns of the table of crosscoders: head, variable of the summary, and form."""
+
+
+def _shown(values: np.ndarray, form: str) -> str:
+    """The mean of what is known, as text."""
+    known = values[np.isfinite(values.astype(float))]
+    return form.format(float(known.mean())) if len(known) else "–"
+
+
+def chapter(section: IndexSection, setting: IndexedSetting, folder: Path) -> Chapter:
+    """What the front page shows of one setting."""
+    summaries = {name: artifacts.read(folder / f"summary/{name}.nc") for name in setting.summaries}
+    results = Results(
+        summary=summaries[setting.name],
+        nulls={name: summaries[name] for name in setting.nulls},
+        transfers={name: summaries[name] for name in setting.transfers},
+    )
+    pages = [
+        (f"{name}, seed {seed}", f"latents/{setting.name}/{name}/seed-{seed}.html")
+        for name in (setting.crosscoders if setting.paged else [])
+        for seed in section.seeds
+    ]
+    return Chapter(
+        setting.name,
+        findings(results, setting),
+        members(results.summary),
+        pages,
+        list(setting.figures.values()),
+        f"notebooks/{setting.notebook}-{setting.name}.html",
+        [*setting.nulls, *setting.transfers],
+    )
+
+
+def datasets(folder: Path) -> list[tuple[str, str, str]]:
+    """What lies in the folder of a study: path, number of files, and size."""
+    rows = []
+    for path in sorted(folder.iterdir()):
+        inside = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+        if path.is_dir() and inside and path.name not in UNSTABLE:
+            rows.append((path.name, f"{len(inside):,}", _size(sum(file.stat().st_size for file in inside))))
+    return rows
+
+
+UNSTABLE = ("logs", "benchmarks", "notebooks", "figures")
+"""Folders that are linked from elsewhere, or whose size differs between two equal runs."""
+
+
+def _size(count: int) -> str:
+    unit = min(int(math.log10(max(count, 1)) // 3), 3)
+    return f"{count / 1000**unit:.3g} {('B', 'kB', 'MB', 'GB')[unit]}"
+
+
+def render(template: str, **content: object) -> str:
+    """The page; whatever is put into it is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(template).render(**content)
+
+
+def main(arguments) -> None:
+    """Write the front page."""
+    section: IndexSection = arguments.settings
+    folder = arguments.output.parent
+    chapters = [chapter(section, setting, folder) for setting in section.settings]
+    page = render(
+        arguments.template.read_text(encoding="utf-8"),
+        study=section.study,
+        chapters=chapters,
+        datasets=datasets(folder),
+        heads=[*(head for head, _, _ in COLUMNS), "chat-only", "chat-specific"],
+    )
+    storage.write_sealed(page, arguments.output)
+    stage.say(f"index: {sum(len(one.findings) for one in chapters)} findings in {len(chapters)} settings")
+
+
+if __name__ == "__main__":
+    lists = ("summaries",)
+    stage.run(main, stage.parser(IndexSection, __doc__, "template", "output", lists=lists).parse_args())
