@@ -31,6 +31,24 @@ def finished_project(tmp_path_factory):
 
 
 @pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium, where the machine has it."""
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver on this machine; Debian: chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'chrome'}"):
+        options.add_argument(flag)
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
 def small_problems(monkeypatch):
     """Small problems are computed as large ones are."""
     monkeypatch.setattr(candidates, "WORTHWHILE", 0)

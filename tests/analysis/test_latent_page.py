@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -97,24 +96,6 @@ def test_no_text_ends_the_script_and_all_of_it_comes_back():
     assert HOSTILE not in rendered
     (inside,) = re.findall(r'id="data">(.*?)</script>', rendered, flags=re.DOTALL)
     assert json.loads(inside) == given
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """Headless Chromium, where the machine has it."""
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("no chromedriver on this machine; Debian: chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'chrome'}"):
-        options.add_argument(flag)
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
 
 
 @pytest.fixture
