@@ -18,6 +18,7 @@ INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(
 
 study: $(VENV)/installed
 	"$(BIN)/python" -m crosscoders.cli check "$(CONFIG)"
+	"$(BIN)/python" -m crosscoders.cli plan --total "$(CONFIG)"
 	"$(BIN)/python" -m snakemake --cores $(CORES) --configfile "$(CONFIG)"
 	@study=$$(sed -n 's/^study: *//p' "$(CONFIG)"); \
 	printf 'start here: results/%s/index.html\n' "$$study"

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     planned.add_argument("--device", choices=plan.DEVICES, default="cpu", help="what trains and extracts")
     planned.add_argument("--cores", type=int, help="processor cores; those of this machine if absent")
+    planned.add_argument("--total", action="store_true", help="leave out the table of stages")
     planned.set_defaults(run=_plan)
     made = commands.add_parser("new", help="write a study of two models, or of several layers of one")
     made.add_argument(
@@ -71,7 +72,8 @@ def _plan(given: argparse.Namespace) -> None:
         raise UserError(f"--cores: {given.cores}; expected a positive number")
     study = loading.load(*given.studies)
     table, problems = plan.account(study, plan.Where.here(given.device, given.cores))
-    for line in [*table, *(f"warning: {line}" for line in problems)]:
+    shown = table[table.index("") + 1 :] if given.total else table
+    for line in [*shown, *(f"warning: {line}" for line in problems)]:
         print(line)
 
 

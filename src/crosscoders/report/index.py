@@ -26,6 +26,8 @@ class Finding:
     caption: str
     picture: str
     sentences: str
+    first: str
+    """The first of the sentences, as plain text."""
 
 
 @dataclass
@@ -52,8 +54,9 @@ def findings(results: Results, setting: IndexedSetting) -> list[Finding]:
             text = words(*(getattr(results, name) for name in figure.reads))
         except figures.NothingToDraw:
             continue
-        kept = "\n".join(text.splitlines()[:lines])
-        shown.append(Finding(figure.caption, setting.figures[identifier], markdown2html(kept)))
+        kept = text.splitlines()[:lines]
+        plain = kept[0].removeprefix("- ").replace("**", "").replace("`", "")
+        shown.append(Finding(figure.caption, setting.figures[identifier], markdown2html("\n".join(kept)), plain))
     return shown
 
 
@@ -122,6 +125,8 @@ def datasets(folder: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
+SAID = 6
+"""Findings that are printed when the page is written."""
 UNSTABLE = ("logs", "benchmarks", "notebooks", "figures")
 """Folders that are linked from elsewhere, or whose size differs between two equal runs."""
 
@@ -152,7 +157,9 @@ def main(arguments) -> None:
         heads=[*(head for head, _, _ in COLUMNS), "chat-only", "chat-specific"],
     )
     storage.write_sealed(page, arguments.output)
-    stage.say(f"index: {sum(len(one.findings) for one in chapters)} findings in {len(chapters)} settings")
+    said = [f"  {one.name}: {finding.first}" for one in chapters for finding in one.findings]
+    for line in ["what was found, among other things:", *said[:SAID]]:
+        stage.say(line)
 
 
 if __name__ == "__main__":
