@@ -16,6 +16,13 @@ def test_files_are_made_from_the_classes(file, text):
     assert (ROOT / file).read_text(encoding="utf-8") == text(), "run `python -m crosscoders.study.reference`"
 
 
+def test_every_key_has_a_meaning():
+    keys = [
+        (one.name, key) for subject in reference.SUBJECTS for one in reference.sections(subject) for key in one.keys
+    ]
+    assert [f"{name}.{key.name}" for name, key in keys if not key.meaning] == []
+
+
 def test_every_key_of_a_study_stands_on_the_page():
     page = reference.page()
     named = {"Study": Study.model_json_schema()} | Study.model_json_schema()["$defs"]
