@@ -43,8 +43,9 @@ rule all:
 onstart:
     try:
         jobs.claim(RESULTS)
+        slurm.begin(workflow)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
     for line in queries.left_out(STUDY):
         print(line)
 

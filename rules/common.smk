@@ -5,7 +5,7 @@ from pathlib import Path
 from crosscoders.errors import UserError
 from crosscoders.report import registry
 from crosscoders.study import loading, places, queries
-from crosscoders.workflow import dependencies, jobs, sections
+from crosscoders.workflow import dependencies, jobs, sections, slurm
 
 PROJECT = Path(workflow.basedir)
 
