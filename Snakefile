@@ -9,6 +9,9 @@ include: "rules/common.smk"
 include: "rules/inputs.smk"
 
 
+container: IMAGE
+
+
 wildcard_constraints:
     study=STUDY.study,
     setting="|".join(STUDY.settings),
