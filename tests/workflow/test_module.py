@@ -63,7 +63,13 @@ def test_another_workflow_plans_and_makes_this_one_as_a_module(mine):
     folder, target = mine(), "results/small/planted/pair/batchtopk/seed-0.nc"
     status, output = snakemake(folder, "-n")
     assert status == 0, output
-    for rule in ("crosscoders_trial", "crosscoders_notebook_pair", "crosscoders_report", "crosscoders_manifest", "mine"):
+    for rule in (
+        "crosscoders_trial",
+        "crosscoders_notebook_pair",
+        "crosscoders_report",
+        "crosscoders_manifest",
+        "mine",
+    ):
         assert f"{rule} " in output, output
     status, output = snakemake(folder, target)
     assert status == 0 and "Traceback" not in output, output

@@ -5,19 +5,20 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-REQUIREMENTS = {"slurm": "envs/requirements.txt", "kubernetes": "envs/kubernetes.txt"}
-"""The file of requirements that holds the plugins of an executor."""
+NEEDED = {
+    "slurm": ("snakemake-executor-plugin-slurm", "envs/requirements.txt"),
+    "kubernetes-volume": ("snakemake-executor-plugin-kubernetes", "envs/kubernetes.txt"),
+}
+"""Executor to the package that it needs and to the file of requirements that holds it."""
 
 
-def installed(executor: str, *storage: str) -> str:
-    """The name of an executor, where its plugin and those of the storage it needs are installed.
+def installed(executor: str) -> str:
+    """The name of an executor, where the package that it needs is installed.
 
     Parameters
     ----------
     executor : str
-        A key of `REQUIREMENTS`.
-    *storage : str
-        Storage providers, as `s3`.
+        A key of `NEEDED`.
 
     Returns
     -------
@@ -26,11 +27,10 @@ def installed(executor: str, *storage: str) -> str:
     Raises
     ------
     SystemExit
-        A plugin is missing. The line says what to install. Snakemake would turn any other exception into a traceback.
+        It is not installed. The line says what to do. Snakemake would turn any other exception into a traceback.
     """
-    plugins = [f"snakemake-executor-plugin-{executor}", *(f"snakemake-storage-plugin-{name}" for name in storage)]
-    missing = [name for name in plugins if importlib.util.find_spec(name.replace("-", "_")) is None]
-    if missing:
-        command = f"python -m pip install -r {REQUIREMENTS[executor]}"
-        sys.exit(f"error: executor: {executor!r} needs {' and '.join(missing)}, not installed; expected `{command}`")
+    package, requirements = NEEDED[executor]
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        command = f"python -m pip install --no-deps -r {requirements}"
+        sys.exit(f"error: executor: {executor!r} needs {package}, which is not installed; expected `{command}`")
     return executor

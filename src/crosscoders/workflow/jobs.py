@@ -93,7 +93,9 @@ def check_module(project: Path | str, prefix: str | None) -> None:
         The project does not lie in a folder here, or its files are to lie elsewhere than in `results/`.
     """
     if not Path(project, "src/crosscoders").is_dir():
-        raise UserError(f"module: snakefile: {project} is no folder here; expected the Snakefile of a clone of this project")
+        raise UserError(
+            f"module: snakefile: {project} is no folder here; expected the Snakefile of a clone of this project"
+        )
     if prefix is not None:
         raise UserError(f"module: prefix: {prefix!r} cannot be used, as stages name results/ too; expected no prefix")
 
