@@ -119,7 +119,9 @@ def test_the_profile_follows_a_cluster_with_accounting(made_up, named, threads, 
     said = profile("slurm", made_up(accounting=True) | named)
     assert said["slurm-status-command"] == "sacct"
     assert [entry for entry in said["default-resources"] if entry.startswith("slurm_")] == resources
-    assert {entry.split("=")[1] for entry in said["set-threads"]} == {str(threads)}
+    asked = dict(entry.split("=") for entry in said["set-threads"])
+    assert set(asked.values()) == {str(threads)} and "train_crosscoder" in asked
+    assert ("fine_tune" in asked) == ("CROSSCODERS_THREADS" in named), "else it has those of one machine, and its bytes"
 
 
 def test_threads_that_are_no_number_are_a_line(made_up, monkeypatch):

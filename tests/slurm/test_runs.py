@@ -46,7 +46,7 @@ def begun(project: Path, slurm: dict, *arguments: str, **variables: str) -> subp
 
 def ended(run: subprocess.Popen) -> str:
     """All that a run printed."""
-    printed, _ = run.communicate(timeout=1200 if LONG else 400)
+    printed, _ = run.communicate(timeout=5400 if LONG else 600)
     assert "Traceback" not in printed, printed
     return printed
 

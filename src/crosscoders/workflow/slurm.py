@@ -19,6 +19,8 @@ THREADS = "CROSSCODERS_THREADS"
 """The variable that says how many threads heavy rules take at most."""
 MANY = 8
 """Threads of heavy rules where nothing else is said."""
+FEW = 2
+"""The most threads that rules themselves take, by which they run on one machine."""
 SHORTEST_AGE = 240
 """Seconds that jobs which ended must stay in the queue where nothing else tells of them; Snakemake asks every 180 s."""
 
@@ -71,14 +73,32 @@ def threads(most: int = MANY) -> int:
     -------
     int
     """
-    said = os.environ.get(THREADS)
-    if said is not None and not (said.isdigit() and int(said) > 0):
-        sys.exit(f"error: {THREADS}: {said!r} does not fit; expected a number of threads from 1 on")
-    most = int(said) if said else most
+    most = _said() or most
     found = _cluster()
     name = None if found is None else partition() or found.default
     known = found.partitions.get(name) if found is not None and name else None
     return min(most, known.largest("threads") or most) if known else most
+
+
+def model_threads() -> int | None:
+    """The threads of a rule that trains a language model, whose last bits depend on how many threads share its sums.
+
+    Returns
+    -------
+    int, optional
+        None leaves it to the rule, for the same bytes as on one machine: nobody says another number, and the largest node of
+        the partition has as many as the rule takes.
+    """
+    fitting = threads(FEW)
+    return fitting if _said() or fitting < FEW else None
+
+
+def _said() -> int | None:
+    """How many threads the user asks for, if any."""
+    said = os.environ.get(THREADS)
+    if said is not None and not (said.isdigit() and int(said) > 0):
+        sys.exit(f"error: {THREADS}: {said!r} does not fit; expected a number of threads from 1 on")
+    return int(said) if said else None
 
 
 @functools.cache
