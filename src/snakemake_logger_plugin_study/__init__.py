@@ -39,6 +39,9 @@ FAILED_STAGE = re.compile(r"Command '.*python -m crosscoders (\S+) .*returned no
 REFUSED = re.compile(r"SLURM sbatch failed. The error message was '(?:sbatch: error: )?(.*?)'\.\n", re.DOTALL)
 """What the Slurm executor prints of a job that Slurm does not take: all of its command, after the reason."""
 
+GUESSED = re.compile(r"No SLURM account given|No account was given, not able|Unable to guess SLURM account")
+"""What the Slurm executor warns of where a cluster has no accounts; profiles/slurm names one where there are some."""
+
 SAID = re.compile(r"^(?:slurmstepd\S*: )?error: (.*)$", re.MULTILINE)
 """What a stage, or Slurm, says in the log of a job that failed."""
 
@@ -61,6 +64,8 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; an interruption is followed by what to do next, and a failed stage is named without its command."""
+        if GUESSED.match(str(record.msg)):
+            return
         failed = FAILED_STAGE.search(str(record.msg))
         if str(record.msg).startswith("Terminating processes on user request"):
             record.msg = "Interrupted: jobs are ended now. The same command continues where this run stopped."

@@ -16,6 +16,7 @@ from tests.slurm.profiles import commands, profile
 from crosscoders.errors import UserError
 from crosscoders.workflow import slurm
 from crosscoders.workflow.slurm_cluster import cluster, gpus, minutes
+from snakemake_logger_plugin_study import failed_elsewhere
 
 
 @pytest.fixture
@@ -219,3 +220,43 @@ def test_time_limits_are_read(time, expected):
 )
 def test_gpus_are_counted(gres, expected):
     assert gpus(gres) == expected
+
+
+# -- what is said of a job that failed ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "log", "expected"),
+    [
+        (
+            "SLURM sbatch failed. The error message was 'sbatch: error: Batch job submission failed:\nNo such account'.\n"
+            "    sbatch call:\n        sbatch --parsable",
+            "",
+            ["error: rule causal: Slurm does not take the job: Batch job submission failed: No such account"],
+        ),
+        (
+            "SLURM-job '7' failed, SLURM status is: 'TIMEOUT'. Detailed failure reason unavailable (status command is not "
+            "'sacct').For further error details see the cluster/cloud log",
+            "step 3\nerror: device: 'cuda' is not available\nslurmstepd-n1: error: *** JOB 7 CANCELLED DUE TO TIME LIMIT ***\n",
+            [
+                "error: rule causal: SLURM-job '7' failed, SLURM status is: 'TIMEOUT'",
+                "  device: 'cuda' is not available",
+                "  *** JOB 7 CANCELLED DUE TO TIME LIMIT ***",
+            ],
+        ),
+        (
+            "SLURM-job '7' failed, SLURM status is: 'NODE_FAIL'. Reason: Unknown.For further error details",
+            "step 3\n",
+            [
+                "error: rule causal: SLURM-job '7' failed, SLURM status is: 'NODE_FAIL'. Reason: Unknown",
+                "  its logs: {log}",
+            ],
+        ),
+    ],
+    ids=["refused", "ended", "silent"],
+)
+def test_a_job_that_failed_elsewhere_is_a_line_and_what_it_said_last(tmp_path, message, log, expected):
+    path = tmp_path / "job.log"
+    path.write_text(log)
+    lines = failed_elsewhere("causal", message, [str(path), str(tmp_path / "missing.log")])
+    assert lines == [line.format(log=f"{path}, {tmp_path / 'missing.log'}") for line in expected]
