@@ -16,6 +16,7 @@ from tests.slurm.profiles import commands, profile
 from crosscoders.errors import UserError
 from crosscoders.workflow import slurm
 from crosscoders.workflow.slurm_cluster import cluster, gpus, minutes
+from crosscoders.workflow.slurm_jobs import NEVER
 from snakemake_logger_plugin_study import failed_elsewhere
 
 
@@ -220,6 +221,29 @@ def test_time_limits_are_read(time, expected):
 )
 def test_gpus_are_counted(gres, expected):
     assert gpus(gres) == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "never"),
+    [
+        ("PartitionTimeLimit", True),
+        ("QOSMaxCpuPerJobLimit", True),
+        ("QOSMinGRES", False),
+        ("AssocMaxWallDurationPerJobLimit", True),
+        ("AssocMaxJobsLimit", False),
+        ("AssocGrpCpuLimit", False),
+        ("QOSMaxCpuPerUserLimit", False),
+        ("InvalidAccount", True),
+        ("Resources", False),
+        ("Priority", False),
+        ("JobHeldUser", False),
+        ("PartitionDown", False),
+        ("PartitionNodeLimit", False),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", False),
+    ],
+)
+def test_only_waiting_for_what_never_comes_is_an_error(reason, never):
+    assert bool(NEVER.match(reason)) == never
 
 
 # -- what is said of a job that failed ---------------------------------------------------------------------------------

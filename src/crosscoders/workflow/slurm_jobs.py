@@ -16,11 +16,10 @@ UNITS = {"threads": "threads", "mem": "MB of memory", "gpu": "GPUs", "runtime": 
 """Resource to what it counts."""
 
 NEVER = re.compile(
-    r"Partition(NodeLimit|TimeLimit|Config)|BadConstraints|DependencyNeverSatisfied|JobHoldMaxRequeue"
-    r"|Invalid(Account|QOS)|(Account|QOS|Partition)NotAllowed|MaxMemPerLimit"
-    r"|(Assoc|QOS)(Grp)?(Max|Min)\w*(PerJob|PerNode|NotSatisfied)\w*|AccountingPolicy|AccountNotAllowed"
+    r"Partition(TimeLimit|Config)|BadConstraints|DependencyNeverSatisfied|JobHoldMaxRequeue|MaxMemPerLimit"
+    r"|Invalid(Account|QOS)|(Account|QOS)NotAllowed|(Assoc|QOS)(Max|Min)\w*(PerJob|PerNode|NotSatisfied)"
 )
-"""Reasons of waiting that no other job's end resolves."""
+"""How reasons begin that neither the end of another job nor the return of a node resolves."""
 
 
 # -- before the first job ----------------------------------------------------------------------------------------------
