@@ -75,6 +75,7 @@ lock:
 	$(COMPILE) $(UPGRADE) $(CUDA:%=--no-emit-package %) envs/requirements.in -o envs/requirements.txt
 	$(COMPILE) -c envs/requirements.txt -c envs/kernels.in --no-emit-package torch envs/cuda.in -o envs/cuda.txt
 	$(COMPILE) --no-emit-package setuptools -c envs/requirements.txt envs/kernels.in -o envs/kernels.txt
+	$(COMPILE) -c envs/requirements.txt envs/kubernetes.in -o envs/kubernetes.txt
 
 # Other people's packages, to measure against, in an environment of their own. None of them uses torchvision, whose build
 # may not fit torch's.

@@ -9,6 +9,9 @@ include: "rules/common.smk"
 include: "rules/inputs.smk"
 
 
+container: IMAGE
+
+
 wildcard_constraints:
     study=STUDY.study,
     setting="|".join(STUDY.settings),
@@ -44,8 +47,9 @@ rule all:
 onstart:
     try:
         jobs.claim(RESULTS)
+        slurm.begin(workflow)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
     for line in [*queries.left_out(STUDY), *queries.unequal_budgets(STUDY)]:
         print(f"warning: {line}")
 

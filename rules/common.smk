@@ -2,12 +2,16 @@
 import sys
 from pathlib import Path
 
+from snakemake_interface_executor_plugins.settings import DeploymentMethod
+
 from crosscoders.errors import UserError
 from crosscoders.report import registry
 from crosscoders.study import loading, places, queries
-from crosscoders.workflow import costs, dependencies, jobs, sections
+from crosscoders.workflow import costs, dependencies, jobs, sections, slurm
 
-PROJECT = Path(workflow.basedir)
+PROJECT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+# Another Snakefile may use this one as a `module`; the study is then what that one gives as `config`.
+MODULE = not workflow.modifier.is_main_snakefile()
 
 
 def of_project(path):
@@ -20,14 +24,20 @@ def code(*modules):
     return dependencies.code(*modules, folder=of_project("src/crosscoders"))
 
 
-STUDY_FILES = [str(places.from_here(file)) for file in workflow.configfiles] or [of_project("config.yaml")]
 try:
-    STUDY = loading.load(*STUDY_FILES, overrides=workflow.config_settings.config)
+    if MODULE:
+        jobs.check_module(PROJECT, workflow.modifier.path_modifier.prefix)
+        STUDY_FILES, CHANGES, CHANGED = [jobs.study_file(config) or of_project("config.yaml")], [], {}
+    else:
+        STUDY_FILES = [str(places.from_here(file)) for file in workflow.configfiles] or [of_project("config.yaml")]
+        CHANGES, CHANGED = workflow.config_settings.config_args, workflow.config_settings.config
+    STUDY = loading.load(*STUDY_FILES, overrides=CHANGED)
+    IMAGE = jobs.image(PROJECT, DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method)
 except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 RESULTS = f"results/{STUDY.study}"
-jobs.prepare(PROJECT, workflow.main_snakefile, STUDY_FILES, workflow.config_settings.config_args)
+jobs.prepare(PROJECT, PROJECT / "Snakefile" if MODULE else workflow.main_snakefile, STUDY_FILES, CHANGES)
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)

@@ -9,16 +9,19 @@ sent elsewhere here.
 from __future__ import annotations
 
 import argparse
+import copy
 import locale
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from snakemake.logging import ColorizingTextHandler
 from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
 
-from crosscoders.errors import UserError
+from crosscoders.errors import UserError, shortened
 from crosscoders.home import ensure_home, show_all_letters
 from crosscoders.study import loading
 
@@ -32,6 +35,15 @@ if locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8"):
 
 FAILED_STAGE = re.compile(r"Command '.*python -m crosscoders (\S+) .*returned non-zero exit status", re.DOTALL)
 """What Snakemake prints of a job that failed: hundreds of characters of its command, after the stage's own line."""
+
+REFUSED = re.compile(r"SLURM sbatch failed. The error message was '(?:sbatch: error: )?(.*?)'\.\n", re.DOTALL)
+"""What the Slurm executor prints of a job that Slurm does not take: all of its command, after the reason."""
+
+GUESSED = re.compile(r"No SLURM account given|No account was given, not able|Unable to guess SLURM account")
+"""What the Slurm executor warns of where a cluster has no accounts; profiles/slurm names one where there are some."""
+
+SAID = re.compile(r"^(?:slurmstepd\S*: )?error: (.*)$", re.MULTILINE)
+"""What a stage, or Slurm, says in the log of a job that failed."""
 
 
 class LogHandler(LogHandlerBase):
@@ -52,12 +64,43 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; an interruption is followed by what to do next, and a failed stage is named without its command."""
+        if GUESSED.match(str(record.msg)):
+            return
         failed = FAILED_STAGE.search(str(record.msg))
         if str(record.msg).startswith("Terminating processes on user request"):
             record.msg = "Interrupted: jobs are ended now. The same command continues where this run stopped."
         elif failed:
             record.msg, record.args = f"{failed[1]} failed; the reason stands above.", ()
+        elif getattr(record, "event", None) is LogEvent.JOB_ERROR and record.rule_msg:
+            record = copy.copy(record)  # Snakemake's log file gets all of it
+            record.event, record.msg = None, "\n".join(failed_elsewhere(record.rule_name, record.rule_msg, record.log))
         self.terminal.emit(record)
+
+
+def failed_elsewhere(rule: str, message: str, logs: Sequence[str]) -> list[str]:
+    """What to say of a job that failed where an executor sent it.
+
+    Parameters
+    ----------
+    rule : str
+    message : str
+        What the executor says.
+    logs : sequence of str
+        The files in which the job and its machine may have said more; they may be missing.
+
+    Returns
+    -------
+    list of str
+        The rule and the reason, then the lines that the logs hold, or where they are.
+    """
+    refused = REFUSED.search(message)
+    short = re.split(r"\. (?:Detailed|Consider)|For further error details|\n", message)[0].rstrip(".")
+    if refused:
+        return [shortened(f"error: rule {rule}: Slurm does not take the job: {' '.join(refused[1].split())}")]
+    texts = [Path(file).read_text(encoding="utf-8", errors="replace") for file in logs if Path(file).is_file()]
+    said = list(dict.fromkeys(line for text in texts for line in SAID.findall(text)))
+    more = [f"  {shortened(line)}" for line in said[:3]] or [f"  its logs: {', '.join(logs)}"] * bool(logs)
+    return [shortened(f"error: rule {rule}: {short}"), *more]
 
 
 def _read_study_files(arguments: list[str]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
+
+import yaml
 
 from crosscoders import storage
 from crosscoders.errors import UserError
@@ -41,6 +44,82 @@ def prepare(project: Path | str, snakefile: Path | str, study: Sequence[str], ch
     os.environ["PYTHONUTF8"] = "1"
     arguments = ["--snakefile", str(from_here(snakefile)), "--configfile", *study]
     os.environ["STUDY_ARGUMENTS"] = shlex.join([*arguments, *(["--config", *changes] if changes else [])])
+
+
+IMAGE = "CROSSCODERS_IMAGE"
+"""The variable that names another image than the one that envs/crosscoders.def makes."""
+
+
+def image(project: Path | str, used: bool) -> str:
+    """The container in which jobs run where a run asks for apptainer; elsewhere Snakemake ignores it.
+
+    Parameters
+    ----------
+    project : path
+        The folder of this project.
+    used : bool
+        Whether this run asks for it.
+
+    Returns
+    -------
+    str
+        A path, or an address as `docker://...`.
+
+    Raises
+    ------
+    UserError
+        The image is asked for, is a path, and is not there.
+    """
+    named = os.environ.get(IMAGE) or str(from_here(Path(project, "envs/crosscoders.sif")))
+    if used and "://" not in named and not Path(named).is_file():
+        command = "apptainer build envs/crosscoders.sif envs/crosscoders.def"
+        raise UserError(f"container: {named} does not exist; expected an image, as `{command}` makes it")
+    return named
+
+
+def check_module(project: Path | str, prefix: str | None) -> None:
+    """Refuse what cannot work where another Snakefile uses this one as a `module`.
+
+    Parameters
+    ----------
+    project : path
+        The folder of this project, as the other Snakefile names it.
+    prefix : str, optional
+        The `prefix` that the other Snakefile gives.
+
+    Raises
+    ------
+    UserError
+        The project does not lie in a folder here, or its files are to lie elsewhere than in `results/`.
+    """
+    if not Path(project, "src/crosscoders").is_dir():
+        raise UserError(
+            f"module: snakefile: {project} is no folder here; expected the Snakefile of a clone of this project"
+        )
+    if prefix is not None:
+        raise UserError(f"module: prefix: {prefix!r} cannot be used, as stages name results/ too; expected no prefix")
+
+
+def study_file(config: Mapping[str, object]) -> str | None:
+    """Write the study that another Snakefile gives as `config` of a module, so that the report's job can read it.
+
+    Parameters
+    ----------
+    config : mapping
+        Settings of a study.
+
+    Returns
+    -------
+    str, optional
+        The path of the file, which lies in `.snakemake/` under a name of its content; None where the mapping is empty.
+    """
+    if not config:
+        return None
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
+    path = Path(".snakemake", "studies", f"module-config-{hashlib.sha256(text).hexdigest()[:12]}.yaml")
+    if not path.is_file():
+        storage.atomic(path, lambda temporary: temporary.write_bytes(text), flush=False)
+    return str(path)
 
 
 def claim(results: Path | str) -> None:
