@@ -12,10 +12,11 @@ import torch
 def crosscoder_learning(folder, x):
     """The fork of science-of-finetuning; the package of the same name on PyPI has no crosscoder."""
     import json
+    from pathlib import Path
 
     from dictionary_learning import dictionary
 
-    kind = getattr(dictionary, json.load(open(f"{folder}/config.json"))["dict_class"])
+    kind = getattr(dictionary, json.loads(Path(folder, "config.json").read_text())["dict_class"])
     coder = kind.from_pretrained(folder, from_hub=True)
     code = coder.encode(x)
     return code, coder.decode(code)

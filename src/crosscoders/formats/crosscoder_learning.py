@@ -83,10 +83,7 @@ def _score_threshold(threshold: float, rows: torch.Tensor, config: dict, weights
     if kind == "CROSSCODER":
         return threshold
     norms, joint = rows.norm(dim=2).sum(1), rows.flatten(1).norm(dim=1)
-    if kind == "NONE":
-        factor = torch.ones_like(joint)
-    else:
-        factor = joint
+    factor = torch.ones_like(joint) if kind == "NONE" else joint
     if kind == "MIXED":
         shares = [config.get(f"code_normalization_alpha_{part}", usual) for part, usual in (("sae", 1.0), ("cc", 0.1))]
         if not all(isinstance(share, (int, float)) and math.isfinite(share) and share >= 0 for share in shares):

@@ -53,6 +53,15 @@ class Portable:
     differences: list[str] = field(default_factory=list)
     origin: str = "netcdf"
 
+    def to(self, device: str) -> Portable:
+        """A copy on another device, `cpu` or `cuda`."""
+        return replace(
+            self,
+            crosscoder=self.crosscoder.to(device),
+            mean=[mean.to(device) for mean in self.mean],
+            scale=self.scale.to(device),
+        )
+
     def normalise(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Normalised activations, (T, D), of raw ones, (T, d_s) by source."""
         means, scales = [mean.float() for mean in self.mean], self.scale.float()
