@@ -8,6 +8,7 @@ from pathlib import Path
 
 from crosscoders.errors import UserError
 from crosscoders.home import show_all_letters
+from crosscoders.library import commands as library
 from crosscoders.report import verification
 from crosscoders.study import facts, loading, new, queries
 
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--layers", type=_layers, help="layers of one model, as 4,8,12")
     made.add_argument("--study", help="name of the study and of its file in studies/")
     made.set_defaults(run=_new)
+    library.add(commands)
     return parser
 
 

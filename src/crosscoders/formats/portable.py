@@ -17,6 +17,7 @@ import xarray as xr
 from crosscoders import artifacts
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.crosscoder.files import to_dataset
+from crosscoders.crosscoder.separate import separate
 from crosscoders.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -60,6 +61,31 @@ class Portable:
             crosscoder=self.crosscoder.to(device),
             mean=[mean.to(device) for mean in self.mean],
             scale=self.scale.to(device),
+        )
+
+    def of_source(self, name: str) -> Portable:
+        """The dictionary of one source, where the crosscoder is one per source.
+
+        Raises
+        ------
+        UserError
+            There is no such source, or latents belong to several.
+        """
+        sources = self.crosscoder.sources
+        if name not in sources:
+            raise UserError(f"source: {name!r}; expected one of {', '.join(sources)}")
+        apart, s = separate(self.crosscoder), sources.index(name)
+        if apart is None:
+            raise UserError(f"source: {name!r} has no dictionary of its own; expected SAEs (reads: each, writes: each)")
+        part = slice(s, s + 1)
+        differences = [name] if name in self.differences else []
+        return replace(
+            self,
+            crosscoder=apart.parts[s],
+            mean=self.mean[part],
+            scale=self.scale[part],
+            sink_norm=self.sink_norm[part],
+            differences=differences,
         )
 
     def normalise(self, activations: Mapping[str, torch.Tensor]) -> torch.Tensor:
