@@ -31,6 +31,8 @@ jobs.prepare(PROJECT, workflow.main_snakefile, STUDY_FILES, workflow.config_sett
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)
+PUBLISHED = queries.published(STUDY)
+PUBLISHED_SUFFIXES = (".json", ".safetensors", ".pt", ".nc")
 GPU = int(STUDY.device == "cuda")
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
 TRAINED = [name for name, model in STUDY.models.items() if model.kind == "trained"]

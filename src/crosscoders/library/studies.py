@@ -69,6 +69,8 @@ def open_study(folder: Path | str) -> xr.DataTree:
 def _place(name: str) -> tuple[str, tuple] | None:
     """The node that a file belongs to, and its labels there: (crosscoder, seed), or nothing."""
     if match := TRAINING.fullmatch(name):
+        if match["kind"] == ".normalisation":  # of a published crosscoder, whose own file says the same
+            return None
         stage = match["stage"] if match["kind"] is None else match["kind"][1:]
         return f"{match['setting']}/{stage}", (match["name"], int(match["seed"]))
     if match := SPLIT.fullmatch(name):

@@ -13,6 +13,7 @@ from crosscoders.study.settings.comparisons import (
     TransferSetting,
 )
 from crosscoders.study.settings.corpora import PlantedChats
+from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.models import FineTunedModel
 from crosscoders.study.settings.study import Study
 
@@ -20,6 +21,21 @@ from crosscoders.study.settings.study import Study
 def planted_settings(study: Study) -> list[str]:
     """Settings whose sources are synthetic."""
     return [name for name, setting in study.settings.items() if isinstance(setting, PlantedSetting)]
+
+
+def published(study: Study) -> list[str]:
+    """Crosscoders that are read, not trained.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
+    return [name for name, one in study.crosscoders.items() if isinstance(one, PublishedSettings)]
 
 
 def data_setting(study: Study, setting: str) -> str:

@@ -28,6 +28,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         activations.MeasureAblationsSection,
         training.TrainCrosscoderSection,
         training.TrainAlignedSection,
+        analysis.ImportCrosscoderSection,
         analysis.EvaluateSection,
         analysis.EvaluateAlignedSection,
         analysis.ClassifyLatentsSection,
