@@ -1,0 +1,181 @@
+"""A published crosscoder in a study: what it gives there, and which ones are refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+from tests import project
+from tests.formats.test_formats import change_config, change_tensors
+
+import crosscoders
+from crosscoders import artifacts, cli
+from crosscoders.errors import UserError
+from crosscoders.formats import crosscoder_learning
+from crosscoders.report import collate
+from crosscoders.study import loading
+from crosscoders.workflow import sections
+
+UNKNOWN = ("training_tokens", "training_flops", "l0_training", "penalty_coefficient", "threshold_training")
+"""What only the training of a crosscoder knows."""
+
+
+def second(folder, path: str = "peer", **changes):
+    """A file that makes a second study of the smoke study, whose pair is read by a published crosscoder alone."""
+    settings = {"base-vs-chat": {"crosscoders": ["theirs"]}, "again": {"crosscoders": ["theirs"]}}
+    content = {"study": "second", "settings": settings}
+    content["crosscoders"] = {"theirs": {"kind": "published", "path": path} | changes}
+    (folder / "second.yaml").write_text(yaml.safe_dump(content))
+    return "--configfile", "studies/smoke.yaml", "second.yaml"
+
+
+@pytest.fixture(scope="module")
+def exported(finished_project, tmp_path_factory):
+    """A copy of the finished study, under another name, with its crosscoder exported as a peer publishes one."""
+    folder = project.copy_finished(finished_project, tmp_path_factory.mktemp("published") / "project")
+    path = folder / "results/smoke/crosscoders/base-vs-chat/batchtopk/seed-0.nc"
+    cli.main(["export", str(path), "--format", "crosscoder_learning", "--output", str(folder / "peer")])
+    (folder / "results/smoke").rename(folder / "results/second")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_study_of_a_published_crosscoder_finds_what_the_study_that_trained_it_found(exported):
+    options = second(exported)
+    planned = project.planned(exported, *options)
+    assert planned.pop("import_crosscoder") == 1
+    assert "train_crosscoder" not in planned and "train_aligned" not in planned
+    done = project.snakemake(exported, *options)
+    assert "import_crosscoder base-vs-chat/theirs/seed-0: crosscoder_learning; FVE on validation" in done.stderr
+    results = exported / "results/second"
+    for place in ("latents/base-vs-chat", "latents/again", "evaluation/base-vs-chat", "causal/base-vs-chat"):
+        trained, read = (artifacts.read(results / f"{place}/{name}/seed-0.nc") for name in ("batchtopk", "theirs"))
+        assert set(trained.variables) == set(read.variables)
+        xr.testing.assert_allclose(
+            trained.drop_vars(UNKNOWN, errors="ignore"), read.drop_vars(UNKNOWN, errors="ignore")
+        )
+    evaluation = artifacts.read(results / "evaluation/base-vs-chat/theirs/seed-0.nc")
+    assert int(evaluation["training_tokens"]) == -1 and np.isnan(evaluation["training_flops"])
+    assert (results / "latents/base-vs-chat/theirs/seed-0.html").exists()
+    summary = artifacts.read(results / "summary/base-vs-chat.nc")
+    assert "training_l0" not in summary and list(summary["crosscoder"].values) == ["theirs"]
+    notebook = (results / "notebooks/model_diffing-base-vs-chat.ipynb").read_text()
+    assert "All crosscoders of this setting were trained elsewhere" in notebook
+    assert project.planned(exported, *options) == {}
+    study = crosscoders.open_study(results)
+    assert study["base-vs-chat/crosscoders"].encoder_base.sel(crosscoder="theirs").isnull().sum() == 0
+
+
+def test_training_curves_of_a_setting_that_trains_some_of_its_crosscoders(tmp_path):
+    path = tmp_path / "results/x/crosscoders/pair/ours/seed-3.history.nc"
+    artifacts.write(xr.Dataset({"l0": artifacts.variable("step", np.arange(4.0), "L0")}), path)
+    curves = collate.training_curves([path], ["theirs", "ours"])
+    assert list(curves["crosscoder"].values) == ["theirs", "ours"] and curves["seed"].values.tolist() == [3]
+    np.testing.assert_array_equal(curves["training_l0"].sel(seed=3), [[np.nan] * 4, [0, 1, 2, 3]])
+
+
+def import_alone(folder, setting="base-vs-chat", **changes) -> subprocess.CompletedProcess:
+    """Run the stage on the files of a finished study."""
+    options = second(folder, **changes)
+    paths = [str(folder / path) for path in options[1:]]
+    study = loading.load(*paths)
+    section = sections.section(study, "import_crosscoder", setting=setting, crosscoder="theirs", seed="0")
+    activations = folder / "results/second/activations" / setting
+    command = [sys.executable, "-m", "crosscoders", "analysis.import_crosscoder", "--settings", section]
+    command += ["--validation", str(activations / "validation/000.nc")]
+    command += ["--normalisation", str(activations / "normalisation.nc"), "--threads", "1"]
+    command += ["--output", str(folder / "out.nc"), "--units", str(folder / "units.nc")]
+    return subprocess.run(command, cwd=folder, env=project.environment(folder), capture_output=True, text=True)
+
+
+def refusal(folder, **changes) -> str:
+    done = import_alone(folder, **changes)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert not (folder / "out.nc").exists()
+    return lines[0]
+
+
+@pytest.mark.slow
+def test_crosscoders_of_other_units_layers_and_shapes_are_refused_in_one_line(exported, monkeypatch):
+    monkeypatch.chdir(exported)
+    shutil.copytree(exported / "peer", exported / "scaled", dirs_exist_ok=True)
+    change_tensors(exported / "scaled", activation_global_scale=torch.tensor([20.0, 0.004]))
+    line = refusal(exported, path="scaled")
+    assert line.startswith(
+        "error: crosscoders.theirs: explains less than nothing of the variance on validation tokens (base -"
+    )
+    assert "input_scale" in line
+    line = refusal(exported, setting="cross-layer")
+    assert "expected 2, as many as its files have" in line
+    assert "says itself how activations are normalised" in refusal(exported, input_scale={"base": 1.0, "chat": 1.0})
+    change_config(exported / "scaled/config.json", activation_dim=31)
+    assert "activation_dim is 31, but the weights in model.safetensors have 32" in refusal(exported, path="scaled")
+    (exported / "scaled/config.json").unlink()
+    assert "holds the files of no known format" in refusal(exported, path="scaled")
+    done = import_alone(exported, path="results/second/crosscoders/base-vs-chat/batchtopk/seed-0.nc")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(artifacts.read(exported / "out.nc").attrs["settings"])["crosscoder"]["kind"] == "published"
+    (exported / "out.nc").unlink()
+
+
+def test_names_of_sources_in_the_files_decide_their_order(tmp_path, member):
+    from tests.formats.test_formats import portable
+
+    from crosscoders.analysis.import_crosscoder import named
+
+    found = portable(member, "relu", ["chat", "base"])
+    crosscoder_learning.write(found, tmp_path)
+    read = crosscoder_learning.read(tmp_path)
+    assert named(read, ["base", "chat"], "here").crosscoder.sources == ["chat", "base"]
+    assert named(read, ["first", "last"], "here").crosscoder.sources == ["first", "last"]
+    with pytest.raises(UserError, match=r"^here\.sources: one; expected 2, as many as its files have$"):
+        named(read, ["one"], "here")
+
+
+# -- study files -------------------------------------------------------------------------------------------------------
+
+
+def problems(changes: dict, **published) -> str:
+    """What the checks say of the smoke study with a published crosscoder."""
+    content = loading.read(project.ROOT / "studies/smoke.yaml")
+    content["crosscoders"]["theirs"] = {"kind": "published"} | published
+    for setting in ("base-vs-chat", "again"):
+        content["settings"][setting]["crosscoders"] = ["theirs"]
+    with pytest.raises(UserError) as error:
+        loading.check(loading.merge(content, changes), "study.yaml")
+    return str(error.value)
+
+
+def test_mistakes_in_a_published_crosscoder_are_one_line_each(tmp_path):
+    here, wanted = str(tmp_path), "crosscoders.theirs"
+    assert problems({}) == f"study.yaml: {wanted}.path: None; expected either path, or repo and revision"
+    assert "path: '/nowhere' does not exist" in problems({}, path="/nowhere")
+    assert f"{wanted}.revision: None; expected a commit hash where repo is given" in problems({}, repo="a/b")
+    assert "branches and tags are not pinned" in problems({}, repo="a/b", revision="main")
+    assert f"{wanted}.folder: 'x'; expected a repo where folder is given" in problems({}, path=here, folder="x")
+    assert "leaves the repo" in problems({}, repo="a/b", revision="0" * 40, folder="../x")
+    assert f"{wanted}.latents: unknown setting" in problems({}, path=here, latents=3)
+    assert "'published' is one training, but seeds has 2" in problems({"seeds": [0, 1]}, path=here)
+    assert "sources: 'other' is not defined; known: base, chat" in problems({}, path=here, sources=["base", "other"])
+    null = {"settings": {"null-permuted-tokens": {"crosscoders": ["theirs"]}}}
+    assert "expected ones that are trained on the changed activations" in problems(null, path=here)
+    planted = {"settings": {"pair": {"crosscoders": ["theirs", "saes"]}}}
+    assert "expected ones that are trained on the planted concepts" in problems(planted, path=here)
+    circuits = {"settings": {"cross-layer": {"crosscoders": ["theirs", "saes"], "circuits": {"crosscoder": "theirs"}}}}
+    assert "circuits.crosscoder: 'theirs' is published" in problems(circuits, path=here)
+    kind = {"crosscoders": {"l1": {"kind": "publised"}}}
+    assert "crosscoders.l1.kind: 'publised' is not one of trained, published" in problems(kind, path=here)
+
+
+def test_studies_that_train_all_their_crosscoders_say_what_they_said():
+    content = loading.read(project.ROOT / "studies/smoke.yaml")
+    plain = loading.check(content).model_dump(mode="json")
+    assert all("kind" not in one for one in plain["crosscoders"].values())
+    content["crosscoders"]["l1"]["kind"] = "trained"
+    assert loading.check(content).model_dump(mode="json") == plain
