@@ -1,6 +1,6 @@
 """Crosscoders: sparse dictionaries shared by several sources, trained and judged as a reproducible study.
 
-`load` reads a crosscoder, `open_study` the results of a study; `attach` puts a crosscoder on a language model.
+`load` and `from_hub` read a crosscoder, `open_study` the results of a study; `attach` puts a crosscoder on a language model.
 """
 
 import gc
@@ -14,7 +14,7 @@ if sys.argv[:1] == ["-m"]:
     # and again is a seventh of the time it takes to start. `stage.run` turns the collector on.
     gc.disable()
 
-_OFFERED = {"load": "loaded", "open_study": "studies", "attach": "attachment"}
+_OFFERED = {"load": "loaded", "from_hub": "loaded", "open_study": "studies", "attach": "attachment"}
 """Functions of the library, and the modules of its room. They are imported when first used, since torch takes seconds."""
 __all__ = ["__version__", *_OFFERED]
 

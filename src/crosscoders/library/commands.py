@@ -29,6 +29,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     export.add_argument("--output", type=Path, metavar="FOLDER", help="a new folder; under exports/ if absent")
     export.add_argument("--source", help="write the dictionary of this source alone, of SAEs per source")
     export.set_defaults(run=run_export)
+    push = commands.add_parser("push", help="put a crosscoder with a model card on the hub of Hugging Face")
+    _add_source_flags(push)
+    push.add_argument(
+        "repo", metavar="REPO", help="id of the repository, as organisation/name; made where there is none"
+    )
+    push.add_argument("--format", default=CROSSCODERS[0], choices=CROSSCODERS)
+    push.add_argument("--licence", help="id of a licence for the model card, as mit")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.set_defaults(run=run_push)
 
 
 def _add_source_flags(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +89,28 @@ def run_export(given: argparse.Namespace) -> None:
         found = recognise.read(given.path, given.sources, given.input_scale)
         recognise.write(found.of_source(given.source) if given.source else found, folder, given.format)
     print(f"{folder}: written as {given.format}; docs/formats.md says what it holds")
+
+
+def run_push(given: argparse.Namespace) -> None:
+    """Push what `crosscoders push` asks for.
+
+    Parameters
+    ----------
+    given : argparse.Namespace
+        `path`, `repo`, `format`, `licence`, `private`, `sources`, `input_scale`.
+
+    Raises
+    ------
+    UserError
+        The crosscoder cannot be read, the format cannot express it, or the hub refuses it.
+    """
+    from crosscoders.formats import hub, recognise
+    from crosscoders.library import card
+
+    found = recognise.read(given.path, given.sources, given.input_scale)
+    text = card.text(found, card.measured(given.path), given.repo, given.format, given.licence)
+    revision = hub.push(found, given.repo, given.format, text, given.private)
+    print(f"{given.repo}@{revision}: pushed as {given.format}")
 
 
 def _write_documents(path: Path, folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 
 from crosscoders.errors import UserError
-from crosscoders.formats import recognise
+from crosscoders.formats import hub, recognise
 from crosscoders.formats.portable import Portable
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 Activations = Mapping[str, "torch.Tensor | np.ndarray"]
 """Raw activations, (…, d_s), by the name of the source."""
 
@@ -185,3 +187,44 @@ def load(
     torch.Size([5, 4096])
     """
     return Loaded(recognise.read(path, sources, input_scale), device)
+
+
+def from_hub(
+    repo: str,
+    revision: str,
+    folder: str | None = None,
+    sources: Sequence[str] | None = None,
+    input_scale: Mapping[str, float] | None = None,
+    device: str = "cpu",
+) -> Loaded:
+    """Read a crosscoder of the hub of Hugging Face, in any known format.
+
+    Parameters
+    ----------
+    repo : str
+        Id of the repository.
+    revision : str
+        Commit hash, so that it is the same crosscoder tomorrow.
+    folder : str, optional
+        Folder within the repository.
+    sources : list of str, optional
+        As for :func:`load`.
+    input_scale : {source: float}, optional
+        As for :func:`load`.
+    device : str
+        Where it computes.
+
+    Returns
+    -------
+    Loaded
+
+    Raises
+    ------
+    UserError
+        The revision is no commit hash, the hub cannot be reached, or there is no crosscoder.
+    """
+    if not COMMIT.fullmatch(revision):
+        raise UserError(
+            f"revision: {revision!r}; expected a commit hash (40 hexadecimal digits); branches and tags move"
+        )
+    return load(hub.fetch(repo, revision, folder), sources, input_scale, device)
