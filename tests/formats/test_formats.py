@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -436,3 +437,37 @@ def test_saes_that_peers_save_are_read(tmp_path):
 def test_the_plain_forward_passes_share_nothing_with_the_package():
     source = Path(importlib.util.find_spec("tests.formats.plain").origin).read_text()
     assert "crosscoders" not in source.replace("crosscoder_learning", "")
+
+
+VALUES = [None, True, -1, 0, 10**400, 1.5, "x", "x" * 3000, [], {}, [1, 2], float("nan"), float("inf")]
+"""What a setting of someone else may hold."""
+KEYS = ["encoder_layers", "code_normalization", "activation_fn", "activation_fn_kwargs", "metadata", "architecture"]
+
+
+@pytest.mark.parametrize(("format_name", "activation"), [*EXPRESSIBLE, ("netcdf", "relu"), ("ckkissane", "relu")])
+def test_a_mutated_folder_is_read_or_refused_in_one_line(member, tmp_path, format_name, activation):
+    whole, mutated = tmp_path / "whole", tmp_path / "mutated"
+    if format_name == "ckkissane":
+        ckkissane_folder(whole)
+    else:
+        recognise.write(portable(member, activation), whole, format_name)
+    random = np.random.default_rng(0)
+    for _ in range(25):
+        shutil.rmtree(mutated, ignore_errors=True)
+        shutil.copytree(whole, mutated)
+        path = random.choice(sorted(mutated.iterdir()))
+        if path.suffix == ".json" and random.random() < 0.8:
+            content = json.loads(path.read_text())
+            key = str(random.choice([*content, *KEYS]))
+            path.write_text(json.dumps(content | {key: VALUES[random.integers(len(VALUES))]}))
+        else:
+            content = bytearray(path.read_bytes())
+            for place in random.integers(min(len(content), 10 ** random.integers(2, 6)), size=3):
+                content[place] ^= 1 << random.integers(8)
+            path.write_bytes(content[: -random.integers(9) or None])
+        said = ""
+        try:
+            recognise.read(mutated)
+        except UserError as error:
+            said = str(error)
+        assert "\n" not in said

@@ -14,11 +14,22 @@ from crosscoders.crosscoder.files import from_dataset
 from crosscoders.errors import UserError
 from crosscoders.formats import portable as form
 from crosscoders.formats.portable import Portable
+from crosscoders.study.blocks import ACTIVATIONS
 
 NAME = "netcdf"
 FILES = ("crosscoder.nc",)
-SHARED = ("scale", "sink_norm", "encoder_bias", "threshold", "reads", "writes", "tied", "penalty")
-PER_SOURCE = ("mean", "encoder", "decoder", "decoder_bias")
+SHARED: dict[str, tuple[str, ...]] = {
+    "scale": ("source",),
+    "sink_norm": ("source",),
+    "encoder_bias": ("latent",),
+    "threshold": ("latent",),
+    "reads": ("latent", "source"),
+    "writes": ("latent", "source"),
+    "tied": ("latent",),
+    "penalty": ("latent",),
+}
+"""Dimensions of the variables of all sources; a threshold may be one number for all latents."""
+MAY_BE_INFINITE = ("sink_norm",)
 
 
 def read(path: Path, sources: Sequence[str] | None = None) -> Portable:
@@ -45,14 +56,7 @@ def read(path: Path, sources: Sequence[str] | None = None) -> Portable:
         dataset = artifacts.read(path)
     except (OSError, ValueError, RuntimeError, KeyError):
         raise UserError(f"{path}: cannot be read as netCDF; expected a crosscoder of a study") from None
-    if "source" in dataset["encoder_bias"].dims if "encoder_bias" in dataset else False:
-        raise UserError(f"{path}: an aligned crosscoder has a code per source; expected a crosscoder with one code")
-    names = [str(name) for name in dataset["source"].values] if "source" in dataset.dims else []
-    needed = [*SHARED, *(f"{part}_{name}" for name in names for part in PER_SOURCE)]
-    lacking = [name for name in needed if name not in dataset]
-    if not names or lacking or not {"activation", "k"} <= dataset.attrs.keys():
-        lacks = lacking[0] if lacking else "its sources or activation"
-        raise UserError(f"{path}: holds no crosscoder (it lacks {lacks}); expected crosscoders/SETTING/NAME/seed-N.nc")
+    names = _checked(dataset, path)
     crosscoder, sink_norm = from_dataset(dataset), torch.tensor(dataset["sink_norm"].values)
     # A source that is made of two others has no norm of its own; a file that came from a peer knows no norm at all.
     derived = [] if "format" in dataset.attrs else [n for n, norm in zip(names, sink_norm, strict=True) if norm.isinf()]
@@ -65,6 +69,39 @@ def read(path: Path, sources: Sequence[str] | None = None) -> Portable:
         differences=derived,
         origin=dataset.attrs.get("format", NAME),
     )
+
+
+def _checked(dataset: xr.Dataset, path: Path) -> list[str]:
+    """Names of the sources, if a dataset is a crosscoder in all its parts.
+
+    Raises
+    ------
+    UserError
+        It lacks a part, or one has other dimensions or holds numbers that are not finite.
+    """
+    if "encoder_bias" in dataset and "source" in dataset["encoder_bias"].dims:
+        raise UserError(f"{path}: an aligned crosscoder has a code per source; expected a crosscoder with one code")
+    names = [str(name) for name in dataset["source"].values] if "source" in dataset.dims else []
+    expected = SHARED | {f"{part}_{name}": dims for name in names for part, dims in _per_source(name).items()}
+    lacking = [name for name in expected if name not in dataset]
+    known = dataset.attrs.get("activation") in ACTIVATIONS and isinstance(dataset.attrs.get("k"), (int, np.integer))
+    if not names or lacking or not known:
+        lacks = lacking[0] if lacking else "its sources, activation or k"
+        raise UserError(f"{path}: holds no crosscoder (it lacks {lacks}); expected crosscoders/SETTING/NAME/seed-N.nc")
+    for name, dims in expected.items():
+        allowed = ((), dims) if name == "threshold" else (dims,)
+        if dataset[name].dims not in allowed or dataset[name].dtype.kind not in "iuf":
+            raise UserError(f"{path}: {name} has the dimensions {dataset[name].dims}; expected numbers over {dims}")
+        if name not in MAY_BE_INFINITE and not np.isfinite(dataset[name].values).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; expected weights")
+    return names
+
+
+def _per_source(name: str) -> dict[str, tuple[str, ...]]:
+    """Dimensions of the variables of a source."""
+    width = f"width_{name}"
+    matrix = ("latent", width)
+    return {"mean": (width,), "encoder": matrix, "decoder": matrix, "decoder_bias": (width,)}
 
 
 def write(portable: Portable, folder: Path) -> None:

@@ -112,8 +112,8 @@ def centred(portable: Portable) -> Folded:
 def _scales(tensors: Tensors, count: int) -> torch.Tensor:
     """Scales of the sources, (S,), from a file of ours; 1 in others'."""
     stored = tensors.metadata.get("scale", [1.0] * count)
-    valid = isinstance(stored, list) and len(stored) == count and all(type(one) in (int, float) for one in stored)
+    valid = isinstance(stored, list) and len(stored) == count and all(type(one) is float for one in stored)
     scale = torch.tensor(stored, dtype=torch.float64) if valid else torch.zeros(1)
     if not (torch.isfinite(scale) & (scale > 0)).all():
-        raise UserError(f"{tensors.path}: its metadata give the scales {stored!r}; expected {count} positive numbers")
+        raise UserError(f"{tensors.path}: its metadata give the scales {stored!r}; expected {count} positive fractions")
     return scale
