@@ -41,6 +41,8 @@ jobs.prepare(PROJECT, PROJECT / "Snakefile" if MODULE else workflow.main_snakefi
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)
+PUBLISHED = queries.published(STUDY)
+PUBLISHED_SUFFIXES = (".json", ".safetensors", ".pt", ".nc")
 GPU = int(STUDY.device == "cuda")
 WINDOWED = [name for name in STUDY.settings if name not in PLANTED and queries.windowed(STUDY, name)]
 WHOLE = sorted(set(STUDY.settings) - {*WINDOWED, *PLANTED})

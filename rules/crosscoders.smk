@@ -18,6 +18,7 @@ rule train_crosscoder:
         "results/{study}/benchmarks/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.tsv"
     wildcard_constraints:
         setting="|".join(WHOLE) or "none",
+        crosscoder="|".join(name for name in STUDY.crosscoders if name not in PUBLISHED) or "none",
     priority: 5  # long jobs start first; jobs that need their results are short and fill the gaps
     conda:
         "../envs/crosscoders.yaml"
@@ -92,6 +93,34 @@ rule finish_training:
         "python -m crosscoders training.finish_training --settings {params.settings:q} --state {input.state:q}"
         " --validation {input.validation:q} --normalisation {input.normalisation:q} --threads {threads}"
         " --output {output.crosscoder:q} --history {output.history:q} --log {log:q}"
+
+
+rule import_crosscoder:
+    input:
+        published=published_files,
+        validation=shards("validation"),
+        normalisation="results/{study}/activations/{setting}/normalisation.nc",
+        code=code("analysis.import_crosscoder"),
+    output:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        normalisation="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.normalisation.nc",
+    log:
+        "results/{study}/logs/import_crosscoder/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/import_crosscoder/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        crosscoder="|".join(PUBLISHED) or "none",
+    priority: 5
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("import_crosscoder"),
+    params:
+        settings=settings_of("import_crosscoder"),
+    shell:
+        "python -m crosscoders analysis.import_crosscoder --settings {params.settings:q} --validation {input.validation:q}"
+        " --normalisation {input.normalisation:q} --threads {threads}"
+        " --output {output.crosscoder:q} --units {output.normalisation:q} --log {log:q}"
 
 
 rule evaluate:

@@ -73,8 +73,11 @@ def last_state(wildcards):
 
 
 def normalisation(wildcards):
-    """Statistics of the activations that a setting's crosscoders were trained on."""
-    setting = queries.data_setting(STUDY, queries.trained_setting(STUDY, wildcards.setting))
+    """Statistics of the activations that a setting's crosscoders were trained on; a published one has its own."""
+    setting = queries.trained_setting(STUDY, wildcards.setting)
+    if wildcards.get("crosscoder") in PUBLISHED:
+        return f"{RESULTS}/crosscoders/{setting}/{wildcards.crosscoder}/seed-{wildcards.seed}.normalisation.nc"
+    setting = queries.data_setting(STUDY, setting)
     return f"{RESULTS}/activations/{setting}/normalisation.nc"
 
 
@@ -115,6 +118,20 @@ def over_trainings(stage, suffix="nc"):
         return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
 
     return files
+
+
+def histories(wildcards):
+    """Training curves of a setting's crosscoders; published ones have none."""
+    files = over_trainings("crosscoders", "history.nc")(wildcards)
+    return [file for file in files if Path(file).parent.name not in PUBLISHED]
+
+
+def published_files(wildcards):
+    """The files of a published crosscoder; those of the hub are fetched by the job."""
+    path = STUDY.crosscoders[wildcards.crosscoder].path
+    if path is None or Path(path).is_file():
+        return [path] if path else []
+    return sorted(str(file) for file in Path(path).iterdir() if file.suffix in PUBLISHED_SUFFIXES)
 
 
 def matched(wildcards):

@@ -7,7 +7,7 @@ rule collate:
     input:
         latents=over_trainings("latents"),
         evaluations=over_trainings("evaluation"),
-        histories=over_trainings("crosscoders", "history.nc"),
+        histories=histories,
         stability=matched,
         aligned=aligned,
         normalisation=normalisation,
@@ -34,12 +34,12 @@ rule collate:
         settings=settings_of("collate"),
         optional=lambda wildcards, input: " ".join(
             f"--{name} {input[name]}"
-            for name in ("behaviours", "stability", "aligned", "similarity", "causal", "circuits")
+            for name in ("histories", "behaviours", "stability", "aligned", "similarity", "causal", "circuits")
             if input[name]
         ),
     shell:
         "python -m crosscoders report.collate --settings {params.settings:q} --latents {input.latents:q}"
-        " --evaluations {input.evaluations:q} --histories {input.histories:q}"
+        " --evaluations {input.evaluations:q}"
         " --normalisation {input.normalisation:q} --tokens {input.tokens:q} {params.optional} --output {output:q} --log {log:q}"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from crosscoders.errors import UserError
 from crosscoders.home import show_all_letters
+from crosscoders.library import commands as library
 from crosscoders.report import verification
 from crosscoders.study import facts, loading, new, queries
 from crosscoders.workflow import plan
@@ -19,6 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     try:
         given.run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
@@ -51,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--layers", type=_layers, help="layers of one model, as 4,8,12")
     made.add_argument("--study", help="name of the study and of its file in studies/")
     made.set_defaults(run=_new)
+    library.add(commands)
     return parser
 
 

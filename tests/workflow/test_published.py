@@ -1,71 +1,177 @@
-"""What the project tells catalogs and container builders of itself: it parses, and what it names is there."""
+"""A published crosscoder in a study: what it gives there, and which ones are refused."""
 
-import re
+import json
+import shutil
 import subprocess
+import sys
 
+import numpy as np
 import pytest
+import torch
+import xarray as xr
 import yaml
-from tests.project import ENVIRONMENT, ROOT, SMOKE
+from tests import project
+from tests.formats.test_formats import change_tensors
 
-CATALOG = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
-RULES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")))
+import crosscoders
+from crosscoders import artifacts, cli
+from crosscoders.errors import UserError
+from crosscoders.formats import crosscoder_learning
+from crosscoders.report import collate
+from crosscoders.study import loading
+from crosscoders.workflow import sections
 
-
-def test_the_catalog_entry_has_the_keys_that_the_catalog_reads():
-    assert set(CATALOG) == {"usage"}
-    assert set(CATALOG["usage"]) == {"mandatory-flags", "software-stack-deployment"}
-    flags = CATALOG["usage"]["mandatory-flags"]
-    assert set(flags) == {"desc", "flags"} and all(isinstance(text, str) for text in flags.values())
-    deployment = CATALOG["usage"]["software-stack-deployment"]
-    assert set(deployment) == {"conda", "apptainer", "apptainer+conda", "report"}
-    assert all(isinstance(works, bool) for works in deployment.values())
-
-
-def test_the_catalog_entry_names_what_there_is():
-    """The catalog finds the Snakefile at the root; conda, apptainer and the report are what the entry says."""
-    deployment = CATALOG["usage"]["software-stack-deployment"]
-    named = {(ROOT / "rules" / path).resolve() for path in re.findall(r'conda:\s+"([^"]+)"', RULES)}
-    assert deployment["conda"] == bool(named) and all(path.is_file() for path in named)
-    assert deployment["apptainer"] == ("container: IMAGE" in RULES) == (ROOT / "envs/crosscoders.def").is_file()
-    assert "conda" not in (ROOT / "envs/crosscoders.def").read_text() or deployment["apptainer+conda"]
-    assert deployment["report"] == ("report(" in RULES)
-    assert (ROOT / "Snakefile").is_file() and "--configfile" in CATALOG["usage"]["mandatory-flags"]["desc"]
+UNKNOWN = ("training_tokens", "training_flops", "l0_training", "penalty_coefficient", "threshold_training")
+"""What only the training of a crosscoder knows."""
 
 
-@pytest.mark.parametrize("recipe", ["crosscoders.def", "Dockerfile"])
-def test_images_are_made_of_the_lock(recipe):
-    text = (ROOT / "envs" / recipe).read_text(encoding="utf-8")
-    files = set(re.findall(r"envs/([\w.-]+\.txt)", text))
-    assert {"requirements.txt", "cuda.txt"} <= files
-    assert all((ROOT / "envs" / name).is_file() for name in files)
-    assert "--require-hashes" in text and "--no-deps" in text
-    assert "python:3.11-" in text, "the Python of envs/crosscoders.yaml"
+def second(folder, path: str = "peer", **changes):
+    """A file that makes a second study of the smoke study, whose pair is read by a published crosscoder alone."""
+    settings = {"base-vs-chat": {"crosscoders": ["theirs"]}, "again": {"crosscoders": ["theirs"]}}
+    content = {"study": "second", "settings": settings}
+    content["crosscoders"] = {"theirs": {"kind": "published", "path": path} | changes}
+    (folder / "second.yaml").write_text(yaml.safe_dump(content))
+    return "--configfile", "studies/smoke.yaml", "second.yaml"
+
+
+@pytest.fixture(scope="module")
+def exported(finished_project, tmp_path_factory):
+    """A copy of the finished study, under another name, with its crosscoder exported as a peer publishes one."""
+    folder = project.copy_finished(finished_project, tmp_path_factory.mktemp("published") / "project")
+    path = folder / "results/smoke/crosscoders/base-vs-chat/batchtopk/seed-0.nc"
+    cli.main(["export", str(path), "--format", "crosscoder_learning", "--output", str(folder / "peer")])
+    (folder / "results/smoke").rename(folder / "results/second")
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("image", "said"),
-    [
-        (None, "container: envs/crosscoders.sif does not exist; expected an image, as `apptainer build "),
-        ("/nowhere/x.sif", "container: /nowhere/x.sif does not exist; expected an image, as `apptainer build "),
-    ],
-)
-def test_an_image_that_is_not_built_is_a_line_where_it_is_asked_for(image, said):
-    if image is None and (ROOT / "envs/crosscoders.sif").exists():
-        pytest.skip("the image is built here")
-    command = ["snakemake", "-n", *SMOKE, "--software-deployment-method", "apptainer"]
-    variables = ENVIRONMENT | ({"CROSSCODERS_IMAGE": image} if image else {})
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+def test_a_study_of_a_published_crosscoder_finds_what_the_study_that_trained_it_found(exported):
+    options = second(exported)
+    planned = project.planned(exported, *options)
+    assert planned.pop("import_crosscoder") == 1
+    assert "train_crosscoder" not in planned and "train_aligned" not in planned
+    done = project.snakemake(exported, *options)
+    assert "import_crosscoder base-vs-chat/theirs/seed-0: crosscoder_learning; FVE on validation" in done.stderr
+    results = exported / "results/second"
+    for place in ("latents/base-vs-chat", "latents/again", "evaluation/base-vs-chat", "causal/base-vs-chat"):
+        trained, read = (artifacts.read(results / f"{place}/{name}/seed-0.nc") for name in ("batchtopk", "theirs"))
+        assert set(trained.variables) == set(read.variables)
+        xr.testing.assert_allclose(
+            trained.drop_vars(UNKNOWN, errors="ignore"), read.drop_vars(UNKNOWN, errors="ignore")
+        )
+    evaluation = artifacts.read(results / "evaluation/base-vs-chat/theirs/seed-0.nc")
+    assert int(evaluation["training_tokens"]) == -1 and np.isnan(evaluation["training_flops"])
+    assert (results / "latents/base-vs-chat/theirs/seed-0.html").exists()
+    summary = artifacts.read(results / "summary/base-vs-chat.nc")
+    assert "training_l0" not in summary and list(summary["crosscoder"].values) == ["theirs"]
+    notebook = (results / "notebooks/model_diffing-base-vs-chat.ipynb").read_text()
+    assert "All crosscoders of this setting were trained elsewhere" in notebook
+    assert project.planned(exported, *options) == {}
+    study = crosscoders.open_study(results)
+    assert study["base-vs-chat/crosscoders"].encoder_base.sel(crosscoder="theirs").isnull().sum() == 0
+
+
+def test_training_curves_of_a_setting_that_trains_some_of_its_crosscoders(tmp_path):
+    path = tmp_path / "results/x/crosscoders/pair/ours/seed-3.history.nc"
+    artifacts.write(xr.Dataset({"l0": artifacts.variable("step", np.arange(4.0), "L0")}), path)
+    curves = collate.training_curves([path], ["theirs", "ours"])
+    assert list(curves["crosscoder"].values) == ["theirs", "ours"] and curves["seed"].values.tolist() == [3]
+    np.testing.assert_array_equal(curves["training_l0"].sel(seed=3), [[np.nan] * 4, [0, 1, 2, 3]])
+
+
+def import_alone(folder, setting="base-vs-chat", **changes) -> subprocess.CompletedProcess:
+    """Run the stage on the files of a finished study."""
+    options = second(folder, **changes)
+    paths = [str(folder / path) for path in options[1:]]
+    study = loading.load(*paths)
+    section = sections.section(study, "import_crosscoder", setting=setting, crosscoder="theirs", seed="0")
+    activations = folder / "results/second/activations" / setting
+    command = [sys.executable, "-m", "crosscoders", "analysis.import_crosscoder", "--settings", section]
+    command += ["--validation", str(activations / "validation/000.nc")]
+    command += ["--normalisation", str(activations / "normalisation.nc"), "--threads", "1"]
+    command += ["--output", str(folder / "out.nc"), "--units", str(folder / "units.nc")]
+    return subprocess.run(command, cwd=folder, env=project.environment(folder), capture_output=True, text=True)
+
+
+def refusal(folder, **changes) -> str:
+    done = import_alone(folder, **changes)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode != 0 and len(lines) == 1 and lines[0].startswith(f"error: {said}"), done.stderr
+    assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert not (folder / "out.nc").exists()
+    return lines[0]
 
 
-def test_a_run_without_apptainer_leaves_the_container_aside(finished_project):
-    """The shared study was made without an image, and nothing of it is made again where one is named."""
-    command = ["snakemake", "-n", *SMOKE]
-    variables = ENVIRONMENT | {
-        "CROSSCODERS_IMAGE": "docker://another/image",
-        "PYTHONPATH": str(finished_project / "src"),
-    }
-    done = subprocess.run(command, cwd=finished_project, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr, done.stderr
+@pytest.mark.slow
+def test_crosscoders_of_other_units_layers_and_shapes_are_refused_in_one_line(exported, monkeypatch):
+    monkeypatch.chdir(exported)
+    shutil.copytree(exported / "peer", exported / "scaled", dirs_exist_ok=True)
+    change_tensors(exported / "scaled", activation_global_scale=torch.tensor([20.0, 0.004]))
+    line = refusal(exported, path="scaled")
+    assert line.startswith("error: crosscoders.theirs: explains less than nothing of the variance on validation tokens")
+    assert ", chat -" in line
+    assert "input_scale" in line
+    line = refusal(exported, setting="cross-layer")
+    assert "expected 2, as many as its files have" in line
+    (exported / "scaled/config.json").unlink()
+    assert "holds the files of no known format" in refusal(exported, path="scaled")
+    done = import_alone(exported, path="results/second/crosscoders/base-vs-chat/batchtopk/seed-0.nc")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(artifacts.read(exported / "out.nc").attrs["settings"])["crosscoder"]["kind"] == "published"
+    (exported / "out.nc").unlink()
+
+
+def test_names_of_sources_in_the_files_decide_their_order(tmp_path, member):
+    from tests.formats.test_formats import portable
+
+    from crosscoders.analysis.import_crosscoder import named
+
+    found = portable(member, "relu", ["chat", "base"])
+    crosscoder_learning.write(found, tmp_path)
+    read = crosscoder_learning.read(tmp_path)
+    assert named(read, ["base", "chat"], "here").crosscoder.sources == ["chat", "base"]
+    assert named(read, ["first", "last"], "here").crosscoder.sources == ["first", "last"]
+    with pytest.raises(UserError, match=r"^here\.sources: one; expected 2, as many as its files have$"):
+        named(read, ["one"], "here")
+
+
+# -- study files -------------------------------------------------------------------------------------------------------
+
+
+def problems(changes: dict, **published) -> str:
+    """What the checks say of the smoke study with a published crosscoder."""
+    content = loading.read(project.ROOT / "studies/smoke.yaml")
+    content["crosscoders"]["theirs"] = {"kind": "published"} | published
+    for setting in ("base-vs-chat", "again"):
+        content["settings"][setting]["crosscoders"] = ["theirs"]
+    with pytest.raises(UserError) as error:
+        loading.check(loading.merge(content, changes), "study.yaml")
+    return str(error.value)
+
+
+def test_mistakes_in_a_published_crosscoder_are_one_line_each(tmp_path):
+    here, wanted = str(tmp_path), "crosscoders.theirs"
+    assert problems({}) == f"study.yaml: {wanted}.path: None; expected either path, or repo and revision"
+    assert "path: '/nowhere' does not exist" in problems({}, path="/nowhere")
+    assert f"{wanted}.revision: None; expected a commit hash where repo is given" in problems({}, repo="a/b")
+    assert "branches and tags are not pinned" in problems({}, repo="a/b", revision="main")
+    assert f"{wanted}.folder: 'x'; expected a repo where folder is given" in problems({}, path=here, folder="x")
+    assert "leaves the repo" in problems({}, repo="a/b", revision="0" * 40, folder="../x")
+    assert f"{wanted}.latents: unknown setting" in problems({}, path=here, latents=3)
+    assert "'published' is one training, but seeds has 2" in problems({"seeds": [0, 1]}, path=here)
+    assert "sources: 'other' is not defined; known: base, chat" in problems({}, path=here, sources=["base", "other"])
+    null = {"settings": {"null-permuted-tokens": {"crosscoders": ["theirs"]}}}
+    assert "expected ones that are trained on the changed activations" in problems(null, path=here)
+    planted = {"settings": {"pair": {"crosscoders": ["theirs", "saes"]}}}
+    assert "expected ones that are trained on the planted concepts" in problems(planted, path=here)
+    circuits = {"settings": {"cross-layer": {"crosscoders": ["theirs", "saes"], "circuits": {"crosscoder": "theirs"}}}}
+    assert "circuits.crosscoder: 'theirs' is published" in problems(circuits, path=here)
+    kind = {"crosscoders": {"l1": {"kind": "publised"}}}
+    assert "crosscoders.l1.kind: 'publised' is not one of trained, published" in problems(kind, path=here)
+
+
+def test_studies_that_train_all_their_crosscoders_say_what_they_said():
+    content = loading.read(project.ROOT / "studies/smoke.yaml")
+    plain = loading.check(content).model_dump(mode="json")
+    assert all("kind" not in one for one in plain["crosscoders"].values())
+    content["crosscoders"]["l1"]["kind"] = "trained"
+    assert loading.check(content).model_dump(mode="json") == plain

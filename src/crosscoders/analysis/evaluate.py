@@ -24,12 +24,12 @@ from crosscoders.kernels import sparse_code
 from crosscoders.language_models import snapshots, splicing
 from crosscoders.language_models.model_tokens import ChosenDocuments, ModelTokens
 from crosscoders.study.settings.analysis import Bootstrap
-from crosscoders.study.settings.crosscoders import CrosscoderSettings
+from crosscoders.study.settings.crosscoders import CrosscoderSettings, PublishedSettings
 
 REPLACEMENTS = ("clean", "spliced", "zero", "mean")
 
 
-def pair_cost(coder: Crosscoder, settings: CrosscoderSettings, coefficient: float):
+def pair_cost(coder: Crosscoder, settings: CrosscoderSettings | PublishedSettings, coefficient: float):
     """The penalty of every active pair of a code, as a function of the code; `None` where there is no penalty."""
     if settings.penalty.kind == "none":
         return None
@@ -42,15 +42,17 @@ def pair_cost(coder: Crosscoder, settings: CrosscoderSettings, coefficient: floa
     return cost
 
 
-def effort(coder: Crosscoder, settings: CrosscoderSettings) -> dict[str, tuple]:
+def effort(coder: Crosscoder, settings: CrosscoderSettings | PublishedSettings) -> dict[str, tuple]:
     """Size of the dictionary, and what its training took.
 
     A weight that a block may use counts 2 floating-point operations per token forward and 4 backward, whatever the
-    sparse kernels save: m latents over L sources of one width cost what L SAEs of m latents cost [L24].
+    sparse kernels save: m latents over L sources of one width cost what L SAEs of m latents cost [L24]. Of a published
+    crosscoder the tokens are not known, −1, and neither are the operations, NaN.
     """
     widths = torch.tensor(coder.widths)
     weights = int((coder.reads * widths).sum() + (coder.writes * widths).sum())
-    tokens = settings.training.tokens
+    known = isinstance(settings, CrosscoderSettings)
+    tokens = settings.training.tokens if known else -1
     v = artifacts.variable
     return {
         "dictionary_size": v((), np.int64(coder.latents), "latents of the dictionary"),
@@ -58,7 +60,9 @@ def effort(coder: Crosscoder, settings: CrosscoderSettings) -> dict[str, tuple]:
             (), coder.writes.float().sum(1).mean().item(), "sources that a latent may write, on average"
         ),
         "training_tokens": v((), np.int64(tokens), "tokens seen in training"),
-        "training_flops": v((), float(6 * weights * tokens), "floating-point operations of training"),
+        "training_flops": v(
+            (), float(6 * weights * tokens) if known else np.nan, "floating-point operations of training"
+        ),
     }
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 import xarray as xr
 
 from crosscoders import artifacts, stage, storage
@@ -20,7 +19,7 @@ from crosscoders.crosscoder.files import from_dataset
 from crosscoders.data.tokenizer import load_tokenizer, piece_text
 from crosscoders.errors import UserError
 from crosscoders.language_models import snapshots
-from crosscoders.language_models.anatomy import anatomy_of
+from crosscoders.language_models.unembedding import known_ids, promoted
 from crosscoders.study.settings.comparisons import Source
 
 BATCH = 2048
@@ -73,51 +72,6 @@ def examples(
             levels = np.where(keys[where] == j * tokens + shown, np.ceil(LEVELS * (value[where] / largest[j])), 0)
             by_latent[j].append([int(shown[0]), int(at - shown[0]), levels.astype(int).tolist()])
     return by_latent
-
-
-@torch.inference_mode()
-def promoted(
-    model: transformers.PreTrainedModel, directions: torch.Tensor, count: int, known: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids that directions promote and suppress most through the unembedding.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-    directions : (m, width)
-    count : int
-        Tokens on either side; all where there are fewer.
-    known : (ids,), optional
-        Ids that the tokenizer has; all rows of the unembedding count where absent.
-
-    Returns
-    -------
-    promoted, suppressed : (m, count)
-
-    Raises
-    ------
-    UserError
-        What stands between the last layer and the unembedding is not known.
-    """
-    parts = anatomy_of(model)
-    if parts.final_norm is None:
-        raise UserError(parts.unknown)
-
-    def normed(rows: torch.Tensor) -> torch.Tensor:
-        for part in parts.final_norm:
-            rows = part(rows)
-        return rows
-
-    columns = np.arange(len(parts.unembedding.weight)) if known is None else known
-    count = min(count, len(columns))
-    ids = np.empty((2, len(directions), count), np.int64)
-    for first in range(0, len(directions), 256):
-        part = directions[first : first + 256].to(model.dtype)
-        logits = parts.unembedding(normed(part) - normed(torch.zeros_like(part[:1]))).float()
-        for side, largest in zip(ids, (True, False), strict=True):
-            chosen = logits[:, torch.from_numpy(columns)].topk(count, largest=largest).indices.numpy()
-            side[first : first + len(part)] = columns[chosen]
-    return ids[0], ids[1]
 
 
 def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
@@ -178,12 +132,6 @@ def unembedded(
                 for row, ids in zip(rows, tokens.tolist(), strict=True):
                     side[row] = [texts.setdefault(piece_text(tokenizer, token), len(texts)) for token in ids]
     return effects, list(texts)
-
-
-def known_ids(tokenizer: transformers.PreTrainedTokenizerBase, model: transformers.PreTrainedModel) -> np.ndarray:
-    """Ids that both the tokenizer and the unembedding have, ascending."""
-    rows = anatomy_of(model).unembedding.weight.shape[0]
-    return np.array(sorted(i for i in set(tokenizer.get_vocab().values()) if i < rows))
 
 
 def render(template: str, content: dict) -> str:

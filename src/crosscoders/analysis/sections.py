@@ -5,13 +5,35 @@ from __future__ import annotations
 from typing import ClassVar
 
 from crosscoders.activations.sections import ModelReading, NullChange
-from crosscoders.study.blocks import stored_sources
+from crosscoders.study.blocks import crosscoder_sources, stored_sources
 from crosscoders.study.queries import data_setting, setting_models, spliced
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
 from crosscoders.study.settings.base import Name, Seed
 from crosscoders.study.settings.comparisons import Source
+from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import AlignedSection, TrainingSection
+
+
+class ImportCrosscoderSection(TrainingSection):
+    """One crosscoder that was trained elsewhere."""
+
+    stage: ClassVar[str] = "import_crosscoder"
+    crosscoder: PublishedSettings
+    sources: list[Name]
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> ImportCrosscoderSection:
+        """The section of one job."""
+        chosen = study.crosscoders[crosscoder]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            crosscoder=chosen,
+            sources=crosscoder_sources(study.settings[setting], chosen),
+        )
 
 
 class EvaluateSection(TrainingSection):

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
+from pydantic import TypeAdapter
 
 from crosscoders import artifacts
 from crosscoders.crosscoder.aligned import Aligned
 from crosscoders.crosscoder.crosscoder import Crosscoder
-from crosscoders.study.settings.crosscoders import CrosscoderSettings
+from crosscoders.study.settings.crosscoders import AnyCrosscoder, CrosscoderSettings, PublishedSettings
 
 _variable = artifacts.variable
 
@@ -85,19 +86,20 @@ def from_dataset(dataset: xr.Dataset) -> Crosscoder:
     return crosscoder
 
 
-def settings_of(dataset: xr.Dataset) -> CrosscoderSettings:
-    """The settings that a crosscoder was trained with.
+def settings_of(dataset: xr.Dataset) -> CrosscoderSettings | PublishedSettings:
+    """The settings that a crosscoder was trained with, or read by.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        What `train_crosscoder` wrote.
+        What `train_crosscoder` or `import_crosscoder` wrote.
 
     Returns
     -------
-    CrosscoderSettings
+    CrosscoderSettings or PublishedSettings
     """
-    return CrosscoderSettings.model_validate(json.loads(dataset.attrs["settings"])["crosscoder"])
+    stated = json.loads(dataset.attrs["settings"])["crosscoder"]
+    return TypeAdapter(AnyCrosscoder).validate_python(stated)
 
 
 def aligned_to_dataset(coder: Aligned, normalisation: xr.Dataset) -> xr.Dataset:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import xarray as xr
 
@@ -15,9 +17,10 @@ def main(arguments) -> None:
     section: CollateSection = arguments.settings
     keys = [(name, seed) for name in section.crosscoders for seed in section.seeds]
     parts = []
-    for paths in (arguments.latents, arguments.evaluations, arguments.histories):
+    for paths in (arguments.latents, arguments.evaluations):
         parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
-    parts[2] = parts[2].rename({name: f"training_{name}" for name in parts[2].data_vars})
+    if arguments.histories:
+        parts.append(training_curves(arguments.histories, section.crosscoders))
     for paths in (arguments.stability, arguments.causal):
         if paths:
             parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
@@ -56,6 +59,15 @@ def main(arguments) -> None:
     artifacts.write(dataset, arguments.output)
 
 
+def training_curves(histories: list[Path], crosscoders: list[str]) -> xr.Dataset:
+    """The curves of all trainings; NaN where a crosscoder was not trained here and has none."""
+    keys = [(path.parent.name, int(path.name.split(".")[0].removeprefix("seed-"))) for path in histories]
+    curves = stack({key: artifacts.read(path) for key, path in zip(keys, histories, strict=True)})
+    if list(curves["crosscoder"].values) != crosscoders:
+        curves = curves.reindex(crosscoder=np.array(crosscoders, dtype=object))
+    return curves.rename({name: f"training_{name}" for name in curves.data_vars})
+
+
 def compared_shares(tokens: xr.Dataset) -> xr.Dataset:
     """Which share of the test tokens is compared, where it is not all of them; else nothing."""
     shares = xr.Dataset()
@@ -66,11 +78,9 @@ def compared_shares(tokens: xr.Dataset) -> xr.Dataset:
 
 
 if __name__ == "__main__":
-    flags = stage.parser(
-        CollateSection, __doc__, "normalisation", "tokens", "output", lists=("latents", "evaluations", "histories")
-    )
+    flags = stage.parser(CollateSection, __doc__, "normalisation", "tokens", "output", lists=("latents", "evaluations"))
     for flag in ("--behaviours", "--similarity"):
         flags.add_argument(flag, type=stage.Path)
-    for flag in ("--stability", "--aligned", "--causal", "--circuits"):
+    for flag in ("--histories", "--stability", "--aligned", "--causal", "--circuits"):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
     stage.run(main, flags.parse_args())

@@ -83,6 +83,9 @@ def budget(summary: xr.Dataset) -> str:
     if "training_tokens" not in summary:
         return ""
     tokens = {name: int(summary["training_tokens"].sel(crosscoder=name).max()) for name in crosscoders(summary)}
+    tokens = {name: count for name, count in tokens.items() if count > 0}  # of a published one it is not known
+    if not tokens:
+        return ""
     if len(set(tokens.values())) == 1:
         return f"Tokens seen in training: {next(iter(tokens.values())):,} by each crosscoder."
     return f"Tokens seen in training: {', '.join(f'{name} {count:,}' for name, count in tokens.items())}."

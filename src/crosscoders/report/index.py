@@ -87,7 +87,7 @@ COLUMNS = (
 
 def _shown(values: np.ndarray, form: str) -> str:
     """The mean of what is known, as text."""
-    known = values[np.isfinite(values.astype(float))]
+    known = values[np.isfinite(values.astype(float)) & (values >= 0)]
     return form.format(float(known.mean())) if len(known) else "–"
 
 

@@ -9,7 +9,7 @@ import seaborn as sns
 import xarray as xr
 
 from crosscoders.analysis import bootstrap
-from crosscoders.report.figures import CLASS_COLOURS, CLASSES, PALETTE, alive, crosscoders, heatmap
+from crosscoders.report.figures import CLASS_COLOURS, CLASSES, PALETTE, NothingToDraw, alive, crosscoders, heatmap
 
 LOWEST_RATE = 1e-4
 """Lowest rate shown: rates of 0 are drawn here on a logarithmic axis."""
@@ -54,6 +54,8 @@ def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float,
 def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
     """ours-nulls: how often latents are called chat-only and chat-specific, on the real pair and on null controls."""
     names = [name for name in crosscoders(summary) if all(name in crosscoders(other) for other in controls.values())]
+    if not names:
+        raise NothingToDraw("None of this setting's crosscoders was trained on its null controls too.")
     figure, axes = plt.subplots(1, len(names), figsize=(1.6 + 4.8 * len(names), 4.6), squeeze=False, sharey=True)
     columns = {"real pair": summary, **controls}
     for axis, name in zip(axes[0], names, strict=True):

@@ -84,7 +84,14 @@ PAIR = ("pair",)
 SCRATCH_FIRST = ("from-scratch-pair", "embedded")
 
 FIGURES = (
-    Figure("training", "Error, sparsity and dead latents over training", "figures.training_curves", BOTH),
+    Figure(
+        "training",
+        "Error, sparsity and dead latents over training",
+        "figures.training_curves",
+        BOTH,
+        needs=("training_l0",),
+        absent="All crosscoders of this setting were trained elsewhere; their training curves are not known.",
+    ),
     Figure(
         "evaluation",
         "Variance explained and loss recovered on test documents",

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from crosscoders.study.settings.comparisons import Difference, PlantedSetting, Setting, Source, SyntheticSource
-from crosscoders.study.settings.crosscoders import Block, CrosscoderSettings
+from crosscoders.study.settings.crosscoders import Block, CrosscoderSettings, PublishedSettings
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,15 @@ def differences(setting: Setting | PlantedSetting) -> dict[str, list[str]]:
     return {name: source.of for name, source in setting.sources.items() if isinstance(source, Difference)}
 
 
-def crosscoder_sources(setting: Setting | PlantedSetting, crosscoder: CrosscoderSettings) -> list[str]:
+def crosscoder_sources(
+    setting: Setting | PlantedSetting, crosscoder: CrosscoderSettings | PublishedSettings
+) -> list[str]:
     """Sources that a crosscoder of a setting is trained on.
 
     Parameters
     ----------
     setting : Setting or PlantedSetting
-    crosscoder : CrosscoderSettings
+    crosscoder : CrosscoderSettings or PublishedSettings
 
     Returns
     -------

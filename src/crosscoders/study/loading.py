@@ -20,7 +20,7 @@ from crosscoders.study.places import place_paths
 from crosscoders.study.settings.base import Digest, Name, Package, Repository, Revision, Section, Version
 from crosscoders.study.settings.comparisons import AnySetting
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
-from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
+from crosscoders.study.settings.crosscoders import AlignedSettings, AnyCrosscoder
 from crosscoders.study.settings.models import Model
 from crosscoders.study.settings.study import Study
 from crosscoders.study.validation import cross_checks, suggestion
@@ -194,7 +194,7 @@ def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
         "models": Model,
         "corpora": Corpus,
         "settings": AnySetting,
-        "crosscoders": CrosscoderSettings,
+        "crosscoders": AnyCrosscoder,
         "aligned": AlignedSettings,
     }
     for key, kind in collections.items():
@@ -292,6 +292,7 @@ KINDS = {
     "corpora": ["wheel", "hub", "file", "planted_chats"],
     "settings": ["text", "planted", "null_control", "transfer"],
     "sources": ["model", "synthetic", "difference"],
+    "crosscoders": ["trained", "published"],
     "chat_template": ["study", "model"],
 }
 """Kinds of the entries of a study, where pydantic names none because `kind` is no text."""
@@ -299,7 +300,7 @@ KINDS = {
 
 def _has_kind(steps: list) -> bool:
     """Whether a place in a study is an entry of which there are several kinds."""
-    entry = len(steps) == 2 and steps[0] in ("models", "corpora", "settings")
+    entry = len(steps) == 2 and steps[0] in ("models", "corpora", "settings", "crosscoders")
     return entry or steps[-2:-1] == ["sources"] or steps == ["chat_template"]
 
 

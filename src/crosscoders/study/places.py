@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crosscoders.errors import shortened
 
-WITH_PATHS = ("models", "corpora")
+WITH_PATHS = ("models", "corpora", "crosscoders")
 """Collections of a study whose entries may have a `path`."""
 
 

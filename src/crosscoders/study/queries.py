@@ -13,6 +13,7 @@ from crosscoders.study.settings.comparisons import (
     TransferSetting,
 )
 from crosscoders.study.settings.corpora import PlantedChats
+from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.models import FineTunedModel
 from crosscoders.study.settings.study import Study
 
@@ -20,6 +21,21 @@ from crosscoders.study.settings.study import Study
 def planted_settings(study: Study) -> list[str]:
     """Settings whose sources are synthetic."""
     return [name for name, setting in study.settings.items() if isinstance(setting, PlantedSetting)]
+
+
+def published(study: Study) -> list[str]:
+    """Crosscoders that are read, not trained.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
+    return [name for name, one in study.crosscoders.items() if isinstance(one, PublishedSettings)]
 
 
 def data_setting(study: Study, setting: str) -> str:
@@ -339,6 +355,7 @@ def trainings_on(study: Study, data: str) -> list[tuple[str, str, int]]:
         for name, setting in study.settings.items()
         if data_setting(study, name) == data and not is_transfer(study, name)
         for crosscoder in setting.crosscoders
+        if crosscoder not in published(study)
         for seed in study.seeds
     ]
 
@@ -357,7 +374,8 @@ def passes(study: Study, data: str) -> int:
         Training tokens that a crosscoder sees, over those that there are, rounded up.
     """
     there = sum(study.settings[data].tokens["train"].values())
-    seen = max(study.crosscoders[name].training.tokens for _, name, _ in trainings_on(study, data))
+    trainings = trainings_on(study, data)
+    seen = max((study.crosscoders[name].training.tokens for _, name, _ in trainings), default=there)
     return max(1, -(-seen // there))
 
 
@@ -382,7 +400,8 @@ def unequal_budgets(study: Study) -> list[str]:
     """
     lines = []
     for name, setting in study.settings.items():
-        members = {member: study.crosscoders[member] for member in setting.crosscoders}
+        read = published(study)  # what they saw is not known
+        members = {member: study.crosscoders[member] for member in setting.crosscoders if member not in read}
         members |= {member: study.aligned[member] for member in aligned_of(study, name)}
         tokens = {member: one.training.tokens for member, one in members.items()}
         if len(set(tokens.values())) > 1:

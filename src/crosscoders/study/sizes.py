@@ -10,6 +10,7 @@ from crosscoders.study.blocks import crosscoder_sources, differences, group_size
 from crosscoders.study.queries import data_setting
 from crosscoders.study.settings.comparisons import PlantedSetting, Source, SyntheticSource
 from crosscoders.study.settings.corpora import HubCorpus, PlantedChats
+from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel, TrainedModel
 from crosscoders.study.settings.study import Study
 
@@ -17,6 +18,8 @@ WIDTH_PER_LAYER = 96
 """About the width of a language model per layer of its depth; taken where a study does not state the size of a model."""
 VOCABULARY = 128_000
 """Taken where a study does not state the size of a vocabulary."""
+PUBLISHED_EXPANSION, PUBLISHED_ACTIVE = 16, 100
+"""Latents per column of a published crosscoder that is not here yet, and active latents per token of any: about."""
 BYTE_VOCABULARY = 260
 """Tokens of the byte-level tokenizer of a model with random weights."""
 
@@ -161,8 +164,12 @@ def crosscoder_size(study: Study, setting: str, name: str) -> CrosscoderSize:
     CrosscoderSize
     """
     chosen, widths = study.settings[data_setting(study, setting)], source_widths(study, setting)
-    if name in study.crosscoders:
-        member = study.crosscoders[name]
+    member = study.crosscoders.get(name)
+    if isinstance(member, PublishedSettings):
+        own = [widths[source] for source in crosscoder_sources(chosen, member)]
+        latents = published_latents(member, sum(own))
+        return CrosscoderSize(latents, sum(own), 2 * latents * sum(own), 2 * latents * sum(own), PUBLISHED_ACTIVE)
+    if member is not None:
         sources = crosscoder_sources(chosen, member)
         own = [widths[source] for source in sources]
         made = groups(member.blocks, sources)
@@ -178,6 +185,14 @@ def crosscoder_size(study: Study, setting: str, name: str) -> CrosscoderSize:
     active = member.activation.k or member.penalty.target_l0 or member.latents / 64
     stored = 2 * member.latents * sum(own)
     return CrosscoderSize(member.latents, sum(own), stored, int(used), int(active * factor) or 1)
+
+
+def published_latents(member: PublishedSettings, width: int) -> int:
+    """About how many latents a published crosscoder has: from the size of its files, or as many as are usual."""
+    path = Path(member.path) if member.path else None
+    files = [] if path is None else [path] if path.is_file() else path.glob("*")
+    stored = sum(file.stat().st_size for file in files if file.suffix in (".safetensors", ".pt", ".nc"))
+    return max(1, stored // (8 * width)) if stored else PUBLISHED_EXPANSION * width
 
 
 def corpus_bytes(study: Study, name: str) -> int:

@@ -21,7 +21,7 @@ from crosscoders.study.settings.comparisons import (
     TransferSetting,
 )
 from crosscoders.study.settings.corpora import ChatTemplate, FileCorpus, ModelTemplate, PlantedChats, WheelCorpus
-from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
+from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings, PublishedSettings
 from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel, TrainedModel, WheelModel
 from crosscoders.study.settings.study import Study
 
@@ -48,7 +48,9 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
             problems.append("chat_template: missing; settings that read text need it")
     problems += _template_problems(study)
     for name, crosscoder in study.crosscoders.items():
-        if crosscoder is not None:
+        if isinstance(crosscoder, PublishedSettings):
+            problems += [f"crosscoders.{name}.{line}" for line in _published_problems(study, crosscoder)]
+        elif crosscoder is not None:
             problems += [f"crosscoders.{name}.{line}" for line in _crosscoder_problems(crosscoder)]
     for name, member in study.aligned.items():
         if member is not None:
@@ -237,6 +239,24 @@ def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
     return problems
 
 
+def _published_problems(study: Study, crosscoder: PublishedSettings) -> list[str]:
+    """Problems of a crosscoder that is read."""
+    problems = _path_problem("path", crosscoder.path) if crosscoder.path is not None else []
+    if crosscoder.folder is not None:
+        problems += [
+            line.replace("file:", "folder:").replace("wheel", "repo") for line in _member_problem(crosscoder.folder)
+        ]
+    if len(getattr(study, "seeds", [0])) > 1:
+        problems.append(f"kind: 'published' is one training, but seeds has {len(study.seeds)}; expected one seed")
+    return problems
+
+
+def _read_problems(study: Study, setting: PlantedSetting | NullSetting, why: str) -> list[str]:
+    """Crosscoders of a setting that are read where all must be trained."""
+    read = [name for name in setting.crosscoders if isinstance(study.crosscoders.get(name), PublishedSettings)]
+    return [f"crosscoders: {name!r} is published; {why}" for name in read]
+
+
 def _source_problems(study: Study, setting: Setting | PlantedSetting) -> list[str]:
     """Problems of sources, contrast and crosscoders."""
     problems, stored = [], stored_sources(setting)
@@ -257,6 +277,10 @@ def _source_problems(study: Study, setting: Setting | PlantedSetting) -> list[st
         problems += _unknown("crosscoders", name, study.crosscoders)
         crosscoder = study.crosscoders.get(name)
         if crosscoder is None:
+            continue
+        if isinstance(crosscoder, PublishedSettings):
+            for source in crosscoder.sources or ():
+                problems += _unknown(f"crosscoders ({name!r}): sources", source, stored)
             continue
         batch = crosscoder.training.batch_tokens
         if 0 < available < batch:
@@ -281,6 +305,7 @@ def _null_problems(study: Study, setting: NullSetting) -> list[str]:
         return (
             problems if problems or other is None else [f"null_of: {setting.null_of!r} reads no activations of models"]
         )
+    problems += _read_problems(study, setting, "expected ones that are trained on the changed activations")
     for name in setting.crosscoders:
         if study.crosscoders.get(name) is None:
             continue
@@ -318,6 +343,7 @@ def _planted_problems(study: Study, setting: PlantedSetting) -> list[str]:
     problems = [
         f"tokens.{split}: missing; expected a number for every split" for split in SPLITS if split not in setting.tokens
     ]
+    problems += _read_problems(study, setting, "expected ones that are trained on the planted concepts")
     stored = stored_sources(setting)
     problems += [
         f"sources.{name}: expected a width"
@@ -338,7 +364,7 @@ def _width_problems(study: Study, setting: PlantedSetting, widths: dict[str, int
     problems = []
     for name in setting.crosscoders:
         member = study.crosscoders.get(name)
-        for block_name, block in member.blocks.items() if member else ():
+        for block_name, block in member.blocks.items() if isinstance(member, CrosscoderSettings) else ():
             unequal = {widths[source] for source in crosscoder_sources(setting, member) if source in widths}
             if block.tied and len(unequal) > 1:
                 problems.append(
@@ -401,7 +427,7 @@ def _window_problems(study: Study, setting: Setting) -> list[str]:
     shard = sum(setting.tokens["train"].values()) // setting.shards["train"]
     for name in setting.crosscoders:
         member = study.crosscoders.get(name)
-        if member is None:
+        if not isinstance(member, CrosscoderSettings):
             continue
         training, parts = member.training, setting.shards["train"]
         if training.batch_tokens > shard:
@@ -423,10 +449,12 @@ def _circuit_problems(study: Study, setting: Setting | PlantedSetting) -> list[s
         member = study.crosscoders.get(name)
         if name not in setting.crosscoders:
             problems.append(f"circuits.{key}: {name!r} is none of the setting's crosscoders {setting.crosscoders}")
+        elif isinstance(member, PublishedSettings):
+            problems.append(f"circuits.{key}: {name!r} is published; expected one that is trained on these activations")
         elif member is not None and crosscoder_sources(setting, member) != list(sources):
             problems.append(f"circuits.{key}: {name!r} is not trained on all sources of the setting")
     saes = study.crosscoders.get(chosen.saes)
-    if saes is not None:
+    if isinstance(saes, CrosscoderSettings):
         apart = all((block.reads, block.writes) == ("each", "each") for block in saes.blocks.values())
         if not apart:
             problems.append(f"circuits.saes: {chosen.saes!r} is no SAE per source; expected reads: each, writes: each")

@@ -290,6 +290,12 @@ def _train_aligned(study: Study, setting: str, aligned: str, seed: str) -> Cost:
     return _training(study, setting, aligned)
 
 
+def _import_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    coder, tokens = _crosscoder(study, setting, crosscoder), sizes.split_tokens(study, setting, "validation")
+    memory = TORCH + 20 * coder.stored + _mapped(study, setting, "validation") + 2048 * (2 * coder.latents) * 4
+    return Cost(memory, START[TORCH], products=_pass(coder, tokens), disk=4 * coder.stored, tokens=tokens)
+
+
 def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     coder, tokens = _crosscoder(study, setting, crosscoder), sizes.split_tokens(study, setting, "test")
     products, forward, fixed = 2 * _pass(coder, tokens), 0.0, START[TORCH]
@@ -459,6 +465,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _train_segment,
         _finish_training,
         _train_aligned,
+        _import_crosscoder,
         _evaluate,
         _evaluate_aligned,
         _classify_latents,

@@ -146,6 +146,9 @@ def _trainings(study: Study, name: str) -> Iterator[Job]:
 def _training(study: Study, setting: str, crosscoder: str, seed: int) -> Iterator[Job]:
     """The job or the jobs that train one crosscoder."""
     named = {"setting": setting, "crosscoder": crosscoder, "seed": seed}
+    if crosscoder in queries.published(study):
+        yield Job.of("import_crosscoder", **named)
+        return
     if not queries.windowed(study, setting):
         yield Job.of("train_crosscoder", **named)
         return

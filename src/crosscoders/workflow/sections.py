@@ -30,6 +30,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         training.TrainSegmentSection,
         training.FinishTrainingSection,
         training.TrainAlignedSection,
+        analysis.ImportCrosscoderSection,
         analysis.EvaluateSection,
         analysis.EvaluateAlignedSection,
         analysis.ClassifyLatentsSection,

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from crosscoders.study.settings.base import Coefficient, Count, Name, Names, Positive, Rule, Section, Share
+from crosscoders.study.settings.base import (
+    Coefficient,
+    Count,
+    Name,
+    Names,
+    Positive,
+    Repository,
+    Revision,
+    Rule,
+    Section,
+    Share,
+    Text,
+)
 
 
 class Block(Section):
@@ -97,6 +109,8 @@ _START = Rule(
 class CrosscoderSettings(Section):
     """One member of the family: latent blocks, activation, penalty, training."""
 
+    kind: Literal["trained"] = Field("trained", exclude=True)
+    """Left out of what stages get, so that those of studies that do not say it see no change."""
     latents: Count
     sources: Names | None = None
     """Sources it is trained on; where absent, all of a setting that are no differences."""
@@ -107,6 +121,49 @@ class CrosscoderSettings(Section):
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
     RULES = (_START,)
+
+
+class PublishedSettings(Section):
+    """A crosscoder that was trained elsewhere, read from a folder or from the hub in any format of docs/formats.md."""
+
+    kind: Literal["published"]
+    path: Text | None = None
+    """A folder, or a netCDF file of another study."""
+    repo: Repository | None = None
+    """A repository of the hub, in place of `path`."""
+    revision: Revision | None = None
+    """Commit hash of `repo`; branches and tags move and are refused."""
+    folder: Text | None = None
+    """The folder within `repo`, where it is not the repository itself."""
+    sources: Names | None = None
+    """Names of its sources in the order of its files; where absent, those in the files, or all stored ones of a setting."""
+    input_scale: dict[Name, Positive] = {}
+    """What the activations of each source were multiplied by in its training, where its files do not say."""
+    RULES = (
+        Rule("path", lambda one: (one.path is None) != (one.repo is None), "either path, or repo and revision"),
+        Rule("revision", lambda one: (one.repo is None) == (one.revision is None), "a commit hash where repo is given"),
+        Rule("folder", lambda one: one.folder is None or one.repo is not None, "a repo where folder is given"),
+    )
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        """All errors count alike."""
+        return {}
+
+    @property
+    def penalty(self) -> Penalty:
+        """None: what its training penalised is not known."""
+        return Penalty()
+
+
+def _kind(value: object) -> str:
+    """Whether a section trains a crosscoder or names one; sections that say nothing train one."""
+    return value.get("kind", "trained") if isinstance(value, dict) else getattr(value, "kind", "trained")
+
+
+AnyCrosscoder = Annotated[
+    Annotated[CrosscoderSettings, Tag("trained")] | Annotated[PublishedSettings, Tag("published")], Discriminator(_kind)
+]
 
 
 class AlignedSettings(Section):

@@ -10,7 +10,7 @@ from crosscoders.study.settings.analysis import Behaviours, Classification, Page
 from crosscoders.study.settings.base import Name, Section, Seed, Share
 from crosscoders.study.settings.comparisons import AnySetting
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
-from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
+from crosscoders.study.settings.crosscoders import AlignedSettings, AnyCrosscoder
 from crosscoders.study.settings.models import Model
 
 
@@ -26,7 +26,7 @@ class Study(Section):
     splits: dict[Literal["fine_tune", "train", "validation", "test"], list[Share]] = {}
     """Half-open ranges of a hash of the document's name, so that splits never share a document."""
     settings: dict[Name, AnySetting] = Field(min_length=1)
-    crosscoders: dict[Name, CrosscoderSettings]
+    crosscoders: dict[Name, AnyCrosscoder]
     aligned: dict[Name, AlignedSettings] = {}
     classification: Classification
     behaviours: Behaviours | None = None
