@@ -13,6 +13,9 @@ from crosscoders.activations.shuffle import Order
 from crosscoders.errors import check_divergence
 from crosscoders.kernels import backends
 from crosscoders.kernels.interface import Gradient
+from crosscoders.kernels.mesh import ALONE, Alone
+from crosscoders.kernels.sharded import over_mesh
+from crosscoders.training import exchange
 from crosscoders.training.gradients import Objective, Result
 from crosscoders.training.recipes import Recipe
 from crosscoders.training.schedule import Schedule
@@ -40,6 +43,8 @@ class Saved(Protocol):
 def step(state: State, x: torch.Tensor) -> Result:
     """One step on normalised activations x, (T, D): gradients, clipping, Adam, bookkeeping.
 
+    Of several processes each gets the tokens of its replica.
+
     Raises
     ------
     FloatingPointError
@@ -49,13 +54,15 @@ def step(state: State, x: torch.Tensor) -> Result:
     x = x.to(state.column_weights.device)
     objective = _objective(state, schedule)
     result = state.recipe.compute(state.crosscoder, x, objective, state.selections, state.backend)
-    length, rate = norm(result.gradients), schedule.learning_rate(state.step)
+    exchange.complete_gradients(result, state)
+    squares = [_norm(gradient) for gradient in result.gradients]
+    length, dead = exchange.complete_figures(result, squares, objective, state)
+    rate = schedule.learning_rate(state.step)
     # Before the update, so that no checkpoint holds what diverged.
     check_divergence(state.step, loss=result.loss, gradient_norm=length)
     clip_factor = max(1.0, length / settings.training.gradient_clip)
     state.optimizer.step(state.crosscoder.parameters, result.gradients, rate, clip_factor)
-    _keep_books(state, result, schedule, len(x))
-    dead = float(objective.dead.float().mean())
+    _keep_books(state, result, schedule, len(x) * state.backend.mesh.replicas)
     figures = result.loss, result.l0, dead, rate, objective.coefficient, length, result.threshold
     for name, value in zip(HISTORY, figures, strict=True):
         state.history.setdefault(name, []).append(value)
@@ -80,11 +87,6 @@ def _objective(state: State, schedule: Schedule) -> Objective:
         alignment=state.recipe.alignment,
         precision=PRECISION[settings.training.precision],
     )
-
-
-def norm(gradients: list[Gradient]) -> float:
-    """Norm of all gradients together."""
-    return math.hypot(*map(_norm, gradients))
 
 
 def _norm(gradient: Gradient) -> float:
@@ -145,6 +147,7 @@ def fit(
     device: str = "cpu",
     checkpoint: Saved | None = None,
     report: Callable[[State], None] = lambda state: None,
+    mesh: Alone = ALONE,
 ) -> State:
     """Train one crosscoder on `data` and fit its thresholds, where it has any, on `held_out`.
 
@@ -158,11 +161,13 @@ def fit(
     device : {"cpu", "cuda"}
     checkpoint, report : optional
         Where the state is saved and restored from, and what is called after every step.
+    mesh : Alone or Mesh
+        The processes that train it together; all of them call this function.
 
     Returns
     -------
     State
-        `crosscoder` is the finished one, on the CPU.
+        `crosscoder` is the finished one, on the CPU; of several processes the first has it.
 
     Raises
     ------
@@ -170,15 +175,19 @@ def fit(
         The loss or the norm of the gradients is not finite.
     """
     training, order = recipe.settings.training, Order(len(data), seed)
-    tokens = training.batch_tokens
-    coder = recipe.create(data.sources, data.widths, seed).to(device)
+    mesh, batch_tokens = mesh.owning(recipe.groups(data.sources)), training.batch_tokens
+    tokens = batch_tokens // mesh.replicas
+    coder = recipe.create(data.sources, data.widths, seed, mesh.own).to(device)
     trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
     backends.say_what_lacks(device)
-    state = start(trainee, recipe, backends.choose(device))
+    state = start(trainee, recipe, over_mesh(backends.choose(device), mesh))
     if checkpoint is not None:
         checkpoint.restore(state)
-    with Prefetch(data, lambda step: order.take(step * tokens, tokens), training.steps, tokens, device) as batch:
+    before = mesh.tokens_before(tokens)
+    with Prefetch(
+        data, lambda step: order.take(step * batch_tokens + before, tokens), training.steps, tokens, device
+    ) as batch:
         run(state, batch, lambda state: _after_step(state, checkpoint, report))
-    recipe.finish(coder, trainee, (x.to(device) for _, x in held_out.batches(tokens)))
-    state.crosscoder = coder.to("cpu")
+    recipe.finish(coder, trainee, (x.to(device) for _, x in held_out.batches(batch_tokens)), mesh)
+    state.crosscoder = coder.to("cpu") if mesh.alone else coder.over_latents(mesh.gather)
     return state

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from crosscoders import artifacts, stage
 from crosscoders.crosscoder.files import aligned_to_dataset
 from crosscoders.errors import explain_divergence
+from crosscoders.kernels.mesh import Alone
+from crosscoders.training import processes
 from crosscoders.training.job import Files, train
 from crosscoders.training.recipes import AlignedRecipe
 from crosscoders.training.sections import TrainAlignedSection
@@ -13,9 +17,16 @@ from crosscoders.training.sections import TrainAlignedSection
 def main(arguments) -> None:
     """Train and save."""
     section: TrainAlignedSection = arguments.settings
+    processes.run(arguments, section.aligned.training, section, partial(work, arguments, section))
+
+
+def work(arguments, section: TrainAlignedSection, mesh: Alone) -> None:
+    """What every process of the training does; the first one saves."""
     files = Files(arguments.activations, arguments.validation, arguments.normalisation, arguments.output)
     with explain_divergence(f"aligned.{section.aligned_name}"):
-        trained = train(section, AlignedRecipe(section.aligned), files, section.device)
+        trained = train(section, AlignedRecipe(section.aligned), files, section.device, mesh=mesh)
+    if not mesh.first:
+        return
     attributes = section.provenance() | trained.arithmetic
     dataset = aligned_to_dataset(trained.state.crosscoder, trained.normalisation)
     title = f"aligned crosscoder {section.setting_name}, {section.aligned_name}, seed {section.seed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import xarray as xr
 from crosscoders import artifacts, stage
 from crosscoders.crosscoder.files import to_dataset
 from crosscoders.errors import explain_divergence
+from crosscoders.kernels.mesh import Alone
+from crosscoders.training import processes
 from crosscoders.training.job import Files, Trained, train
 from crosscoders.training.recipes import CrosscoderRecipe
 from crosscoders.training.sections import TrainCrosscoderSection
@@ -30,10 +33,17 @@ def history_dataset(state: State) -> xr.Dataset:
 def main(arguments) -> None:
     """Train one crosscoder and save it with its training curves."""
     section: TrainCrosscoderSection = arguments.settings
+    processes.run(arguments, section.crosscoder.training, section, partial(work, arguments, section))
+
+
+def work(arguments, section: TrainCrosscoderSection, mesh: Alone) -> None:
+    """What every process of the training does; the first one saves."""
     files = Files(arguments.activations, arguments.validation, arguments.normalisation, arguments.output)
     recipe = CrosscoderRecipe(section.crosscoder)
     with explain_divergence(f"crosscoders.{section.crosscoder_name}"):
-        trained = train(section, recipe, files, section.device, section.sources, section.null)
+        trained = train(section, recipe, files, section.device, section.sources, section.null, mesh)
+    if not mesh.first:
+        return
     save(trained, section, arguments.output, arguments.history)
     files.checkpoint.unlink(missing_ok=True)
     stage.say(f"train_crosscoder {section.label}: done, L0 {trained.state.mean_l0:.1f}")
