@@ -19,11 +19,11 @@ rule train_crosscoder:
     priority: 5  # long jobs start first; jobs that need their results are short and fill the gaps
     conda:
         "../envs/crosscoders.yaml"
-    threads: 1
+    threads: processes_of(STUDY.crosscoders)
     resources:
         mem="3GB",
         runtime="8h",
-        gpu=GPU,
+        gpu=lambda wildcards: GPU * processes_of(STUDY.crosscoders)(wildcards),
     params:
         settings=settings_of("train_crosscoder"),
     shell:
@@ -53,6 +53,7 @@ rule evaluate:
     resources:
         mem="3GB",
         runtime="1h",
+        gpu=GPU,
     params:
         settings=settings_of("evaluate"),
         splice=lambda wildcards, input: (
@@ -84,6 +85,7 @@ rule classify_latents:
     resources:
         mem="3GB",
         runtime="2h",
+        gpu=GPU,
     params:
         settings=settings_of("classify_latents"),
     shell:
@@ -131,10 +133,11 @@ rule train_aligned:
     priority: 5
     conda:
         "../envs/crosscoders.yaml"
+    threads: processes_of(STUDY.aligned)
     resources:
         mem="4GB",
         runtime="8h",
-        gpu=GPU,
+        gpu=lambda wildcards: GPU * processes_of(STUDY.aligned)(wildcards),
     params:
         settings=settings_of("train_aligned"),
     shell:

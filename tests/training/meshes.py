@@ -2,6 +2,7 @@
 
 import multiprocessing
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def recipe(name: str, steps: int) -> CrosscoderRecipe | AlignedRecipe:
         "decay_share": 0.2,
         "gradient_clip": 0.5,
         "decoder_norm": 0.5,
-        "dead_tokens": 3 * TOKENS,
+        "dead_tokens": 2 * TOKENS,
     }
     content = {"latents": 28, "activation": activation, "penalty": penalty, "training": training}
     if blocks is None:
@@ -116,6 +117,7 @@ def on_mesh(ranks: int, replicas: int, work: Callable, *arguments) -> object:
 def _member(rank: int, ranks: int, replicas: int, folder: str, work: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+    warnings.simplefilter("ignore")
     meeting = Path(folder, "meeting").as_uri()
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks * replicas)
     result = work(Mesh(ranks, replicas), *arguments)

@@ -200,13 +200,15 @@ def encode_sparse(crosscoder: Crosscoder, x: torch.Tensor, backend: Backend | No
     Code
         Of T tokens and m latents.
     """
-    if crosscoder.selection.ranked_over == "token":
+    backend = backend or backends.choose(x.device)
+    if crosscoder.selection.ranked_over == "token" and backend.rows_at_once is None:
         return of_dense(crosscoder.encode(x))
     norms, limit = crosscoder.decoder_norms().sum(1), crosscoder.on_above
+    if crosscoder.selection.ranked_over == "token":
+        weights = crosscoder.encoder, crosscoder.encoder_bias
+        return from_flat(*backend.largest_of_tokens(x, *weights, norms, crosscoder.k), (len(x), crosscoder.latents))
     lowest = limit / norms.clamp_min(1e-30)
-    preactivations = Preactivations(
-        x, crosscoder.encoder, crosscoder.encoder_bias, backend or backends.choose(x.device)
-    )
+    preactivations = Preactivations(x, crosscoder.encoder, crosscoder.encoder_bias, backend)
     index, values = preactivations.above((lowest - ROUNDING * lowest.abs()).clamp_min(0.0))
     latents = index % crosscoder.latents
     keep = values * norms[latents] > (limit[latents] if isinstance(limit, torch.Tensor) else limit)

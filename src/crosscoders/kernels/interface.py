@@ -72,9 +72,12 @@ class Backend(Protocol):
         Density of a code above which dense products cost less than gathered rows; measured.
     mesh : Alone or Mesh
         The processes that share latents and tokens.
+    rows_at_once : int, optional
+        Latents whose weights are on the device at a time; None where all are.
     """
 
     mesh: Alone
+    rows_at_once: int | None
     kernels: str
     products: str
     dense_above: float

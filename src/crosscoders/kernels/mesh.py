@@ -119,7 +119,17 @@ class Mesh(Alone):
         self._shards, self._replicas = made.get_group("rank"), made.get_group("replica")
 
     def owning(self, groups: list[int]) -> Mesh:
-        """The mesh with latents dealt out: every process has its part of every group of latents, of the given sizes."""
+        """The mesh with latents dealt out: every process has its part of every group of latents, of the given sizes.
+
+        Raises
+        ------
+        UserError
+            A group has fewer latents than there are ranks.
+        """
+        if min(groups) < self.ranks:
+            raise UserError(
+                f"training.ranks: {self.ranks}; expected at most the smallest group's {min(groups)} latents"
+            )
         self.latents, self.own = sum(groups), dealt(groups, self.ranks, self.rank)
         return self
 

@@ -15,6 +15,7 @@ class PlainBackend:
     """Every method of :class:`crosscoders.kernels.interface.Backend` in operations of torch."""
 
     mesh = ALONE
+    rows_at_once = None
     kernels = "torch"
     dense_above = 0.04
 

@@ -62,7 +62,7 @@ def run(
     """
     if training.processes == 1:
         work(ALONE)
-    elif "RANK" in os.environ:
+    elif "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         with _connected(training, section.device) as mesh:
             work(mesh)
     else:
