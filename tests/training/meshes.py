@@ -1,5 +1,6 @@
 """Trainings on meshes of processes, small and in float64, and every member of the family that they are made for."""
 
+import copy
 import multiprocessing
 import tempfile
 import warnings
@@ -9,12 +10,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from crosscoders.crosscoder import aligned, crosscoder
+from crosscoders.crosscoder import aligned, crosscoder, encode
 from crosscoders.kernels import backends
 from crosscoders.kernels.mesh import ALONE, Mesh
 from crosscoders.kernels.sharded import over_mesh
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
-from crosscoders.training import loop
+from crosscoders.training import exchange, loop
 from crosscoders.training.recipes import AlignedRecipe, CrosscoderRecipe
 from crosscoders.training.state import State, start
 
@@ -31,6 +32,9 @@ DEDICATED = {
 TIED = {"shared": {"share": 0.3, "tied": True, "penalty": 0.2}, "free": {"share": 0.7}}
 CAUSAL = {"causal": {"share": 1.0, "reads": "each", "writes": "onward"}}
 APART = {"sae": {"share": 1.0, "reads": "each", "writes": "each"}}
+STEPS = 8
+"""Of every member; latents may be dead after two of them."""
+RESUMED = ["sources apart, jumprelu", "dedicated", "aligned"]
 TWO, THREE = {"p": 6, "q": 6}, {"p": 6, "q": 6, "r": 6}
 BATCHTOPK = {"kind": "batchtopk", "k": 3}
 MEMBERS = {
@@ -125,3 +129,64 @@ def _member(rank: int, ranks: int, replicas: int, folder: str, work: Callable, a
         torch.save(result, Path(folder, "result"))
     dist.barrier()
     dist.destroy_process_group()
+
+
+# -- what tests do on meshes --------------------------------------------------------------------------------------------
+
+
+def states(mesh, names: list[str], steps: int) -> dict:
+    """Of every member the state after its training, and the bytes that were sent beside those of the formula."""
+    found = {}
+    for name in names:
+        mesh.sent.clear()
+        state = trained(name, steps, mesh)
+        sent = dict(mesh.sent)
+        found[name] = {"state": state.to_dict(), "sent": sent, "formula": exchange.bytes_per_step(state)}
+    return found
+
+
+def stopped(mesh) -> list[dict]:
+    """Checkpoints after half of some trainings."""
+    return [trained(name, STEPS, mesh, until=STEPS // 2).to_dict() for name in RESUMED]
+
+
+def resumed(mesh, saved: list[dict]) -> list[dict]:
+    """The states after the other half."""
+    pairs = zip(RESUMED, copy.deepcopy(saved), strict=True)
+    return [trained(name, STEPS, mesh, saved=one).to_dict() for name, one in pairs]
+
+
+def tied_scores(tokens: int = 12, latents: int = 28) -> torch.Tensor:
+    """Scores of which many are equal, a third of them 0."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 9, (tokens, latents), generator=generator).sub(3).clamp_min(0).double()
+
+
+def ranked(mesh, kind: str, k: int, groups: list[int]) -> torch.Tensor:
+    """The largest of tied scores, (tokens, latents); norms are one, so that codes are scores."""
+    scores = tied_scores()
+    mesh = mesh.owning(groups)
+    tokens = len(scores) // mesh.replicas
+    rows = scores[mesh.replica * tokens :][:tokens]
+    own = encode.Whole(rows if mesh.own is None else rows[:, mesh.own].contiguous(), mesh)
+    norms = torch.ones(own.size[1], dtype=torch.float64)
+    if kind == "batch":
+        code, threshold = encode.BatchTopK()(own, norms, k)
+        kept = code.dense()
+    else:
+        kept, threshold = encode.ranked_by_token(own, norms, k), 0.0
+    whole = torch.zeros_like(scores)
+    part = whole[mesh.replica * tokens :][:tokens]
+    part[:, slice(None) if mesh.own is None else mesh.own] = kept
+    return torch.cat([mesh.add_all(whole, "test").flatten(), torch.tensor([threshold]).double()])
+
+
+def ranked_often(mesh, cases: list) -> list[torch.Tensor]:
+    return [ranked(mesh, *case) for case in cases]
+
+
+def steps_of_triton(mesh, name: str, steps: int) -> dict:
+    state = begun(name, STEPS, mesh, backends.triton())
+    for step in range(steps):
+        loop.step(state, batch(name, step, mesh))
+    return state.to_dict()

@@ -1,6 +1,5 @@
 """Several processes train what one trains: the same steps, checkpoints and files, and one line where one is lost."""
 
-import copy
 import json
 import os
 import signal
@@ -18,16 +17,13 @@ from tests.project import ROOT, small_study
 from tests.training import meshes
 
 from crosscoders import artifacts
-from crosscoders.crosscoder import crosscoder, encode
+from crosscoders.crosscoder import crosscoder
 from crosscoders.errors import UserError
-from crosscoders.kernels import backends, ranking
+from crosscoders.kernels import ranking
 from crosscoders.kernels.mesh import ALONE, dealt
 from crosscoders.study import loading
 from crosscoders.study.settings.crosscoders import Training
-from crosscoders.training import exchange, loop, processes
-
-STEPS = 10
-"""Of every member; latents may be dead after two of them."""
+from crosscoders.training import processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,23 +58,12 @@ def assert_close(found, expected, at=""):
         assert found == pytest.approx(expected, rel=1e-10, abs=1e-10), at
 
 
-def states(mesh, names: list[str], steps: int) -> dict:
-    """Of every member the state after its training, and the bytes that were sent beside those of the formula."""
-    found = {}
-    for name in names:
-        mesh.sent.clear()
-        state = meshes.trained(name, steps, mesh)
-        sent = dict(mesh.sent)
-        found[name] = {"state": state.to_dict(), "sent": sent, "formula": exchange.bytes_per_step(state)}
-    return found
-
-
 @pytest.fixture(scope="module")
 def alone():
     """Every member, trained by one process."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    return states(ALONE, list(meshes.MEMBERS), STEPS)
+    return meshes.states(ALONE, list(meshes.MEMBERS), meshes.STEPS)
 
 
 def assert_formula(name: str, ranks: int, replicas: int, one: dict) -> None:
@@ -87,7 +72,7 @@ def assert_formula(name: str, ranks: int, replicas: int, one: dict) -> None:
     revived = sum(share > 0 for share in one["state"]["history"]["dead_fraction"])
     auxiliary = sent.pop("auxiliary", 0)
     assert (auxiliary > 0) == (revived > 0 and ranks > 1 and not name.startswith("aligned"))
-    expected = {purpose: STEPS * size for purpose, size in one["formula"].items()}
+    expected = {purpose: meshes.STEPS * size for purpose, size in one["formula"].items()}
     if "selection" in expected:
         expected["selection"] += 8 * fallbacks
     assert sent == expected
@@ -99,7 +84,7 @@ def assert_formula(name: str, ranks: int, replicas: int, one: dict) -> None:
 @pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 1), (2, 2)])
 def test_every_member_takes_the_steps_of_one_process(alone, ranks, replicas):
     """With masks, ties, penalties, learned thresholds and dead latents that are revived."""
-    found = meshes.on_mesh(ranks, replicas, states, list(meshes.MEMBERS), STEPS)
+    found = meshes.on_mesh(ranks, replicas, meshes.states, list(meshes.MEMBERS), meshes.STEPS)
     for name, one in found.items():
         assert_close(one["state"], alone[name]["state"], name)
         assert_formula(name, ranks, replicas, one)
@@ -110,74 +95,30 @@ def test_every_member_takes_the_steps_of_one_process(alone, ranks, replicas):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_long_training_is_that_of_one_process(ranks):
     names = ["batchtopk"]
-    found = meshes.on_mesh(ranks, 1, states, names, 300)
-    for name, one in states(ALONE, names, 300).items():
+    found = meshes.on_mesh(ranks, 1, meshes.states, names, 300)
+    for name, one in meshes.states(ALONE, names, 300).items():
         assert_close(found[name]["state"], one["state"], name)
 
 
-RESUMED = ["sources apart, jumprelu", "dedicated", "aligned"]
-
-
-def stopped(mesh) -> list[dict]:
-    """Checkpoints after half of some trainings."""
-    return [meshes.trained(name, STEPS, mesh, until=STEPS // 2).to_dict() for name in RESUMED]
-
-
-def resumed(mesh, saved: list[dict]) -> list[dict]:
-    """The states after the other half."""
-    pairs = zip(RESUMED, copy.deepcopy(saved), strict=True)
-    return [meshes.trained(name, STEPS, mesh, saved=one).to_dict() for name, one in pairs]
-
-
 def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(alone):
-    saved = meshes.on_mesh(2, 1, stopped)
-    assert_close(saved, stopped(ALONE))
-    expected = [alone[name]["state"] for name in RESUMED]
-    assert_close(resumed(ALONE, saved), expected)
-    assert_close(meshes.on_mesh(4, 1, resumed, saved), expected)
-
-
-def tied_scores(tokens: int = 12, latents: int = 28) -> torch.Tensor:
-    """Scores of which many are equal, a third of them 0."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 9, (tokens, latents), generator=generator).sub(3).clamp_min(0).double()
-
-
-def ranked(mesh, kind: str, k: int, groups: list[int]) -> torch.Tensor:
-    """The largest of tied scores, (tokens, latents); norms are one, so that codes are scores."""
-    scores = tied_scores()
-    mesh = mesh.owning(groups)
-    tokens = len(scores) // mesh.replicas
-    rows = scores[mesh.replica * tokens :][:tokens]
-    own = encode.Whole(rows if mesh.own is None else rows[:, mesh.own].contiguous(), mesh)
-    norms = torch.ones(own.size[1], dtype=torch.float64)
-    if kind == "batch":
-        code, threshold = encode.BatchTopK()(own, norms, k)
-        kept = code.dense()
-    else:
-        kept, threshold = encode.ranked_by_token(own, norms, k), 0.0
-    whole = torch.zeros_like(scores)
-    part = whole[mesh.replica * tokens :][:tokens]
-    part[:, slice(None) if mesh.own is None else mesh.own] = kept
-    return torch.cat([mesh.add_all(whole, "test").flatten(), torch.tensor([threshold]).double()])
-
-
-def ranked_often(mesh, cases: list) -> list[torch.Tensor]:
-    return [ranked(mesh, *case) for case in cases]
+    saved = meshes.on_mesh(2, 1, meshes.stopped)
+    assert_close(saved, meshes.stopped(ALONE))
+    expected = [alone[name]["state"] for name in meshes.RESUMED]
+    assert_close(meshes.resumed(ALONE, saved), expected)
+    assert_close(meshes.on_mesh(4, 1, meshes.resumed, saved), expected)
 
 
 def test_of_equal_scores_the_same_are_kept_as_by_one_process():
-    cases = [(kind, k, groups) for kind in ("batch", "token") for k in (1, 3, 7, 20) for groups in ([28], [5, 12, 11])]
+    cases = [(kind, k, groups) for kind in ("batch", "token") for k in (3, 20) for groups in ([28], [5, 12, 11])]
     for ranks, replicas in ((4, 1), (2, 2)):
-        found = meshes.on_mesh(ranks, replicas, ranked_often, cases)
+        found = meshes.on_mesh(ranks, replicas, meshes.ranked_often, cases)
         for case, one in zip(cases, found, strict=True):
-            assert torch.equal(one, ranked(ALONE, *case)), case
+            assert torch.equal(one, meshes.ranked(ALONE, *case)), case
 
 
-def test_the_radix_search_sends_as_much_for_few_scores_as_for_many():
-    """8 KB in float32; what it finds in one process is what sorting finds."""
+def test_the_search_by_digits_finds_what_sorting_finds():
     scores = torch.randn(5000, generator=torch.Generator().manual_seed(1)).abs()
-    keep, threshold = ranking.largest_together(scores, torch.arange(5000), 77, ALONE)
+    keep, threshold = ranking.largest_together(scores, lambda: torch.arange(5000), 77, ALONE)
     assert threshold == float(scores.sort(descending=True).values[76])
     assert int(keep.sum()) == 77 and scores[keep].min() == threshold
 
@@ -195,16 +136,9 @@ def test_initial_weights_are_those_that_one_process_draws(monkeypatch, widths):
 def test_kernels_for_a_gpu_train_over_ranks_as_well(alone):
     """Through Triton's interpreter where there is no GPU."""
     pytest.importorskip("triton")
-    found = meshes.on_mesh(2, 1, steps_of_triton, "batchtopk", 4)
-    one = meshes.trained("batchtopk", STEPS, ALONE, until=4).to_dict()
+    found = meshes.on_mesh(2, 1, meshes.steps_of_triton, "batchtopk", 4)
+    one = meshes.trained("batchtopk", meshes.STEPS, ALONE, until=4).to_dict()
     assert_close(found, one, "triton")
-
-
-def steps_of_triton(mesh, name: str, steps: int) -> dict:
-    state = meshes.begun(name, STEPS, mesh, backends.triton())
-    for step in range(steps):
-        loop.step(state, meshes.batch(name, step, mesh))
-    return state.to_dict()
 
 
 # -- the stage ---------------------------------------------------------------------------------------------------------

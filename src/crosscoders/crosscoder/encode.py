@@ -133,8 +133,10 @@ def _largest(
     (tokens, m), mesh = preactivations.size, preactivations.mesh
     if mesh.alone:
         return largest(scores, count)
-    own = mesh.own.to(index.device)
-    places = (index // m + mesh.tokens_before(tokens)) * mesh.latents + own[index % m]
+
+    def places() -> torch.Tensor:
+        return (index // m + mesh.tokens_before(tokens)) * mesh.latents + mesh.own.to(index.device)[index % m]
+
     return largest_together(scores, places, count, mesh)
 
 

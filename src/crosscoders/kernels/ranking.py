@@ -7,6 +7,9 @@ wanted score has. After four digits of float32 (eight of float64) its bits are k
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+
 import torch
 
 from crosscoders.kernels.mesh import Alone
@@ -18,15 +21,18 @@ PLACES = 62
 """Bits of a place: token · m + latent."""
 
 
-def largest_together(scores: torch.Tensor, places: torch.Tensor, count: int, mesh: Alone) -> tuple[torch.Tensor, float]:
+def largest_together(
+    scores: torch.Tensor, places: Callable[[], torch.Tensor], count: int, mesh: Alone
+) -> tuple[torch.Tensor, float]:
     """Mask of those of the `count` largest scores that this process holds, ties broken by the lower place.
 
     Parameters
     ----------
     scores : (candidates,)
         Not negative.
-    places : (candidates,) int64
-        Where each score stands in the whole batch, as token · m + latent of the whole dictionary.
+    places : function
+        Where each score stands in the whole batch, (candidates,) int64, as token · m + latent of the whole dictionary;
+        called where scores tie.
     count : int
         Scores to keep, of all processes together; they have that many.
     mesh : Mesh
@@ -43,7 +49,7 @@ def largest_together(scores: torch.Tensor, places: torch.Tensor, count: int, mes
     value, above, tied = _nth_largest(bits, torch.finfo(scores.dtype).bits, count, mesh)
     keep, ties = bits > value, bits == value
     if tied > count - above:
-        reversed_places = (1 << PLACES) - 1 - places[ties]
+        reversed_places = (1 << PLACES) - 1 - places()[ties]
         last, *_ = _nth_largest(reversed_places, PLACES, count - above, mesh)
         ties[ties.clone()] = reversed_places >= last
     return keep | ties, float(torch.tensor(value, dtype=bits.dtype).view(scores.dtype))
@@ -55,7 +61,7 @@ def _nth_largest(values: torch.Tensor, bits: int, count: int, mesh: Alone) -> tu
     for shift in reversed(range(0, bits, DIGIT)):
         digits = (values >> shift) & ((1 << DIGIT) - 1)
         counts = mesh.add_all(torch.bincount(digits, minlength=1 << DIGIT), "selection")
-        from_top = counts.flip(0).cumsum(0).tolist()
+        from_top = list(accumulate(reversed(counts.tolist())))
         place = next(i for i, total in enumerate(from_top) if total >= left)
         digit = (1 << DIGIT) - 1 - place
         equal = from_top[place] - (from_top[place - 1] if place else 0)

@@ -55,8 +55,8 @@ def step(state: State, x: torch.Tensor) -> Result:
     objective = _objective(state, schedule)
     result = state.recipe.compute(state.crosscoder, x, objective, state.selections, state.backend)
     exchange.complete_gradients(result, state)
-    squares = [_norm(gradient) for gradient in result.gradients]
-    length, dead = exchange.complete_figures(result, squares, objective, state)
+    norms = [_norm(gradient) for gradient in result.gradients]
+    length, dead = exchange.complete_figures(result, norms, objective, state)
     rate = schedule.learning_rate(state.step)
     # Before the update, so that no checkpoint holds what diverged.
     check_divergence(state.step, loss=result.loss, gradient_norm=length)

@@ -70,11 +70,12 @@ class State:
 
         All processes of a mesh call this; the first one alone gets the tensors.
         """
-        places = list(zip(self._latents(), self.crosscoder.latent_axes, strict=True))
-        optimizer = self.optimizer.state_dict()
+        optimizer, parameters = self.optimizer.state_dict(), self.crosscoder.parameters
+        if self.backend.mesh.alone:
+            parameters = [parameter.clone() for parameter in parameters]
         return {
-            "parameters": self._gathered([parameter.clone() for parameter in self.crosscoder.parameters], places),
-            "optimizer": optimizer | {name: self._gathered(optimizer[name], places) for name in MOMENTS},
+            "parameters": self._gathered(parameters),
+            "optimizer": optimizer | {name: self._gathered(optimizer[name]) for name in MOMENTS},
             "silent_tokens": self.backend.mesh.gather(self.silent_tokens, 0),
             "selections": [asdict(selection) for selection in self.selections],
             "history": self.history,
@@ -105,13 +106,13 @@ class State:
         held = [None] * len(parts) if own is None else own.split([part.latents for part in parts])
         return [latents for part, latents in zip(parts, held, strict=True) for _ in part.parameters]
 
-    def _gathered(self, tensors: list[torch.Tensor], places: list[tuple]) -> list[torch.Tensor | None]:
+    def _gathered(self, tensors: list[torch.Tensor]) -> list[torch.Tensor | None]:
         """Tensors like the parameters, over all latents."""
-        gather = self.backend.mesh.gather
-        return [
-            tensor if axis is None else gather(tensor, axis, latents)
-            for tensor, (latents, axis) in zip(tensors, places, strict=True)
-        ]
+        gather, places = (
+            self.backend.mesh.gather,
+            zip(tensors, self._latents(), self.crosscoder.latent_axes, strict=True),
+        )
+        return [tensor if axis is None else gather(tensor, axis, latents) for tensor, latents, axis in places]
 
     def _scatter(self, saved: Sequence[torch.Tensor], own: list[torch.Tensor]) -> None:
         """Fill tensors like the parameters from those over all latents, which the first process has."""
