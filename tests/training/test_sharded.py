@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from tests.activations.test_dataset import fitted, written
 from tests.project import ROOT, small_study
 from tests.training import meshes
@@ -180,16 +182,21 @@ def two(files, tmp_path_factory) -> tuple[Path, str]:
     return folder, done.stdout + done.stderr
 
 
+def assert_same_form(one: xr.Dataset, other: xr.Dataset) -> None:
+    """Files of trainings by other numbers of processes differ by rounding, and in the settings that they state."""
+    assert list(one.variables) == list(other.variables) and one.sizes == other.sizes
+    assert {key for key in one.attrs if one.attrs[key] != other.attrs[key]} == {"settings"}
+    for key in one.data_vars:
+        assert one[key].attrs == other[key].attrs and one[key].dtype == other[key].dtype
+        np.testing.assert_allclose(one[key], other[key], rtol=1e-3, atol=1e-5, err_msg=key)
+
+
 def test_a_stage_of_two_ranks_writes_the_file_of_one(files, two, tmp_path):
     folder, printed = two
     assert run(command(files, tmp_path)).returncode == 0
     for name in ("seed-0.nc", "seed-0.history.nc"):
         one, other = artifacts.read(tmp_path / name), artifacts.read(folder / name)
-        assert list(one.variables) == list(other.variables) and one.sizes == other.sizes
-        assert {key for key in one.attrs if one.attrs[key] != other.attrs[key]} == {"settings"}
-        for key in one.data_vars:
-            assert one[key].attrs == other[key].attrs and one[key].dtype == other[key].dtype
-            np.testing.assert_allclose(one[key], other[key], rtol=1e-3, atol=1e-5, err_msg=key)
+        assert_same_form(one, other)
     assert json.loads(one.attrs["settings"])["crosscoder"]["training"].keys().isdisjoint({"ranks", "replicas"})
     assert json.loads(other.attrs["settings"])["crosscoder"]["training"]["ranks"] == 2
     assert (folder / "seed-0.log").read_text() == printed, "there is one log, and the first process alone prints"
@@ -226,15 +233,20 @@ def killed(made: list[str], folder: Path, victim: str) -> tuple[int, list[str]]:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds ranks in /proc")
 def test_a_lost_process_ends_the_job_with_one_line_and_the_same_command_goes_on(files, two, tmp_path):
-    """Also after the stage itself was killed, with which its ranks end."""
+    """Also after the stage itself was killed, with which its ranks end, and also by one process."""
     made = command(files, tmp_path, ranks=2)
     lost = "error: rank 1 of 2 was ended by SIGKILL; the same command continues from the last checkpoint"
     assert killed(made, tmp_path, "1") == (1, [lost])
     assert killed(made, tmp_path, "stage")[0] == -signal.SIGKILL
-    done = run(made)
-    assert done.returncode == 0 and "resuming at step" in done.stderr
+    other = tmp_path / "one"
+    other.mkdir()
+    shutil.copy(tmp_path / "seed-0.checkpoint", other)
+    for again in (made, command(files, other)):
+        done = run(again)
+        assert done.returncode == 0 and "resuming at step" in done.stderr
     for name in ("seed-0.nc", "seed-0.history.nc"):
         assert (tmp_path / name).read_bytes() == (two[0] / name).read_bytes()
+        assert_same_form(artifacts.read(other / name), artifacts.read(two[0] / name))
 
 
 def test_divergence_of_many_ranks_is_one_line(files, tmp_path):
