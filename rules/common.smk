@@ -53,6 +53,12 @@ FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *TRAINED})
 MODEL_THREADS = 1 if any(model.kind == "random" for model in STUDY.models.values()) else 2
 
 
+def processes_of(members):
+    """Processes that train one of some crosscoders together, as a function of its wildcards."""
+    chosen = {name: member.training.processes for name, member in members.items() if name not in PUBLISHED}
+    return lambda wildcards: chosen[wildcards.get("crosscoder") or wildcards.aligned]
+
+
 def settings_of(stage):
     """The section of the settings that a stage gets, as a function of its wildcards."""
 

@@ -22,10 +22,10 @@ rule train_crosscoder:
     priority: 5  # long jobs start first; jobs that need their results are short and fill the gaps
     conda:
         "../envs/crosscoders.yaml"
-    threads: 1
+    threads: processes_of(STUDY.crosscoders)
     resources:
         **asks("train_crosscoder"),
-        gpu=GPU,
+        gpu=lambda wildcards: GPU * processes_of(STUDY.crosscoders)(wildcards),
     params:
         settings=settings_of("train_crosscoder"),
     shell:
@@ -52,10 +52,10 @@ rule train_segment:
     priority: 9  # above extraction, so that shards are read and deleted
     conda:
         "../envs/crosscoders.yaml"
-    threads: 1
+    threads: processes_of(STUDY.crosscoders)
     resources:
         **asks("train_segment"),
-        gpu=GPU,
+        gpu=lambda wildcards: GPU * processes_of(STUDY.crosscoders)(wildcards),
     params:
         settings=settings_of("train_segment"),
         previous=lambda wildcards, input: f"--previous {input.previous}" if input.previous else "",
@@ -143,6 +143,7 @@ rule evaluate:
         "../envs/crosscoders.yaml"
     resources:
         **asks("evaluate"),
+        gpu=GPU,
     params:
         settings=settings_of("evaluate"),
         splice=lambda wildcards, input: (
@@ -173,6 +174,7 @@ rule classify_latents:
         "../envs/crosscoders.yaml"
     resources:
         **asks("classify_latents"),
+        gpu=GPU,
     params:
         settings=settings_of("classify_latents"),
     shell:
@@ -219,9 +221,10 @@ rule train_aligned:
     priority: 5
     conda:
         "../envs/crosscoders.yaml"
+    threads: processes_of(STUDY.aligned)
     resources:
         **asks("train_aligned"),
-        gpu=GPU,
+        gpu=lambda wildcards: GPU * processes_of(STUDY.aligned)(wildcards),
     params:
         settings=settings_of("train_aligned"),
     shell:

@@ -110,7 +110,8 @@ def _start(arguments: argparse.Namespace) -> None:
     gc.enable()
     ensure_home()
     show_all_letters()
-    if arguments.log:
+    first = os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+    if arguments.log and first:  # of the processes that torchrun starts
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
         _log.append(arguments.log.open("w", encoding="utf-8"))
     if arguments.threads:

@@ -18,6 +18,7 @@ from crosscoders.analysis import bootstrap
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.crosscoder.encode import encode_sparse
 from crosscoders.kernels import backends
+from crosscoders.kernels.interface import Backend
 from crosscoders.study.settings.analysis import Classification
 
 NORM_CLASSES = ("base-only", "shared", "chat-only", "other")
@@ -128,7 +129,12 @@ def document_batches(document: np.ndarray, count: int) -> Iterator[slice]:
 
 
 def scan(
-    coder: Crosscoder, data, document: np.ndarray, contrast: tuple[int, ...], weights: np.ndarray | None = None
+    coder: Crosscoder,
+    data,
+    document: np.ndarray,
+    contrast: tuple[int, ...],
+    weights: np.ndarray | None = None,
+    backend: Backend | None = None,
 ) -> tuple[Scaling, Pairs]:
     """One pass over the split: sums for latent scaling under every resample, and all active pairs.
 
@@ -142,6 +148,8 @@ def scan(
         (base, chat); empty where the crosscoder lacks one of them, and every ν is NaN.
     weights : (replicates, documents), optional
         Resamples; a row of ones for the data itself is put before them.
+    backend : Backend, optional
+        What computes; chosen by the device of the weights where absent.
 
     Returns
     -------
@@ -150,7 +158,8 @@ def scan(
     """
     itself = np.ones((1, int(document[-1]) + 1))
     weights = itself if weights is None else np.vstack([itself, weights])
-    m, columns, backend = coder.latents, [coder.columns[s] for s in contrast], backends.choose(coder.decoder.device)
+    backend = backend or backends.choose(coder.decoder.device)
+    m, columns = coder.latents, [coder.columns[s] for s in contrast]
     decoders = [coder.decoder[:, c].contiguous() for c in columns]
     shape = (2, 2, len(weights), m)
     activation, reconstruction, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape[2:])

@@ -29,6 +29,8 @@ from crosscoders.analysis.classification import (
 from crosscoders.analysis.sections import ClassifyLatentsSection
 from crosscoders.crosscoder.files import from_dataset
 from crosscoders.data.chats import BEHAVIOURS, ROLES
+from crosscoders.device import chosen_device
+from crosscoders.kernels import backends
 from crosscoders.study.settings.analysis import Classification
 
 CATEGORIES = (*BEHAVIOURS[1:], "template", "planted_or_template")
@@ -274,8 +276,9 @@ def main(arguments) -> None:
     contrast = tuple(coder.sources.index(name) for name in section.contrast if name in coder.sources)
     contrast = contrast if len(contrast) == 2 else ()
     weights = bootstrap.resamples(int(document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
-    scaling, pairs = scan(coder, data, document, contrast, weights)
-    validation, _ = scan(coder, held_out, consecutive(held_out.metadata["document"].values), contrast)
+    backend = backends.choose_for_evaluation(chosen_device(section.device), coder.latents)
+    scaling, pairs = scan(coder, data, document, contrast, weights, backend)
+    validation, _ = scan(coder, held_out, consecutive(held_out.metadata["document"].values), contrast, backend=backend)
     category = categories(data.metadata)
     geometry = geometry_dataset(coder, contrast, settings)
     usage = usage_dataset(pairs, category, coder.latents, len(data))

@@ -16,11 +16,12 @@ from crosscoders.analysis import bootstrap
 from crosscoders.analysis.reconstruction import BATCH, reconstruction
 from crosscoders.analysis.sections import EvaluateSection
 from crosscoders.crosscoder.crosscoder import Crosscoder
-from crosscoders.crosscoder.encode import decode_sparse, encode_sparse
+from crosscoders.crosscoder.encode import encode_sparse
 from crosscoders.crosscoder.files import from_dataset, settings_of
 from crosscoders.crosscoder.penalties import PENALTIES
 from crosscoders.device import chosen_device, chosen_dtype
-from crosscoders.kernels import sparse_code
+from crosscoders.kernels import backends, sparse_code
+from crosscoders.kernels.interface import Backend
 from crosscoders.language_models import snapshots, splicing
 from crosscoders.language_models.model_tokens import ChosenDocuments, ModelTokens
 from crosscoders.study.settings.analysis import Bootstrap
@@ -95,7 +96,7 @@ def to_dataset(
 
 
 def rebuilt_rows(
-    coder: Crosscoder, data: Activations, normalisation: xr.Dataset, chosen: np.ndarray
+    coder: Crosscoder, data: Activations, normalisation: xr.Dataset, chosen: np.ndarray, backend: Backend
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Reconstructions of the kept tokens among `chosen`, (tokens of the split,) bool, as raw activations.
 
@@ -112,7 +113,8 @@ def rebuilt_rows(
     }
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        decoded = decode_sparse(encode_sparse(coder, data.rows(part)), coder.decoder, coder.decoder_bias).numpy()
+        code = encode_sparse(coder, data.rows(part), backend)
+        decoded = backend.decode(code, coder.decoder, coder.decoder_bias).numpy()
         for name, columns in zip(coder.sources, coder.columns, strict=True):
             scale = normalisation["scale"].sel(source=name).values
             rebuilt[name][index[part]] = decoded[:, columns] * scale + normalisation[f"mean_{name}"].values
@@ -129,6 +131,7 @@ def splice(
     tokens: xr.Dataset,
     folders: dict[str, Path],
     reading: ModelReading,
+    backend: Backend,
 ) -> np.ndarray:
     """Sums within documents of the loss with each source replaced by its reconstruction, (documents, sources).
 
@@ -136,7 +139,7 @@ def splice(
     """
     device = chosen_device(reading.device)
     document, numbers = tokens["document"].values, ablations["document_index"].values
-    replaced, rebuilt = rebuilt_rows(coder, data, normalisation, np.isin(consecutive(document), numbers))
+    replaced, rebuilt = rebuilt_rows(coder, data, normalisation, np.isin(consecutive(document), numbers), backend)
     sums = np.full((len(numbers), len(coder.sources)), np.nan)
     for model_name, folder in folders.items():
         model = snapshots.load_model(folder.parent, device, chosen_dtype(reading.dtype, device))
@@ -209,7 +212,8 @@ def main(arguments) -> None:
     data = Activations(arguments.activations, normalisation, coder.sources, section.null)
     settings = settings_of(trained)
     cost = pair_cost(coder, settings, float(trained["penalty_coefficient"]))
-    sums = reconstruction(coder, data, consecutive(data.metadata["document"].values), cost)
+    backend = backends.choose_for_evaluation(chosen_device(section.device), coder.latents)
+    sums = reconstruction(coder, data, consecutive(data.metadata["document"].values), cost, backend)
     weights = np.array([settings.source_weights.get(name, 1.0) for name in coder.sources])
     dataset = to_dataset(coder, sums, weights, section.bootstrap)
     dataset = dataset.assign(effort(coder, settings))
@@ -218,7 +222,7 @@ def main(arguments) -> None:
     if arguments.ablations:
         ablations, tokens = artifacts.read(arguments.ablations), artifacts.read(arguments.tokens)
         folders = dict(zip(section.splice.models, arguments.models, strict=True))
-        spliced = splice(coder, data, normalisation, ablations, tokens, folders, section.splice)
+        spliced = splice(coder, data, normalisation, ablations, tokens, folders, section.splice, backend)
         dataset = dataset.merge(splice_dataset(coder.sources, spliced, ablations, section.bootstrap))
     artifacts.write(
         dataset.assign_attrs(**section.provenance(), title="evaluation on test documents"), arguments.output

@@ -8,14 +8,19 @@ import numpy as np
 import torch
 
 from crosscoders.crosscoder.crosscoder import Crosscoder
-from crosscoders.crosscoder.encode import decode_sparse, encode_sparse
-from crosscoders.kernels import sparse_code
+from crosscoders.crosscoder.encode import encode_sparse
+from crosscoders.kernels import backends, sparse_code
+from crosscoders.kernels.interface import Backend
 
 BATCH = 2048
 
 
 def reconstruction(
-    coder: Crosscoder, data, document: np.ndarray, cost: Callable[[sparse_code.Code], torch.Tensor] | None = None
+    coder: Crosscoder,
+    data,
+    document: np.ndarray,
+    cost: Callable[[sparse_code.Code], torch.Tensor] | None = None,
+    backend: Backend | None = None,
 ) -> dict[str, np.ndarray]:
     """Sums within each document from which the measures of evaluation follow.
 
@@ -27,6 +32,8 @@ def reconstruction(
         Consecutive document numbers from 0.
     cost : optional
         The penalty of every active pair of a code, (pairs,).
+    backend : Backend, optional
+        What computes; chosen by the device of the weights where absent.
 
     Returns
     -------
@@ -34,6 +41,7 @@ def reconstruction(
         `error` and `variance` (documents, sources), `active`, `penalty` and `tokens` (documents,), `fired`
         (latents,). The variance is about the split's own mean.
     """
+    backend = backend or backends.choose(coder.decoder.device)
     documents, sources = int(document[-1]) + 1, len(coder.widths)
     mean = sum(x.double().sum(0) for _, x in data.batches(BATCH)) / len(data)
     sums = {"error": np.zeros((documents, sources)), "variance": np.zeros((documents, sources))}
@@ -44,8 +52,8 @@ def reconstruction(
     }
     fired = np.zeros(coder.latents, np.int64)
     for chosen, x in data.batches(BATCH):
-        code = encode_sparse(coder, x)
-        error = (x - decode_sparse(code, coder.decoder, coder.decoder_bias)).double().pow(2)
+        code = encode_sparse(coder, x, backend)
+        error = (x - backend.decode(code, coder.decoder, coder.decoder_bias)).double().pow(2)
         variance = (x.double() - mean).pow(2)
         inside = document[chosen]
         for s, columns in enumerate(coder.columns):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from crosscoders.activations.sections import ModelReading, NullChange
 from crosscoders.study.blocks import crosscoder_sources, stored_sources
@@ -13,6 +15,19 @@ from crosscoders.study.settings.comparisons import Source
 from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import AlignedSection, TrainingSection
+
+
+def _is_cpu(device: str) -> bool:
+    return device == "cpu"
+
+
+Device = Annotated[Literal["cpu", "cuda"], Field(exclude_if=_is_cpu)]
+"""Where a finished crosscoder is applied; results name it where it is a GPU."""
+
+
+def _device(study: Study) -> Literal["cpu", "cuda"]:
+    """The GPU where the study asks for one, as its jobs then do of the cluster."""
+    return "cuda" if study.device == "cuda" else "cpu"
 
 
 class ImportCrosscoderSection(TrainingSection):
@@ -44,6 +59,7 @@ class EvaluateSection(TrainingSection):
     null: NullChange | None
     splice: ModelReading | None
     """How the models are run into which reconstructions are spliced; none where the setting splices nothing."""
+    device: Device = "cpu"
 
     @classmethod
     def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> EvaluateSection:
@@ -56,6 +72,7 @@ class EvaluateSection(TrainingSection):
             bootstrap=study.classification.bootstrap,
             null=NullChange.of(study, setting),
             splice=ModelReading.of(study, setting) if spliced(study, setting) else None,
+            device=_device(study),
         )
 
 
@@ -79,6 +96,7 @@ class ClassifyLatentsSection(TrainingSection):
     contrast: list[Name]
     classification: Classification
     null: NullChange | None
+    device: Device = "cpu"
 
     @classmethod
     def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> ClassifyLatentsSection:
@@ -91,6 +109,7 @@ class ClassifyLatentsSection(TrainingSection):
             contrast=study.settings[data_setting(study, setting)].contrast,
             classification=study.classification,
             null=NullChange.of(study, setting),
+            device=_device(study),
         )
 
 

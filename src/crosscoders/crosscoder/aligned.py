@@ -7,6 +7,7 @@ arXiv 2507.06265); sources may differ in width. T tokens, m latents, S sources o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,6 +61,27 @@ class Aligned:
         """Encoders, encoder biases, decoder, decoder bias."""
         return [*self.encoders, self.encoder_bias, self.decoder, self.decoder_bias]
 
+    @property
+    def latent_axes(self) -> list[int | None]:
+        """The axis of every one of `parameters` along which latents lie."""
+        return [*[0] * len(self.encoders), 1, 0, None]
+
+    @property
+    def parts(self) -> list[Aligned]:
+        """The crosscoder itself, as that of :class:`crosscoders.crosscoder.crosscoder.Crosscoder`."""
+        return [self]
+
+    def over_latents(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Aligned:
+        """A copy with other latents: `change` gets every tensor of latents and the axis along which they lie."""
+        return replace(
+            self,
+            encoders=[change(encoder, 0) for encoder in self.encoders],
+            encoder_bias=change(self.encoder_bias, 1),
+            decoder=change(self.decoder, 0),
+            decoder_bias=self.decoder_bias.cpu(),
+            thresholds=self.thresholds.cpu(),
+        )
+
     def to(self, device: str) -> Aligned:
         """A copy on another device, `cpu` or `cuda`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
@@ -87,7 +109,14 @@ class Aligned:
         return z @ self.decoder + self.decoder_bias
 
 
-def create(settings: AlignedSettings, sources: list[str], widths: list[int], seed: int) -> Aligned:
+def create(
+    settings: AlignedSettings,
+    sources: list[str],
+    widths: list[int],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    own: torch.Tensor | None = None,
+) -> Aligned:
     """An aligned crosscoder at the start: each encoder is the transpose of its source's decoder.
 
     Parameters
@@ -98,23 +127,26 @@ def create(settings: AlignedSettings, sources: list[str], widths: list[int], see
         d_s of every source.
     seed : int
         Of the decoder vectors (:func:`crosscoders.crosscoder.crosscoder.initial_directions`).
+    dtype : torch.dtype
+    own : (latents of this process,), optional
+        The latents wanted, ascending; all where absent.
 
     Returns
     -------
     Aligned
         On the CPU.
     """
-    decoder = initial_directions(settings.latents, widths, seed, settings.training.decoder_norm)
+    decoder = initial_directions(settings.latents, widths, seed, settings.training.decoder_norm, dtype, own)
     return Aligned(
         encoders=[part.clone() for part in decoder.split(widths, dim=1)],
-        encoder_bias=torch.zeros(len(widths), settings.latents),
+        encoder_bias=torch.zeros(len(widths), len(decoder), dtype=dtype),
         decoder=decoder,
-        decoder_bias=torch.zeros(sum(widths)),
+        decoder_bias=torch.zeros(sum(widths), dtype=dtype),
         sources=list(sources),
         widths=list(widths),
         activation=settings.activation.kind,
         k=settings.activation.k,
-        thresholds=torch.zeros(len(widths)),
+        thresholds=torch.zeros(len(widths), dtype=dtype),
     )
 
 

@@ -7,6 +7,7 @@ encoder and the decoder are both (m, D), a row per latent.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,9 @@ from crosscoders.errors import UserError
 from crosscoders.kernels import matmul
 from crosscoders.study.blocks import ACTIVATIONS, Selection, group_sizes, groups
 from crosscoders.study.settings.crosscoders import CrosscoderSettings
+
+DRAWN_ROWS = 4096
+"""Rows of initial weights that are drawn at a time where a process needs a part of them."""
 
 
 @dataclass
@@ -81,6 +85,11 @@ class Crosscoder:
         return parameters if self.log_threshold is None else [*parameters, self.log_threshold]
 
     @property
+    def latent_axes(self) -> list[int | None]:
+        """The axis of every one of `parameters` along which latents lie."""
+        return [0, 0, 0, None, 0][: len(self.parameters)]
+
+    @property
     def parts(self) -> list[Crosscoder]:
         """The crosscoder itself; of a `separate.Separate`, which a step trains part by part, there are several."""
         return [self]
@@ -94,6 +103,13 @@ class Crosscoder:
         """A copy on another device, `cpu` or `cuda`."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **moved)
+
+    def over_latents(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Crosscoder:
+        """A copy with other latents: `change` gets every tensor of latents and the axis along which they lie."""
+        names = ("encoder", "encoder_bias", "decoder", "reads", "writes", "tied", "penalty", "log_threshold")
+        rows = {name: getattr(self, name) for name in names}
+        changed = {name: change(tensor, 0) for name, tensor in rows.items() if tensor is not None}
+        return replace(self, **changed, decoder_bias=self.decoder_bias.cpu())
 
     def decoder_norms(self) -> torch.Tensor:
         """n_{j,s} = ‖W_dec,j^s‖₂, (m, S)."""
@@ -150,22 +166,48 @@ def keep_largest(f: torch.Tensor, score: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def initial_directions(
-    latents: int, widths: list[int], seed: int, norm: float, dtype: torch.dtype = torch.float32
+    latents: int,
+    widths: list[int],
+    seed: int,
+    norm: float,
+    dtype: torch.dtype = torch.float32,
+    own: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decoder vectors at the start of training, (m, D), each of the given norm within a source.
 
-    Where widths are equal all sources start from the same direction, so that no source differs by chance.
+    Where widths are equal all sources start from the same direction, so that no source differs by chance. Of a
+    dictionary that several processes share, `own` are the latents wanted; they are those that one process would draw.
     """
     equal = len(set(widths)) == 1
     generator = torch.Generator().manual_seed(seed)
     drawn = widths[:1] if equal else widths
-    draws = [torch.randn(latents, width, generator=generator, dtype=torch.float64) for width in drawn]
+    draws = [_drawn(latents, width, generator, own) for width in drawn]
     units = [draw / draw.norm(dim=1, keepdim=True) for draw in draws] * (len(widths) if equal else 1)
     return torch.cat(units, dim=1).mul_(norm).to(dtype)
 
 
+def _drawn(latents: int, width: int, generator: torch.Generator, own: torch.Tensor | None) -> torch.Tensor:
+    """Rows of a standard normal matrix, (latents, width); of many rows only the wanted ones are held at a time.
+
+    Torch draws sixteen numbers at a time, so blocks of a multiple of sixteen rows continue the same sequence.
+    """
+    if own is None:
+        return torch.randn(latents, width, generator=generator, dtype=torch.float64)
+    edges = [*range(0, max(latents - DRAWN_ROWS, 0) + 1, DRAWN_ROWS), latents]  # the last block is not a short one
+    parts = []
+    for first, end in zip(edges, edges[1:], strict=False):
+        block = torch.randn(end - first, width, generator=generator, dtype=torch.float64)
+        parts.append(block[own[(own >= first) & (own < end)] - first])
+    return torch.cat(parts)
+
+
 def create(
-    settings: CrosscoderSettings, sources: list[str], widths: list[int], seed: int, dtype: torch.dtype = torch.float32
+    settings: CrosscoderSettings,
+    sources: list[str],
+    widths: list[int],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    own: torch.Tensor | None = None,
 ) -> Crosscoder:
     """A crosscoder at the start of training.
 
@@ -179,6 +221,8 @@ def create(
         d_s of every source.
     seed : int
     dtype : torch.dtype
+    own : (latents of this process,), optional
+        The latents wanted, ascending; all where absent.
 
     Returns
     -------
@@ -190,9 +234,11 @@ def create(
     UserError
         A tied block over sources of unequal width.
     """
-    m, activation = settings.latents, settings.activation
-    decoder = initial_directions(m, widths, seed, settings.training.decoder_norm, dtype)
-    masks = block_masks(settings, sources, widths)
+    activation = settings.activation
+    decoder = initial_directions(settings.latents, widths, seed, settings.training.decoder_norm, dtype, own)
+    m, masks = len(decoder), block_masks(settings, sources, widths)
+    if own is not None:
+        masks = {name: values[own] for name, values in masks.items()}
     crosscoder = Crosscoder(
         encoder=decoder.clone(),
         encoder_bias=torch.zeros(m, dtype=dtype),
@@ -303,7 +349,7 @@ def reference_loss(
     return loss, f
 
 
-def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float) -> None:
+def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float, latents: int | None = None) -> None:
     """Set encoder biases, in place, so that all latents fire equally often over a batch.
 
     A dense start costs the first hundred steps of a penalised training, in which the penalty silences latents one by
@@ -316,8 +362,10 @@ def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float) -> None:
         Normalised activations.
     l0 : float
         Latents per token that are to be on.
+    latents : int, optional
+        Latents of the whole dictionary, where the crosscoder holds a part of them.
     """
-    wanted = max(1, round(len(x) * l0 / crosscoder.latents))
+    wanted = max(1, round(len(x) * l0 / (latents or crosscoder.latents)))
     crosscoder.encoder_bias.zero_()
     ordered = crosscoder.preactivations(x).topk(wanted + 1, dim=0).values
     crosscoder.encoder_bias.copy_(-(ordered[-2] + ordered[-1]) / 2)

@@ -14,6 +14,8 @@ import torch
 from crosscoders.crosscoder.crosscoder import Crosscoder, keep_largest
 from crosscoders.kernels import backends
 from crosscoders.kernels.interface import Backend, Pairs
+from crosscoders.kernels.mesh import ALONE, Alone
+from crosscoders.kernels.ranking import keep_largest_together, largest_together
 from crosscoders.kernels.sparse_code import Code, flatnonzero, from_flat, of_dense
 from crosscoders.study.blocks import Selection
 
@@ -24,10 +26,10 @@ ROUNDING = 1e-6
 
 
 class Whole:
-    """Pre-activations P, (T, m), all of them computed."""
+    """Pre-activations P, (T, m), all of them computed; T and m are those of one process of a mesh."""
 
-    def __init__(self, values: torch.Tensor):
-        self.whole = values
+    def __init__(self, values: torch.Tensor, mesh: Alone = ALONE):
+        self.whole, self.mesh = values, mesh
         self.size = tuple(values.shape)
 
     def above(self, threshold: torch.Tensor | float) -> Pairs:
@@ -63,7 +65,7 @@ class Preactivations(Whole):
         precision: torch.dtype | None = None,
     ):
         self.x, self.encoder, self.bias, self.backend, self.precision = x, encoder, bias, backend, precision
-        self.size = (len(x), len(encoder))
+        self.size, self.mesh = (len(x), len(encoder)), backend.mesh
 
     @cached_property
     def whole(self) -> torch.Tensor:
@@ -105,18 +107,37 @@ class BatchTopK:
     fallbacks: int = 0
 
     def __call__(self, preactivations: Whole, norms: torch.Tensor, k: int) -> tuple[Code, float]:
-        """Code of (T, m) pre-activations and the smallest score kept; `norms`, (m,), are N_j = Σ_s n_{j,s}."""
-        tokens, m = preactivations.size
+        """Code of (T, m) pre-activations and the smallest score kept; `norms`, (m,), are N_j = Σ_s n_{j,s}.
+
+        The scores of all processes of a mesh are ranked together.
+        """
+        (tokens, m), mesh = preactivations.size, preactivations.mesh
         index, values = preactivations.above((1 - self.margin) * self.carried / norms.clamp_min(1e-30))
-        if len(index) < k * tokens and self.carried > 0:
+        wanted, found = k * tokens * mesh.replicas, mesh.count(len(index), "selection")
+        if found < wanted and self.carried > 0:
             self.fallbacks += 1
             index, values = preactivations.above(0.0)
-        keep, threshold = largest(values * norms[index % m], k * tokens)
+            found = mesh.count(len(index), "selection")
+        keep, threshold = _largest(index, values * norms[index % m], min(wanted, found), preactivations)
         if self.carried > 0:
             change = abs(threshold / self.carried - 1)
             self.margin = min(max(MARGIN[0], 3 * change, 0.9 * self.margin), MARGIN[1])
         self.carried = threshold
         return from_flat(index[keep], values[keep], (tokens, m)), threshold
+
+
+def _largest(
+    index: torch.Tensor, scores: torch.Tensor, count: int, preactivations: Whole
+) -> tuple[torch.Tensor, float]:
+    """Mask of this process's scores, at flat indices, among the `count` largest of all, and the smallest score kept."""
+    (tokens, m), mesh = preactivations.size, preactivations.mesh
+    if mesh.alone:
+        return largest(scores, count)
+
+    def places() -> torch.Tensor:
+        return (index // m + mesh.tokens_before(tokens)) * mesh.latents + mesh.own.to(index.device)[index % m]
+
+    return largest_together(scores, places, count, mesh)
 
 
 def largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
@@ -131,8 +152,8 @@ def largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, float]:
 
 def ranked_by_token(preactivations: Whole, norms: torch.Tensor, k: int) -> torch.Tensor:
     """The dense code, (T, m), of the k largest scores of every token; `norms`, (m,), are N_j."""
-    f = preactivations.whole.relu()
-    return keep_largest(f, f * norms, k)
+    f, mesh = preactivations.whole.relu(), preactivations.mesh
+    return keep_largest(f, f * norms, k) if mesh.alone else keep_largest_together(f, f * norms, k, mesh)
 
 
 def ranked_code(
@@ -181,13 +202,15 @@ def encode_sparse(crosscoder: Crosscoder, x: torch.Tensor, backend: Backend | No
     Code
         Of T tokens and m latents.
     """
-    if crosscoder.selection.ranked_over == "token":
+    backend = backend or backends.choose(x.device)
+    if crosscoder.selection.ranked_over == "token" and backend.rows_at_once is None:
         return of_dense(crosscoder.encode(x))
     norms, limit = crosscoder.decoder_norms().sum(1), crosscoder.on_above
+    if crosscoder.selection.ranked_over == "token":
+        weights = crosscoder.encoder, crosscoder.encoder_bias
+        return from_flat(*backend.largest_of_tokens(x, *weights, norms, crosscoder.k), (len(x), crosscoder.latents))
     lowest = limit / norms.clamp_min(1e-30)
-    preactivations = Preactivations(
-        x, crosscoder.encoder, crosscoder.encoder_bias, backend or backends.choose(x.device)
-    )
+    preactivations = Preactivations(x, crosscoder.encoder, crosscoder.encoder_bias, backend)
     index, values = preactivations.above((lowest - ROUNDING * lowest.abs()).clamp_min(0.0))
     latents = index % crosscoder.latents
     keep = values * norms[latents] > (limit[latents] if isinstance(limit, torch.Tensor) else limit)

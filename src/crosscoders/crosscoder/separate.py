@@ -39,6 +39,11 @@ class Separate:
         """The parameters of every part, one after the other."""
         return [parameter for part in self.parts for parameter in part.parameters]
 
+    @property
+    def latent_axes(self) -> list[int | None]:
+        """The axis of every one of `parameters` along which latents lie."""
+        return [axis for part in self.parts for axis in part.latent_axes]
+
     def join(self, whole: Crosscoder) -> None:
         """Write the weights of all parts, in place, into the crosscoder that was separated."""
         row = 0

@@ -12,6 +12,10 @@ from crosscoders.kernels.cpu import CompiledBackend
 from crosscoders.kernels.cpu_library import library, why_not
 from crosscoders.kernels.interface import Backend
 from crosscoders.kernels.plain import PlainBackend
+from crosscoders.kernels.streamed import StreamedBackend
+
+MANY_LATENTS = 1 << 18
+"""Latents from which on the pre-activations of all of them are too many to hold in memory at once."""
 
 
 def choose(device: str | torch.device = "cpu") -> Backend:
@@ -31,6 +35,24 @@ def choose(device: str | torch.device = "cpu") -> Backend:
     if torch.device(device).type == "cuda":
         return triton()
     return compiled() if library() is not None else plain()
+
+
+def choose_for_evaluation(device: str, latents: int) -> Backend:
+    """The backend that applies a finished dictionary, which lies in main memory.
+
+    Parameters
+    ----------
+    device : str
+        `cpu` or `cuda`; a GPU gets a block of latents at a time.
+    latents : int
+        Of the dictionary.
+
+    Returns
+    -------
+    Backend
+    """
+    blocks = device == "cuda" or latents >= MANY_LATENTS
+    return StreamedBackend(choose(device), device) if blocks else choose(device)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from crosscoders.kernels.adam_step import AdamNumbers
+from crosscoders.kernels.mesh import Alone
 from crosscoders.kernels.sparse_code import ByLatent, Code
 
 
@@ -69,8 +70,14 @@ class Backend(Protocol):
         What works on sparse codes, and what multiplies matrices; artifacts record both.
     dense_above : float
         Density of a code above which dense products cost less than gathered rows; measured.
+    mesh : Alone or Mesh
+        The processes that share latents and tokens.
+    rows_at_once : int, optional
+        Latents whose weights are on the device at a time; None where all are.
     """
 
+    mesh: Alone
+    rows_at_once: int | None
     kernels: str
     products: str
     dense_above: float

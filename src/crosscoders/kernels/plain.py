@@ -7,12 +7,15 @@ import torch
 from crosscoders.kernels import matmul
 from crosscoders.kernels.adam_step import AdamNumbers, chances, narrowed
 from crosscoders.kernels.interface import Gradient, Pairs, Reconstruction
+from crosscoders.kernels.mesh import ALONE
 from crosscoders.kernels.sparse_code import ByLatent, Code, weighted_rows
 
 
 class PlainBackend:
     """Every method of :class:`crosscoders.kernels.interface.Backend` in operations of torch."""
 
+    mesh = ALONE
+    rows_at_once = None
     kernels = "torch"
     dense_above = 0.04
 

@@ -10,7 +10,7 @@ import string
 from pathlib import Path
 
 from crosscoders.study import model_folder
-from crosscoders.study.blocks import ACTIVATIONS, crosscoder_sources, differences, stored_sources
+from crosscoders.study.blocks import ACTIVATIONS, crosscoder_sources, differences, group_sizes, groups, stored_sources
 from crosscoders.study.settings.base import SPLITS
 from crosscoders.study.settings.comparisons import (
     NullSetting,
@@ -505,7 +505,18 @@ def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting
             problems.append(f"{where}: blocks.{block_name}.window: {block.window} is longer than {following}")
     for name in crosscoder.source_weights:
         problems += _unknown(f"{where}: source_weights", name, known)
-    return problems
+    return problems + _rank_problems(where, crosscoder, list(known))
+
+
+def _rank_problems(where: str, crosscoder: CrosscoderSettings, sources: list[str]) -> list[str]:
+    """Groups of latents that are too small to be shared among ranks."""
+    shares, ranks = [group.share for group in groups(crosscoder.blocks, sources)], crosscoder.training.ranks
+    smallest = min(group_sizes(crosscoder.latents, shares), default=0)
+    if ranks == 1 or smallest >= ranks:
+        return []
+    return [
+        f"{where}: training.ranks: {ranks}; expected at most {smallest}, the latents of the smallest group of a block"
+    ]
 
 
 def _unknown(key: str, name: str, known: dict) -> list[str]:

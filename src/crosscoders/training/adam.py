@@ -42,12 +42,6 @@ class Adam:
         """The number of steps and both moments, for a checkpoint."""
         return {"steps": self.steps, "mean": self.mean, "square": self.square}
 
-    def load_state_dict(self, saved: dict) -> None:
-        """Take over the number of steps and both moments of a checkpoint."""
-        self.steps = saved["steps"]
-        for own, values in zip(self.mean + self.square, saved["mean"] + saved["square"], strict=True):
-            own.copy_(values)
-
     def step(self, parameters: list[torch.Tensor], gradients: list[Gradient], rate: float, clip_factor: float) -> None:
         """One step in place, on gradients divided by `clip_factor`; `rate` is the learning rate."""
         self.steps += 1

@@ -32,7 +32,8 @@ def compute(
         One per source; each carries the threshold of its last batch.
     backend : Backend
     """
-    tokens, sources, norms = len(x), len(coder.sources), coder.decoder_norms()
+    mesh, sources, norms = backend.mesh, len(coder.sources), coder.decoder_norms()
+    tokens = len(x) * mesh.replicas
     parts = [part.contiguous() for part in x.split(coder.widths, dim=1)]
     inputs = zip(parts, coder.encoders, coder.encoder_bias, strict=True)
     preactivations = [Preactivations(*given, backend) for given in inputs]
@@ -41,7 +42,11 @@ def compute(
     # `reconstruct` takes the mean over S·T tokens; the loss is a mean over T, hence the weights S.
     reconstruction = path.reconstruct(coder, x.repeat(sources, 1), torch.full_like(x[0], sources))
     value, at_values, at_norms = _alignment(path, norms, objective.alignment, tokens, sources)
-    value += float(reconstruction.error.square().sum()) / tokens
+    own_errors = _own_errors(coder, reconstruction.error, tokens)
+    if mesh.rank == 0:  # the processes of a replica have the same error, and the first of them counts it
+        value += float(reconstruction.error.square().sum()) / tokens
+    else:
+        own_errors.zero_()
     at_values = reconstruction.at_values + at_values
     if objective.penalty != "none":
         cost = penalise(path, norms, torch.ones_like(norms[:, 0]), objective, tokens)
@@ -50,7 +55,7 @@ def compute(
     return Result(
         loss=value,
         gradients=_gradients(coder, parts, path, reconstruction, (at_values, at_norms)),
-        squared_error=_own_errors(coder, reconstruction.error, tokens),
+        squared_error=own_errors,
         counts=path.counts,
         threshold=threshold,
         l0=float(path.counts.sum()) / (sources * tokens),
@@ -123,5 +128,6 @@ def _gradients(
 def _own_errors(coder: Aligned, error: torch.Tensor, tokens: int) -> torch.Tensor:
     """Squared error of every source rebuilt from its own code, summed over columns and averaged over tokens, (S,)."""
     edges = torch.tensor([0, *coder.widths]).cumsum(0).tolist()
-    blocks = [error[s * tokens : (s + 1) * tokens, edges[s] : edges[s + 1]] for s in range(len(coder.widths))]
+    parts = error.chunk(len(coder.widths))
+    blocks = [part[:, edges[s] : edges[s + 1]] for s, part in enumerate(parts)]
     return torch.stack([block.square().sum() / tokens for block in blocks])

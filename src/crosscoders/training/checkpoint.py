@@ -33,23 +33,38 @@ class Checkpoint:
         self.identity = hashlib.sha256(content.encode()).hexdigest()
 
     def save(self, state: State) -> None:
-        """Write the state atomically, with its checksum."""
+        """Write the state atomically, with its checksum; of several processes the first one writes."""
+        content = state.to_dict()
+        if not state.backend.mesh.first:
+            return
         buffer = io.BytesIO()
-        torch.save({"identity": self.identity, **state.to_dict()}, buffer)
+        torch.save({"identity": self.identity, **content}, buffer)
         storage.write_sealed(buffer.getvalue(), self.path, flush=False)
 
     def restore(self, state: State) -> bool:
-        """Take over the saved state and return True; False where the file is absent, damaged or of another training."""
-        if not self.path.exists():
+        """Take over the saved state and return True; False where the file is absent, damaged or of another training.
+
+        Of several processes the first one reads.
+        """
+        mesh = state.backend.mesh
+        saved = self._saved() if mesh.first else None
+        if not mesh.told(saved is not None):
             return False
+        state.restore(saved)
+        if mesh.first:
+            stage.say(f"resuming at step {state.step}")
+        return True
+
+    def _saved(self) -> dict | None:
+        """The content of the file; None where it is absent, damaged or of another training."""
+        if not self.path.exists():
+            return None
         try:
             saved = torch.load(io.BytesIO(storage.read_sealed(self.path)), weights_only=True, map_location="cpu")
         except UserError as error:
             stage.say(f"checkpoint not used: {error}")
-            return False
+            return None
         if saved.pop("identity") != self.identity:
             stage.say(f"{self.path}: checkpoint not used: it belongs to other settings or inputs")
-            return False
-        state.restore(saved)
-        stage.say(f"resuming at step {state.step}")
-        return True
+            return None
+        return saved

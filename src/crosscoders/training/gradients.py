@@ -16,6 +16,8 @@ from crosscoders.crosscoder.encode import BatchTopK, Preactivations, Whole, rank
 from crosscoders.crosscoder.penalties import PENALTIES
 from crosscoders.crosscoder.separate import Separate
 from crosscoders.kernels.interface import Backend, Gradient, Reconstruction
+from crosscoders.kernels.mesh import Alone
+from crosscoders.kernels.ranking import nth_largest_of_rows
 from crosscoders.kernels.sparse_code import ByLatent, Code, from_flat, parted
 
 AUXILIARY_TOKENS = 4
@@ -38,6 +40,8 @@ class Objective:
     auxiliary_coefficient: float = 0.0
     dead: torch.Tensor | None = None
     """Latents that count as dead, (m,) bool."""
+    all_dead: int = 0
+    """How many latents of a part count as dead on all processes; `compute` counts them."""
     alignment: float = 0.0
     """λ_align of the aligned crosscoder."""
     precision: torch.dtype | None = None
@@ -46,7 +50,10 @@ class Objective:
 
 @dataclass
 class Result:
-    """Loss, gradients in the order of `Crosscoder.parameters`, and figures of the code."""
+    """Loss, gradients in the order of `Crosscoder.parameters`, and figures of the code.
+
+    On a process of a mesh, loss, squared error and l0 are its share of the sums that the processes add up.
+    """
 
     loss: float
     gradients: list[Gradient]
@@ -77,14 +84,14 @@ def compute(
         Carries the threshold of the last batch.
     backend : Backend
     """
-    parts = crosscoder.parts
+    parts, mesh = crosscoder.parts, backend.mesh
     inputs = [_inputs(part, rows, objective, backend) for part, rows in zip(parts, _split(x, parts), strict=True)]
     paths, threshold = _select(inputs, objective, selection, backend)
     weights = objective.weights.split([sum(part.widths) for part in parts])
-    dead = [None] * len(parts) if objective.dead is None else objective.dead.split([part.latents for part in parts])
+    dead, all_dead = _dead_of(parts, objective, mesh)
     results = [
-        _compute_part(given, path, replace(objective, weights=w, dead=d))
-        for given, path, w, d in zip(inputs, paths, weights, dead, strict=True)
+        _compute_part(given, path, replace(objective, weights=w, dead=d, all_dead=count))
+        for given, path, w, d, count in zip(inputs, paths, weights, dead, all_dead, strict=True)
     ]
     counts = torch.cat([result.counts for result in results])
     return Result(
@@ -93,8 +100,16 @@ def compute(
         squared_error=torch.cat([result.squared_error for result in results]),
         counts=counts,
         threshold=threshold,
-        l0=float(counts.sum()) / len(x),
+        l0=float(counts.sum()) / (len(x) * mesh.replicas),
     )
+
+
+def _dead_of(parts: list[Crosscoder], objective: Objective, mesh: Alone) -> tuple[list[torch.Tensor | None], list[int]]:
+    """The dead latents of every part, and their number on all processes, where any may be revived."""
+    if objective.dead is None or objective.auxiliary_coefficient == 0:
+        return [None] * len(parts), [0] * len(parts)
+    dead = list(objective.dead.split([part.latents for part in parts]))
+    return dead, mesh.add(torch.stack([one.sum() for one in dead]), "figures").tolist()
 
 
 def stored(gradient: Gradient) -> torch.Tensor:
@@ -131,9 +146,11 @@ def _compute_part(given: _Part, path: Path, objective: Objective) -> Result:
     reconstruction = path.reconstruct(crosscoder, given.x, objective.weights)
     result = _backward(given, reconstruction, path, objective)
     squares = (reconstruction.error * reconstruction.at_output).sum(0) / -2
+    if path.backend.mesh.rank > 0:  # the processes of a replica have the same error, and the first of them counts it
+        squares.zero_()
     result.squared_error = torch.stack([squares[columns].sum() for columns in crosscoder.columns])
     result.loss = float(squares.sum()) + result.parts.get("penalty", 0.0)
-    revived = objective.auxiliary_coefficient > 0 and objective.dead is not None and bool(objective.dead.any())
+    revived = objective.all_dead > 0
     if revived or not crosscoder.unconstrained:
         result.gradients = [stored(gradient) for gradient in result.gradients]
     if revived:
@@ -166,7 +183,7 @@ def _select(
 
 def _side_by_side(parts: list[Preactivations]) -> Whole:
     """The pre-activations of several parts side by side, (T, sum of latents)."""
-    return Whole(torch.cat([part.whole for part in parts], dim=1))
+    return Whole(torch.cat([part.whole for part in parts], dim=1), parts[0].mesh)
 
 
 def path_of(code: Code, backend: Backend, precision: torch.dtype | None = None) -> Path:
@@ -268,9 +285,10 @@ class DensePath:
 
     def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor) -> Reconstruction:
         """Error on x, (T, D), and its gradients at the reconstruction and at `values`."""
-        rebuilt = self.backend.product(self.values, crosscoder.decoder, self.precision)
+        mesh = self.backend.mesh
+        rebuilt = mesh.add(self.backend.product(self.values, crosscoder.decoder, self.precision), "reconstruction")
         error = x - rebuilt - crosscoder.decoder_bias
-        at_output = error * weights * (-2 / len(x))
+        at_output = error * weights * (-2 / (len(x) * mesh.replicas))
         return Reconstruction(error, at_output, self.backend.product(at_output, crosscoder.decoder.T, self.precision))
 
     def active(self, per_latent: torch.Tensor) -> torch.Tensor:
@@ -304,7 +322,7 @@ def _backward(given: _Part, reconstruction: Reconstruction, path: Path, objectiv
     at_values, parts = reconstruction.at_values, {}
     decoder_gradient = path.weight_gradient(f, reconstruction.at_output)
     if objective.penalty != "none":
-        cost = penalise(path, norms, crosscoder.penalty, objective, len(x))
+        cost = penalise(path, norms, crosscoder.penalty, objective, len(x) * path.backend.mesh.replicas)
         at_values = at_values if cost.at_values is None else at_values + cost.at_values
         decoder_gradient = stored(decoder_gradient)
         for s, columns in enumerate(crosscoder.columns):
@@ -345,7 +363,7 @@ def penalise(
         π_j.
     objective : Objective
     tokens : int
-        Tokens over which the mean is taken.
+        Tokens over which the mean is taken, of all processes.
     """
     penalty, rate = PENALTIES[objective.penalty], objective.coefficient * factors / tokens
     size = penalty.join(norms)
@@ -368,16 +386,17 @@ def add_auxiliary(
 
     The k_aux = d/2 largest scores among the dead latents of each token (of one token in AUXILIARY_TOKENS).
     """
-    chosen = slice(None, None, AUXILIARY_TOKENS)
+    mesh, tokens = preactivations.mesh, preactivations.size[0]
+    chosen = slice(-mesh.tokens_before(tokens) % AUXILIARY_TOKENS, None, AUXILIARY_TOKENS)
     dead = objective.dead.nonzero()[:, 0]
     decoder_rows = crosscoder.decoder[dead]
     x, target = preactivations.x[chosen], error[chosen]
     f = preactivations.some(chosen, dead).relu()
-    count = min(len(dead), max(crosscoder.widths) // 2)
-    if count < len(dead):
-        lowest = f.topk(count, dim=1, sorted=False).values.amin(1, keepdim=True)
-        f = f * (f >= lowest)  # ties may keep a few more
-    gradient = (target - f @ decoder_rows) * objective.weights * (-2 * objective.auxiliary_coefficient / len(x))
+    count = min(objective.all_dead, max(crosscoder.widths) // 2)
+    if count < objective.all_dead:
+        f = f * (f >= nth_largest_of_rows(f, count, mesh, "auxiliary"))  # ties may keep a few more
+    rebuilt, all_chosen = mesh.add(f @ decoder_rows, "auxiliary"), -(-tokens * mesh.replicas // AUXILIARY_TOKENS)
+    gradient = (target - rebuilt) * objective.weights * (-2 * objective.auxiliary_coefficient / all_chosen)
     f_gradient = (gradient @ decoder_rows.T) * (f > 0)
     gradients[0].index_add_(0, dead, f_gradient.T @ x)
     gradients[1].index_add_(0, dead, f_gradient.sum(0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,8 +14,9 @@ from crosscoders.activations.sections import NullChange
 from crosscoders.device import chosen_device
 from crosscoders.errors import UserError
 from crosscoders.kernels import backends
+from crosscoders.kernels.mesh import ALONE, Alone
 from crosscoders.study.stage_section import AlignedSection, TrainingSection
-from crosscoders.training import loop
+from crosscoders.training import exchange, loop
 from crosscoders.training.checkpoint import Checkpoint
 from crosscoders.training.recipes import Recipe
 from crosscoders.training.state import State
@@ -53,6 +53,7 @@ def train(
     device: str,
     sources: list[str] | None = None,
     null: NullChange | None = None,
+    mesh: Alone = ALONE,
 ) -> Trained:
     """Train as a section says; an interrupted training goes on from its checkpoint.
 
@@ -68,6 +69,8 @@ def train(
         All stored ones where absent.
     null : NullChange, optional
         How activations are changed for a null.
+    mesh : Alone or Mesh
+        The processes that train it together. The first of them reports, and has the finished crosscoder.
 
     Raises
     ------
@@ -86,23 +89,43 @@ def train(
     arithmetic = {"kernels": backend.kernels, "products": backend.products}
     checkpoint = Checkpoint(files.checkpoint, _identity(section, files) | arithmetic)
     name = f"{section.stage} {section.label}"
-    stage.say(f"{name}: kernels by {arithmetic['kernels']}, products by {arithmetic['products']}")
-    progress = stage.Progress(name, recipe.settings.training.steps * batch_tokens)
-    report = partial(_report, progress, batch_tokens)
-    state = loop.fit(recipe, *splits, section.seed, device, checkpoint, report)
+    say = stage.say if mesh.first else lambda line: None
+    say(f"{name}: kernels by {arithmetic['kernels']}, products by {arithmetic['products']}")
+    report = _Report(stage.Progress(name, recipe.settings.training.steps * batch_tokens), batch_tokens)
+    state = loop.fit(
+        recipe, *splits, section.seed, device, checkpoint, report if mesh.first else lambda state: None, mesh
+    )
+    if not mesh.alone and report.steps:
+        say(f"{name}: {exchange.sent_line(mesh, report.steps, report.sent_per_step)}")
     return Trained(state, normalisation, arithmetic)
 
 
-def _report(progress: stage.Progress, batch_tokens: int, state: State) -> None:
-    """Show how far a training is, and the figures of its last step."""
-    last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
-    progress.reach(state.step * batch_tokens, step=state.step, **last)
+@dataclass
+class _Report:
+    """Shows how far a training is, and the figures of its last step; counts the steps of this run."""
+
+    progress: stage.Progress
+    batch_tokens: int
+    steps: int = 0
+    sent_per_step: int = 0
+
+    def __call__(self, state: State) -> None:
+        self.steps += 1
+        if self.steps == 1 and not state.backend.mesh.alone:
+            self.sent_per_step = sum(exchange.bytes_per_step(state).values())
+        last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
+        self.progress.reach(state.step * self.batch_tokens, step=state.step, **last)
 
 
 def _identity(section: TrainingSection | AlignedSection, files: Files) -> dict[str, object]:
-    """All that decides the bytes of a training: its settings, inputs and packages."""
+    """All that decides the bytes of a training, but for the order of sums: its settings, inputs and packages.
+
+    Any number of processes goes on from a checkpoint.
+    """
     digests = [storage.digest(path) for path in (files.normalisation, *files.activations)]
-    return {**section.model_dump(mode="json"), "inputs": digests, "versions": provenance.versions()}
+    processes = {"training": {"ranks", "replicas"}}
+    content = section.model_dump(mode="json", exclude={"crosscoder": processes, "aligned": processes})
+    return {**content, "inputs": digests, "versions": provenance.versions()}
 
 
 def use_exact_arithmetic(device: str) -> None:

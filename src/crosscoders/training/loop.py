@@ -18,6 +18,9 @@ from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.errors import UserError, check_divergence
 from crosscoders.kernels import backends
 from crosscoders.kernels.interface import Gradient
+from crosscoders.kernels.mesh import ALONE, Alone
+from crosscoders.kernels.sharded import over_mesh
+from crosscoders.training import exchange
 from crosscoders.training.gradients import Objective, Result
 from crosscoders.training.recipes import Recipe
 from crosscoders.training.schedule import Schedule
@@ -47,6 +50,8 @@ class Saved(Protocol):
 def step(state: State, x: torch.Tensor) -> Result:
     """One step on normalised activations x, (T, D): gradients, clipping, Adam, bookkeeping.
 
+    Of several processes each gets the tokens of its replica.
+
     Raises
     ------
     FloatingPointError
@@ -56,13 +61,15 @@ def step(state: State, x: torch.Tensor) -> Result:
     x = x.to(state.column_weights.device)
     objective = _objective(state, schedule)
     result = state.recipe.compute(state.crosscoder, x, objective, state.selections, state.backend)
-    length, rate = norm(result.gradients), schedule.learning_rate(state.step)
+    exchange.complete_gradients(result, state)
+    norms = [_norm(gradient) for gradient in result.gradients]
+    length, dead = exchange.complete_figures(result, norms, objective, state)
+    rate = schedule.learning_rate(state.step)
     # Before the update, so that no checkpoint holds what diverged.
     check_divergence(state.step, loss=result.loss, gradient_norm=length)
     clip_factor = max(1.0, length / settings.training.gradient_clip)
     state.optimizer.step(state.crosscoder.parameters, result.gradients, rate, clip_factor)
-    _keep_books(state, result, schedule, len(x))
-    dead = float(objective.dead.float().mean())
+    _keep_books(state, result, schedule, len(x) * state.backend.mesh.replicas)
     figures = result.loss, result.l0, dead, rate, objective.coefficient, length, result.threshold
     for name, value in zip(HISTORY, figures, strict=True):
         state.history.setdefault(name, []).append(value)
@@ -87,11 +94,6 @@ def _objective(state: State, schedule: Schedule) -> Objective:
         alignment=state.recipe.alignment,
         precision=PRECISION[settings.training.precision],
     )
-
-
-def norm(gradients: list[Gradient]) -> float:
-    """Norm of all gradients together."""
-    return math.hypot(*map(_norm, gradients))
 
 
 def _norm(gradient: Gradient) -> float:
@@ -164,6 +166,7 @@ def fit(
     device: str = "cpu",
     checkpoint: Saved | None = None,
     report: Callable[[State], None] = lambda state: None,
+    mesh: Alone = ALONE,
 ) -> State:
     """Train one crosscoder on `data` and fit its thresholds, where it has any, on `held_out`.
 
@@ -177,11 +180,13 @@ def fit(
     device : {"cpu", "cuda"}
     checkpoint, report : optional
         Where the state is saved and restored from, and what is called after every step.
+    mesh : Alone or Mesh
+        The processes that train it together; all of them call this function.
 
     Returns
     -------
     State
-        `crosscoder` is the finished one, on the CPU.
+        `crosscoder` is the finished one, on the CPU; of several processes the first has it.
 
     Raises
     ------
@@ -189,28 +194,34 @@ def fit(
         The loss or the norm of the gradients is not finite.
     """
     training, order = recipe.settings.training, Order(len(data), seed)
-    tokens = training.batch_tokens
-    coder, state = _begin(recipe, data, seed, device, order)
+    mesh, batch_tokens = mesh.owning(recipe.groups(data.sources)), training.batch_tokens
+    coder, state = _begin(recipe, data, seed, device, order, mesh)
     if checkpoint is not None:
         checkpoint.restore(state)
-    with Prefetch(data, lambda step: order.take(step * tokens, tokens), training.steps, tokens, device) as batch:
+    tokens = batch_tokens // mesh.replicas
+    before = mesh.tokens_before(tokens)
+    with Prefetch(
+        data, lambda step: order.take(step * batch_tokens + before, tokens), training.steps, tokens, device
+    ) as batch:
         run(state, batch, lambda state: _after_step(state, checkpoint, report))
     return _finish(coder, state, held_out, device)
 
 
-def _begin(recipe: Recipe, data: Rows, seed: int, device: str, order: Order) -> tuple[Crosscoder | Aligned, State]:
-    """The crosscoder before training, and the state before the first step."""
-    coder = recipe.create(data.sources, data.widths, seed).to(device)
+def _begin(
+    recipe: Recipe, data: Rows, seed: int, device: str, order: Order, mesh: Alone
+) -> tuple[Crosscoder | Aligned, State]:
+    """The crosscoder before training, and the state before the first step; of several processes each has its latents."""
+    coder = recipe.create(data.sources, data.widths, seed, mesh.own).to(device)
     trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
     backends.say_what_lacks(device)
-    return coder, start(trainee, recipe, backends.choose(device))
+    return coder, start(trainee, recipe, over_mesh(backends.choose(device), mesh))
 
 
 def _finish(coder: Crosscoder | Aligned, state: State, held_out: Rows, device: str) -> State:
     """Put what was trained into the crosscoder, and fit its thresholds."""
-    tokens = state.recipe.settings.training.batch_tokens
-    state.recipe.finish(coder, state.crosscoder, (x.to(device) for _, x in held_out.batches(tokens)))
-    state.crosscoder = coder.to("cpu")
+    tokens, mesh = state.recipe.settings.training.batch_tokens, state.backend.mesh
+    state.recipe.finish(coder, state.crosscoder, (x.to(device) for _, x in held_out.batches(tokens)), mesh)
+    state.crosscoder = coder.to("cpu") if mesh.alone else coder.over_latents(mesh.gather)
     return state
 
 
@@ -237,6 +248,7 @@ def fit_part(
     device: str = "cpu",
     previous: Saved | None = None,
     report: Callable[[State], None] = lambda state: None,
+    mesh: Alone = ALONE,
 ) -> State:
     """Take the steps of one part on `data`.
 
@@ -253,6 +265,8 @@ def fit_part(
         The state after the part before; None for the first part.
     report : optional
         Called after every step.
+    mesh : Alone or Mesh
+        The processes that train it together.
 
     Returns
     -------
@@ -266,11 +280,14 @@ def fit_part(
     FloatingPointError
         The loss or the norm of the gradients is not finite.
     """
-    order, tokens = Order(len(data), part.seed), recipe.settings.training.batch_tokens
-    _, state = _begin(recipe, data, seed, device, order)
+    order, batch_tokens = Order(len(data), part.seed), recipe.settings.training.batch_tokens
+    mesh = mesh.owning(recipe.groups(data.sources))
+    _, state = _begin(recipe, data, seed, device, order, mesh)
     if previous is not None:
         _take_over(state, previous, part.first)
-    index = lambda step: order.take((step - part.first) * tokens, tokens)  # noqa: E731
+    tokens = batch_tokens // mesh.replicas
+    before = mesh.tokens_before(tokens)
+    index = lambda step: order.take((step - part.first) * batch_tokens + before, tokens)  # noqa: E731
     with Prefetch(data, index, part.last, tokens, device) as batch:
         run(state, batch, report, part.last)
     return state
@@ -297,7 +314,8 @@ def finish_parts(recipe: Recipe, held_out: Rows, seed: int, device: str, last: S
     UserError
         The saved state belongs to another training, or is not the last one.
     """
-    coder, state = _begin(recipe, held_out, seed, device, Order(len(held_out), seed))
+    mesh = ALONE.owning(recipe.groups(held_out.sources))
+    coder, state = _begin(recipe, held_out, seed, device, Order(len(held_out), seed), mesh)
     _take_over(state, last, recipe.settings.training.steps)
     return _finish(coder, state, held_out, device)
 

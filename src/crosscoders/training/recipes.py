@@ -14,6 +14,8 @@ from crosscoders.crosscoder.crosscoder import Crosscoder, create, equalise_rates
 from crosscoders.crosscoder.encode import BatchTopK
 from crosscoders.crosscoder.separate import Separate, separate
 from crosscoders.kernels.interface import Backend
+from crosscoders.kernels.mesh import ALONE, Alone
+from crosscoders.study.blocks import group_sizes, groups
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
 from crosscoders.training import aligned, gradients
 from crosscoders.training.gradients import Objective, Result
@@ -27,13 +29,20 @@ class Recipe(Protocol):
     """A kind of crosscoder as the loop sees it; `settings` has `training`, `penalty` and `activation`."""
 
     settings: CrosscoderSettings | AlignedSettings
+    revives: bool
+    """Whether AuxK revives dead latents."""
 
     @property
     def alignment(self) -> float:
         """λ_align; 0 where there is one code."""
 
-    def create(self, sources: list[str], widths: list[int], seed: int) -> Crosscoder | Aligned:
-        """The crosscoder before training, on the CPU."""
+    def groups(self, sources: list[str]) -> list[int]:
+        """Sizes of the groups of latents that processes share evenly."""
+
+    def create(
+        self, sources: list[str], widths: list[int], seed: int, own: torch.Tensor | None = None
+    ) -> Crosscoder | Aligned:
+        """The crosscoder before training, on the CPU; of the latents `own` alone, where they are given."""
 
     def begin(self, coder: Crosscoder | Aligned, some_tokens: Callable[[], torch.Tensor]) -> Trainee:
         """What is trained, set up on tokens of the first batches, (tokens, D), which are read where needed."""
@@ -49,7 +58,9 @@ class Recipe(Protocol):
     ) -> Result:
         """Loss and gradients of one step on normalised activations, (T, D)."""
 
-    def finish(self, coder: Crosscoder | Aligned, trainee: Trainee, held_out: Iterable[torch.Tensor]) -> None:
+    def finish(
+        self, coder: Crosscoder | Aligned, trainee: Trainee, held_out: Iterable[torch.Tensor], mesh: Alone = ALONE
+    ) -> None:
         """Put what was trained into the crosscoder and fit its thresholds on held-out batches, (T, D)."""
 
 
@@ -59,15 +70,20 @@ class CrosscoderRecipe:
 
     settings: CrosscoderSettings
     alignment: ClassVar[float] = 0.0
+    revives: ClassVar[bool] = True
 
-    def create(self, sources: list[str], widths: list[int], seed: int) -> Crosscoder:
+    def groups(self, sources: list[str]) -> list[int]:
+        """Sizes of the groups of latents that read and write the same sources."""
+        return group_sizes(self.settings.latents, [one.share for one in groups(self.settings.blocks, sources)])
+
+    def create(self, sources: list[str], widths: list[int], seed: int, own: torch.Tensor | None = None) -> Crosscoder:
         """The crosscoder before training."""
-        return create(self.settings, sources, widths, seed)
+        return create(self.settings, sources, widths, seed, own=own)
 
     def begin(self, coder: Crosscoder, some_tokens: Callable[[], torch.Tensor]) -> Crosscoder | Separate:
         """The crosscoder itself, or its parts where they share nothing."""
         if self.settings.training.initial_l0:
-            equalise_rates(coder, some_tokens(), self.settings.training.initial_l0)
+            equalise_rates(coder, some_tokens(), self.settings.training.initial_l0, self.settings.latents)
         return separate(coder) or coder
 
     def selections(self, trainee: Crosscoder | Separate) -> list[BatchTopK]:
@@ -93,12 +109,14 @@ class CrosscoderRecipe:
         """Loss and gradients of one step."""
         return gradients.compute(trainee, x, objective, selections[0], backend)
 
-    def finish(self, coder: Crosscoder, trainee: Crosscoder | Separate, held_out: Iterable[torch.Tensor]) -> None:
+    def finish(
+        self, coder: Crosscoder, trainee: Crosscoder | Separate, held_out: Iterable[torch.Tensor], mesh: Alone = ALONE
+    ) -> None:
         """Join parts and fit the threshold of a ranked batch."""
         if isinstance(trainee, Separate):
             trainee.join(coder)
         if coder.selection.ranked_over == "batch":
-            coder.threshold = fit_threshold(coder, held_out, coder.k)
+            coder.threshold = fit_threshold(coder, held_out, coder.k, mesh)
 
 
 @dataclass
@@ -106,15 +124,20 @@ class AlignedRecipe:
     """The aligned crosscoder: every source has an encoder, a selection and a threshold of its own."""
 
     settings: AlignedSettings
+    revives: ClassVar[bool] = False
 
     @property
     def alignment(self) -> float:
         """λ_align."""
         return self.settings.alignment
 
-    def create(self, sources: list[str], widths: list[int], seed: int) -> Aligned:
+    def groups(self, sources: list[str]) -> list[int]:
+        """All latents, as one group."""
+        return [self.settings.latents]
+
+    def create(self, sources: list[str], widths: list[int], seed: int, own: torch.Tensor | None = None) -> Aligned:
         """The crosscoder before training."""
-        return aligned_crosscoder.create(self.settings, sources, widths, seed)
+        return aligned_crosscoder.create(self.settings, sources, widths, seed, own=own)
 
     def begin(self, coder: Aligned, some_tokens: Callable[[], torch.Tensor]) -> Aligned:
         """The crosscoder itself."""
@@ -134,11 +157,11 @@ class AlignedRecipe:
         """Loss and gradients of one step."""
         return aligned.compute(trainee, x, objective, selections, backend)
 
-    def finish(self, coder: Aligned, trainee: Aligned, held_out: Iterable[torch.Tensor]) -> None:
+    def finish(self, coder: Aligned, trainee: Aligned, held_out: Iterable[torch.Tensor], mesh: Alone = ALONE) -> None:
         """Fit the threshold of every source where batches are ranked."""
         if coder.selection.ranked_over != "batch":
             return
-        norms, fits = coder.decoder_norms().sum(1), [ThresholdFit(coder.k) for _ in coder.sources]
+        norms, fits = coder.decoder_norms().sum(1), [ThresholdFit(coder.k, mesh) for _ in coder.sources]
         for x in held_out:
             for fit, preactivations in zip(fits, coder.preactivations(x), strict=True):
                 fit.add(preactivations.relu() * norms)
@@ -146,9 +169,9 @@ class AlignedRecipe:
         coder.thresholds = values.to(coder.thresholds.device)
 
 
-def fit_threshold(coder: Crosscoder, held_out: Iterable[torch.Tensor], k: int) -> float:
+def fit_threshold(coder: Crosscoder, held_out: Iterable[torch.Tensor], k: int, mesh: Alone = ALONE) -> float:
     """The score above which, over held-out batches, (T, D), k latents per token are on."""
-    norms, fit = coder.decoder_norms().sum(1), ThresholdFit(k)
+    norms, fit = coder.decoder_norms().sum(1), ThresholdFit(k, mesh)
     for x in held_out:
         fit.add(coder.preactivations(x).relu() * norms)
     return fit.value()

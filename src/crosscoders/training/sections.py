@@ -49,10 +49,9 @@ class WindowedSection(TrainingSection):
 
     def identity(self) -> dict[str, object]:
         """What the states of one training have in common: the same for all of its segments."""
-        names = (*WindowedSection.model_fields,)
-        return {
-            name: value for name, value in self.model_dump(mode="json").items() if name in names and name != "device"
-        }
+        processes = {"crosscoder": {"training": {"ranks", "replicas"}}}  # any number of them goes on from a state
+        content = self.model_dump(mode="json", exclude=processes)
+        return {name: content[name] for name in WindowedSection.model_fields if name != "device"}
 
 
 class TrainSegmentSection(WindowedSection):

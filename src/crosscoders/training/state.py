@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 
 import torch
 
@@ -14,6 +16,8 @@ from crosscoders.training.recipes import Recipe, Trainee
 HISTORY = ("loss", "l0", "dead_fraction", "learning_rate", "penalty_coefficient", "gradient_norm", "threshold")
 PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 """Precisions by their names in the settings; None is the precision of the weights."""
+MOMENTS = ("mean", "square")
+"""Tensors of the optimizer, one per parameter."""
 STEERED = ("coefficient", "threshold", "mean_l0", "l0_trend", "step")
 """Numbers of the state that a checkpoint holds."""
 
@@ -62,25 +66,59 @@ class State:
     history: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """The content of a checkpoint."""
+        """The content of a checkpoint, which does not depend on how many processes train.
+
+        All processes of a mesh call this; the first one alone gets the tensors.
+        """
+        optimizer, parameters = self.optimizer.state_dict(), self.crosscoder.parameters
+        if self.backend.mesh.alone:
+            parameters = [parameter.clone() for parameter in parameters]
         return {
-            "parameters": [parameter.clone() for parameter in self.crosscoder.parameters],
-            "optimizer": self.optimizer.state_dict(),
-            "silent_tokens": self.silent_tokens,
+            "parameters": self._gathered(parameters),
+            "optimizer": optimizer | {name: self._gathered(optimizer[name]) for name in MOMENTS},
+            "silent_tokens": self.backend.mesh.gather(self.silent_tokens, 0),
             "selections": [asdict(selection) for selection in self.selections],
             "history": self.history,
         } | {name: getattr(self, name) for name in STEERED}
 
-    def restore(self, saved: dict) -> None:
-        """Take over a checkpoint."""
-        for parameter, value in zip(self.crosscoder.parameters, saved["parameters"], strict=True):
-            parameter.copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.silent_tokens.copy_(saved["silent_tokens"])
-        self.history = saved["history"]
-        self.selections = [BatchTopK(**selection) for selection in saved["selections"]]
+    def restore(self, saved: dict | None) -> None:
+        """Take over a checkpoint; all processes of a mesh call this, and the first one has its content."""
+        mesh, numbers = self.backend.mesh, None
+        saved = (
+            saved if mesh.first else {"parameters": (), "optimizer": dict.fromkeys(MOMENTS, ()), "silent_tokens": None}
+        )
+        self._scatter(saved["parameters"], self.crosscoder.parameters)
+        for name in MOMENTS:
+            self._scatter(saved["optimizer"][name], getattr(self.optimizer, name))
+        mesh.scatter(saved["silent_tokens"], self.silent_tokens, 0)
+        if mesh.first:
+            numbers = {name: saved[name] for name in (*STEERED, "history", "selections")}
+            numbers["steps"] = saved["optimizer"]["steps"]
+        numbers = mesh.told(numbers)
+        self.history, self.optimizer.steps = numbers["history"], numbers["steps"]
+        self.selections = [BatchTopK(**selection) for selection in numbers["selections"]]
         for name in STEERED:
-            setattr(self, name, saved[name])
+            setattr(self, name, numbers[name])
+
+    def _latents(self) -> list[torch.Tensor | None]:
+        """The latents of this process that every parameter is about, numbered through all parts; None for all."""
+        own, parts = self.backend.mesh.own, self.crosscoder.parts
+        held = [None] * len(parts) if own is None else own.split([part.latents for part in parts])
+        return [latents for part, latents in zip(parts, held, strict=True) for _ in part.parameters]
+
+    def _gathered(self, tensors: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Tensors like the parameters, over all latents."""
+        gather, places = (
+            self.backend.mesh.gather,
+            zip(tensors, self._latents(), self.crosscoder.latent_axes, strict=True),
+        )
+        return [tensor if axis is None else gather(tensor, axis, latents) for tensor, latents, axis in places]
+
+    def _scatter(self, saved: Sequence[torch.Tensor], own: list[torch.Tensor]) -> None:
+        """Fill tensors like the parameters from those over all latents, which the first process has."""
+        places = zip(own, self._latents(), self.crosscoder.latent_axes, strict=True)
+        for (tensor, latents, axis), whole in zip_longest(places, saved):
+            self.backend.mesh.scatter(whole, tensor, axis, latents)
 
 
 def start(trainee: Trainee, recipe: Recipe, backend: Backend) -> State:

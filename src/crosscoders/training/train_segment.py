@@ -7,6 +7,7 @@ segment. Every training of a setting reads the same shards in the same order.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from crosscoders import artifacts, stage, storage
@@ -14,7 +15,8 @@ from crosscoders.activations.dataset import Activations
 from crosscoders.device import chosen_device
 from crosscoders.errors import UserError, explain_divergence
 from crosscoders.kernels import backends
-from crosscoders.training import loop
+from crosscoders.kernels.mesh import Alone
+from crosscoders.training import loop, processes
 from crosscoders.training.checkpoint import Checkpoint
 from crosscoders.training.job import use_exact_arithmetic
 from crosscoders.training.recipes import CrosscoderRecipe
@@ -25,6 +27,11 @@ from crosscoders.training.state import State
 def main(arguments) -> None:
     """Take the steps of one segment, and save the state and a note that the segment is done."""
     section: TrainSegmentSection = arguments.settings
+    processes.run(arguments, section.crosscoder.training, section, partial(work, arguments, section))
+
+
+def work(arguments, section: TrainSegmentSection, mesh: Alone) -> None:
+    """What every process of the training does; the first one saves."""
     recipe, device = CrosscoderRecipe(section.crosscoder), chosen_device(section.device)
     training = section.crosscoder.training
     use_exact_arithmetic(device)
@@ -41,8 +48,11 @@ def main(arguments) -> None:
 
     previous = Checkpoint(arguments.previous, section.identity()) if arguments.previous else None
     with explain_divergence(f"crosscoders.{section.crosscoder_name}"):
-        state = loop.fit_part(recipe, data, part, section.seed, device, previous, report)
+        reported = report if mesh.first else lambda state: None
+        state = loop.fit_part(recipe, data, part, section.seed, device, previous, reported, mesh)
     Checkpoint(arguments.output, section.identity()).save(state)
+    if not mesh.first:
+        return
     backend = backends.choose(device)
     done = {"segment": section.segment, "segments": section.segments, "steps": state.step, "tokens": len(data)}
     storage.write_sealed_json(

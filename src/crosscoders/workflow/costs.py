@@ -246,13 +246,13 @@ def _training(study: Study, setting: str, name: str) -> Cost:
     batch = training.batch_tokens * (3 * coder.latents + 8 * coder.width) * 4
     dense = 2.0 * training.tokens * coder.latents * coder.width  # the encoder's product; all others are sparse
     return Cost(
-        MODELS + weights + batch + _mapped(study, setting, "train"),
-        START[MODELS],
+        MODELS * training.processes + weights * training.replicas + batch + _mapped(study, setting, "train"),
+        START[MODELS] * training.processes,
         products=dense + SPARSE * 6.0 * training.tokens * coder.active * coder.width,
         moved=ADAM_BYTES * training.steps * coder.stored,
         disk=4.2 * coder.stored,
         tokens=training.tokens,
-        device=weights + batch,
+        device=weights / training.ranks + batch / training.replicas,
     )
 
 

@@ -67,6 +67,14 @@ class Penalty(Section):
     """Latents per token to steer the coefficient to."""
 
 
+def _is_one(number: int) -> bool:
+    return number == 1
+
+
+Processes = Annotated[Count, Field(exclude_if=_is_one)]
+"""A number of processes; results name it where there are several."""
+
+
 class Training(Section):
     """Optimisation of one crosscoder."""
 
@@ -92,6 +100,22 @@ class Training(Section):
     """A latent silent for this many tokens counts as dead."""
     checkpoint_steps: Count = 200
     threads: Count = 1
+    ranks: Processes = 1
+    """Processes that share the latents; on GPUs each has one of its own. A dictionary then need not fit on one device."""
+    replicas: Processes = 1
+    """Groups of so many ranks that share the tokens of a batch; in all there are ranks · replicas processes."""
+    RULES = (
+        Rule(
+            "replicas",
+            lambda training: training.batch_tokens % training.replicas == 0,
+            "a divisor of batch_tokens = {batch_tokens}",
+        ),
+    )
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together."""
+        return self.ranks * self.replicas
 
     @property
     def tokens(self) -> int:
@@ -103,6 +127,9 @@ _START = Rule(
     "training.initial_l0",
     lambda member: member.training.initial_l0 is None or member.training.initial_l0 <= member.latents,
     "at most latents = {latents}",
+)
+_RANKS = Rule(
+    "training.ranks", lambda member: member.latents % member.training.ranks == 0, "a divisor of latents = {latents}"
 )
 
 
@@ -120,7 +147,7 @@ class CrosscoderSettings(Section):
     source_weights: dict[Name, Positive] = {}
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
-    RULES = (_START,)
+    RULES = (_START, _RANKS)
 
 
 class PublishedSettings(Section):
@@ -175,4 +202,4 @@ class AlignedSettings(Section):
     alignment: Coefficient
     """Coefficient of the squared distance between two sources' codes."""
     training: Training
-    RULES = (_START,)
+    RULES = (_START, _RANKS)
