@@ -50,8 +50,8 @@ IMAGE = "CROSSCODERS_IMAGE"
 """The variable that names another image than the one that envs/crosscoders.def makes."""
 
 
-def image(project: Path | str, used: bool) -> str:
-    """The container in which jobs run where a run asks for apptainer; elsewhere Snakemake ignores it.
+def image(project: Path | str, used: bool) -> str | None:
+    """The container in which jobs run where a run asks for apptainer.
 
     Parameters
     ----------
@@ -62,18 +62,23 @@ def image(project: Path | str, used: bool) -> str:
 
     Returns
     -------
-    str
-        A path, or an address as `docker://...`.
+    str, optional
+        A path, or an address as `docker://...`. None where the run does not ask for it, since Snakemake looks at the name of an
+        image all the same.
 
     Raises
     ------
     UserError
-        The image is asked for, is a path, and is not there.
+        The image is a path that is not there, or that Snakemake does not take.
     """
+    if not used:
+        return None
     named = os.environ.get(IMAGE) or str(from_here(Path(project, "envs/crosscoders.sif")))
-    if used and "://" not in named and not Path(named).is_file():
+    if "://" not in named and not Path(named).is_file():
         command = "apptainer build envs/crosscoders.sif envs/crosscoders.def"
         raise UserError(f"container: {named} does not exist; expected an image, as `{command}` makes it")
+    if len(named.split()) > 1:
+        raise UserError(f"container: {named!r} holds a space; expected {IMAGE} to name an image by a path without")
     return named
 
 
