@@ -496,6 +496,8 @@ GPU_RULES = (
     "train_crosscoder",
     "train_segment",
     "finish_training",
+    "evaluate",
+    "classify_latents",
     "train_aligned",
     "generate_responses",
     "causal",
