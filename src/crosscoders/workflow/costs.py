@@ -131,6 +131,11 @@ def _pass(coder: sizes.CrosscoderSize, tokens: float) -> float:
     return tokens * (2.0 * coder.latents * coder.width + 2.0 * coder.active * coder.width)
 
 
+def _applied(coder: sizes.CrosscoderSize) -> float:
+    """Bytes of a crosscoder that encodes and decodes 2,048 tokens at a time."""
+    return 4 * coder.stored + 4 * 2048 * (2 * coder.latents + 8 * coder.width)
+
+
 def _largest(study: Study, setting: str, measure: Callable[[Study, str], float]) -> float:
     """The largest of a measure over the models of a setting, of which one is loaded at a time."""
     return max((measure(study, name) for name in setting_models(study, data_setting(study, setting))), default=0.0)
@@ -299,7 +304,8 @@ def _import_crosscoder(study: Study, setting: str, crosscoder: str, seed: str) -
 def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     coder, tokens = _crosscoder(study, setting, crosscoder), sizes.split_tokens(study, setting, "test")
     products, forward, fixed = 2 * _pass(coder, tokens), 0.0, START[TORCH]
-    memory = TORCH + 4 * coder.stored + 2048 * (2 * coder.latents + 8 * coder.width) * 4
+    held = _applied(coder)
+    memory = TORCH + held
     if spliced(study, setting):
         chosen, spliced_tokens = study.settings[setting], _spliced_tokens(study, setting)
         passes = 1 + len(stored_sources(chosen))
@@ -313,7 +319,7 @@ def _evaluate(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
         memory += _largest(study, setting, lambda study, name: _logits(study, name, chosen.batch_tokens / 4))
         fixed = START[MODELS]
     memory += _mapped(study, setting, "test")
-    return Cost(memory, fixed, forward=forward, products=products, disk=MB, tokens=tokens)
+    return Cost(memory, fixed, forward=forward, products=products, disk=MB, tokens=tokens, device=held)
 
 
 def _evaluate_aligned(study: Study, setting: str, aligned: str, seed: str) -> Cost:
@@ -334,7 +340,7 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
     memory = (
         TORCH + 4 * coder.stored + 3 * sums + 60 * pairs + 2048 * 8 * coder.latents + _mapped(study, setting, "test")
     )
-    return Cost(memory, START[TORCH], products=work, disk=sums / 4 + 2 * MB, tokens=tokens)
+    return Cost(memory, START[TORCH], products=work, disk=sums / 4 + 2 * MB, tokens=tokens, device=_applied(coder))
 
 
 def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
