@@ -351,7 +351,9 @@ def test_config_errors_are_lines_before_any_job(project):
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "studies").glob("*.yaml")))
 def test_every_study_can_be_planned(project, name):
     if name != "smoke.yaml":
-        assert {"train_crosscoder", "trial"} & set(planned(project, "--configfile", f"studies/{name}"))
+        assert {"train_crosscoder", "import_crosscoder", "trial"} & set(
+            planned(project, "--configfile", f"studies/{name}")
+        )
 
 
 def test_the_slurm_profile_plans_the_default_study(project):
