@@ -144,15 +144,14 @@ class _Process:
         self._reader.join()
         return self.lines
 
-    def stop(self, grace: float) -> None:
-        """End the process if it still runs: by its leave, and after some seconds without."""
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
+    def finish(self, grace: float) -> None:
+        """Wait for the end of the process, kill it after some seconds, and wait for what it printed."""
         try:
             self.process.wait(grace)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._reader.join(grace)
         with suppress(OSError):
             self.process.stdin.close()
 
@@ -176,8 +175,10 @@ def _launch(arguments: argparse.Namespace, training: Training, section: Training
                 group.append(_Process(command, shared | own, shown=rank == 0))
             _wait(group)
         finally:
-            for process in group:
-                process.stop(grace=3.0)
+            for one in group:
+                one.process.terminate()  # does nothing to one that has ended
+            for one in group:
+                one.finish(grace=3.0)
 
 
 def _without_log(arguments: list[str]) -> list[str]:
