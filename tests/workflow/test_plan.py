@@ -2,7 +2,9 @@
 
 import collections
 import copy
+import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -125,3 +127,46 @@ def test_a_stated_size_that_is_wrong_is_refused(embedded, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 32, "vocab_size": 49152}')
     with pytest.raises(UserError, match=r"size.width: 576 is stated; the model has 32"):
         fetch_model.check_size(tmp_path, stated)
+
+
+MEASURED = json.loads((Path(__file__).parent / "embedded_jobs.json").read_text())
+LONG_ENOUGH = 5
+"""Seconds that a job must take for Snakemake to see its memory, at which it looks every few seconds."""
+
+
+def planned_jobs(embedded) -> dict[tuple[str, str], list[costs.Cost]]:
+    """Costs of the embedded study's jobs by rule and setting."""
+    study, grouped = loading.check(embedded), {}
+    for job in plan.jobs(study):
+        key = job.rule, dict(job.wildcards).get("setting", "")
+        grouped.setdefault(key, []).append(job.cost(study))
+    return grouped
+
+
+def test_memory_is_what_jobs_of_the_embedded_study_took(embedded):
+    """Within a factor of 1.5, for every rule and setting whose jobs are long enough to be looked at."""
+    computed, seen = planned_jobs(embedded), 0
+    for row in MEASURED["jobs"]:
+        if row["longest"] >= LONG_ENOUGH:
+            memory = max(cost.memory for cost in computed[row["rule"], row["setting"]]) / costs.MB
+            assert 1 / 1.5 <= memory / row["memory_mb"] <= 1.5, (row, memory)
+            seen += 1
+    assert seen >= 22
+
+
+def test_processor_time_is_what_the_embedded_study_took(embedded):
+    """Within a factor of 1.5 for the whole study and within 4 for every stage that took a minute, at the rates of that machine."""
+    computed, rates = planned_jobs(embedded), costs.Rates(**MEASURED["rates"])
+    took = {(row["rule"], row["setting"]): row["cpu_seconds"] for row in MEASURED["jobs"]}
+    needs = {key: sum(cost.seconds(rates) for cost in jobs) for key, jobs in computed.items() if key in took}
+    assert 1 / 1.5 <= sum(needs.values()) / sum(took.values()) <= 1.5
+    for key, seconds in took.items():
+        if seconds >= 60:
+            assert 1 / 4 <= needs[key] / seconds <= 4, (key, needs[key], seconds)
+
+
+def test_rates_of_this_machine_are_measured():
+    rates = plan.measured()
+    assert min(rates.forward, rates.products) > 1e8
+    assert rates.memory > 1e8
+    assert rates.start > 0.1

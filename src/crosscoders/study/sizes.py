@@ -20,6 +20,8 @@ VOCABULARY = 128_000
 """Taken where a study does not state the size of a vocabulary."""
 PUBLISHED_EXPANSION, PUBLISHED_ACTIVE = 16, 100
 """Latents per column of a published crosscoder that is not here yet, and active latents per token of any: about."""
+WHEEL_TEXT = 30_000_000
+"""Bytes of text in a wheel: about."""
 BYTE_VOCABULARY = 260
 """Tokens of the byte-level tokenizer of a model with random weights."""
 
@@ -204,6 +206,6 @@ def corpus_bytes(study: Study, name: str) -> int:
         return 4000 * corpus.documents
     path = Path(getattr(corpus, "path", ""))
     if not path.name:
-        return 10_000_000
+        return WHEEL_TEXT
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())

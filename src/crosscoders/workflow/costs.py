@@ -25,13 +25,13 @@ from crosscoders.study.settings.models import WheelModel
 from crosscoders.study.settings.study import Study
 
 MB, GB = 10**6, 10**9
-PLAIN, TORCH, MODELS = 180 * MB, 420 * MB, 640 * MB
+PLAIN, TORCH, MODELS = 170 * MB, 420 * MB, 640 * MB
 """Memory of a process that has loaded numpy and xarray, torch besides, and transformers besides."""
-START = {PLAIN: 3.0, TORCH: 6.0, MODELS: 9.0}
-"""Processor seconds until such a process begins its work."""
+START = {PLAIN: 0.5, TORCH: 0.8, MODELS: 1.5}
+"""Time until such a process begins its work and after it ends, as multiples of what loading torch and transformers takes."""
 LARGEST_MAPPED = 4 * GB
 """Of files that are mapped into memory, as much counts as a job's; the system takes the rest back when it needs it."""
-GENERATION = 1.5
+GENERATION = 4
 """Writing a token costs so many forward passes over one, because few are written side by side."""
 SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
@@ -45,15 +45,26 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a device works: operations per second of forward passes and of other products, and bytes per second."""
+    """How fast a device works.
+
+    Attributes
+    ----------
+    forward, products : float
+        Operations per second of language models' forward passes, and of other products.
+    memory : float
+        Bytes per second.
+    start : float
+        Seconds that a processor takes to load torch and transformers.
+    """
 
     forward: float
     products: float
     memory: float
+    start: float
 
 
-REFERENCE = Rates(forward=60e9, products=60e9, memory=8e9)
-"""About what one core does; jobs' time limits are computed with it."""
+REFERENCE = Rates(forward=40e9, products=40e9, memory=6e9, start=5.0)
+"""About what one core of an older processor does; time limits are computed with it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Cost:
     memory : float
         Largest resident memory of the process, bytes.
     fixed : float
-        Processor seconds that no rate changes much: starting, text, files.
+        Starting, text and files, as a multiple of what loading torch and transformers takes.
     forward : float
         Operations of forward passes of language models; a backward pass counts as two.
     products : float
@@ -96,7 +107,12 @@ class Cost:
 
     def seconds(self, rates: Rates = REFERENCE) -> float:
         """Time on one core, or on one GPU, at given rates."""
-        return self.fixed + self.forward / rates.forward + self.products / rates.products + self.moved / rates.memory
+        return (
+            self.fixed * rates.start
+            + self.forward / rates.forward
+            + self.products / rates.products
+            + self.moved / rates.memory
+        )
 
 
 # -- parts that several rules share ------------------------------------------------------------------------------------
@@ -147,13 +163,13 @@ def _largest(study: Study, setting: str, measure: Callable[[Study, str], float])
 def _fetch_model(study: Study, model: str) -> Cost:
     size = sizes.model_size(study, model)
     if isinstance(study.models[model], WheelModel):  # the GGUF file in float32, and its check
-        return Cost(TORCH + 4 * size.parameters, START[MODELS] + 6e-8 * size.parameters, disk=2 * size.parameters)
+        return Cost(TORCH + 4 * size.parameters, START[MODELS] + 2e-8 * size.parameters, disk=2 * size.parameters)
     return Cost(MODELS, START[MODELS], disk=2 * size.parameters)
 
 
 def _fetch_text(study: Study, corpus: str) -> Cost:
     size = sizes.corpus_bytes(study, corpus)
-    return Cost(PLAIN + 3 * size, START[PLAIN] + 2e-7 * size, disk=size)
+    return Cost(PLAIN + 6 * size, START[PLAIN] + 2e-8 * size, disk=size)
 
 
 def _pretrain(study: Study, model: str) -> Cost:
@@ -163,9 +179,9 @@ def _pretrain(study: Study, model: str) -> Cost:
         sum(sizes.corpus_bytes(study, name) for name in chosen.corpora),
     )
     layers = chosen.batch_tokens * size.depth * size.width * 108 + 2 * _logits(study, model, chosen.batch_tokens)
-    held, work = 16 * size.parameters + layers, 3 * size.flops() * tokens
+    held, work = 16 * size.parameters + layers, 3 * size.flops() * tokens  # in steps that small, products are slow
     memory, disk = MODELS + held + 6 * corpora, 4 * size.parameters
-    return Cost(memory, START[MODELS], forward=work, disk=disk, tokens=tokens, device=held)
+    return Cost(memory, START[MODELS], products=work, disk=disk, tokens=tokens, device=held)
 
 
 def _fine_tune(study: Study, model: str) -> Cost:
@@ -173,7 +189,7 @@ def _fine_tune(study: Study, model: str) -> Cost:
     tokens = chosen.steps * chosen.batch_tokens
     layers = chosen.batch_tokens * size.depth * size.width * 108 + 1.5 * _logits(study, model, chosen.batch_tokens)
     held, work = 4 * size.parameters + layers, 3 * size.flops() * tokens
-    return Cost(MODELS + held, START[MODELS], forward=work, disk=4 * size.parameters, tokens=tokens, device=held)
+    return Cost(MODELS + held, START[MODELS], products=work, disk=4 * size.parameters, tokens=tokens, device=held)
 
 
 def _measure_behaviours(study: Study, model: str) -> Cost:
@@ -187,7 +203,7 @@ def _measure_behaviours(study: Study, model: str) -> Cost:
 def _tokenize(study: Study, setting: str) -> Cost:
     tokens = sum(sizes.split_tokens(study, setting, split) for split in study.settings[setting].tokens)
     corpora = sum(sizes.corpus_bytes(study, name) for name in setting_corpora(study, setting))
-    memory, fixed = PLAIN + 4 * corpora + 200 * tokens, START[PLAIN] + 5e-6 * tokens
+    memory, fixed = PLAIN + 2 * corpora + 200 * tokens, START[PLAIN] + 2e-6 * tokens
     return Cost(memory, fixed, disk=40 * tokens, tokens=tokens)
 
 
@@ -214,12 +230,12 @@ def _fit_normalisation(study: Study, setting: str) -> Cost:
     tokens = sizes.split_tokens(study, setting, "train")
     widths = sum(sizes.source_widths(study, setting).values())
     memory = PLAIN + _mapped(study, setting, "train") + 8 * 16384 * widths
-    return Cost(memory, START[PLAIN] + 6e-9 * tokens * widths, disk=20 * widths, tokens=tokens)
+    return Cost(memory, START[PLAIN] + 2e-9 * tokens * widths, disk=20 * widths, tokens=tokens)
 
 
 def _measure_similarity(study: Study, setting: str) -> Cost:
     tokens, widths = sizes.split_tokens(study, setting, "test"), sum(sizes.source_widths(study, setting).values())
-    memory, work = TORCH + _mapped(study, setting, "test") + 25 * 8 * widths**2, 2 * tokens * widths**2 + 60 * widths**3
+    memory, work = TORCH + _mapped(study, setting, "test") + 8 * 8 * widths**2, 2 * tokens * widths**2 + 60 * widths**3
     return Cost(memory, START[TORCH], products=work, disk=MB, tokens=tokens)
 
 
@@ -249,12 +265,14 @@ def _training(study: Study, setting: str, name: str) -> Cost:
     moments = 8 if training.adam_moments == "float32" else 4
     weights = (8 + moments) * coder.stored  # weights, gradients and both moments
     batch = training.batch_tokens * (3 * coder.latents + 8 * coder.width) * 4
-    dense = 2.0 * training.tokens * coder.latents * coder.width  # the encoder's product; all others are sparse
+    # The encoder's product is dense and all others are sparse; a latent has `reads` columns on average.
+    reads = coder.used / (2 * coder.latents)
+    dense = 2.0 * training.tokens * coder.latents * reads
     return Cost(
         MODELS * training.processes + weights * training.replicas + batch + _mapped(study, setting, "train"),
         START[MODELS] * training.processes,
-        products=dense + SPARSE * 6.0 * training.tokens * coder.active * coder.width,
-        moved=ADAM_BYTES * training.steps * coder.stored,
+        products=dense + SPARSE * 6.0 * training.tokens * coder.active * reads,
+        moved=ADAM_BYTES * training.steps * coder.used,
         disk=4.2 * coder.stored,
         tokens=training.tokens,
         device=weights / training.ranks + batch / training.replicas,
@@ -358,8 +376,8 @@ def _generate_responses(study: Study, setting: str) -> Cost:
     model = setting_models(study, setting)[-1]
     tokens = chosen.causal.prompts * (chosen.causal.new_tokens + 20)
     work = GENERATION * tokens * sizes.model_size(study, model).flops()
-    held = 1.5 * _weights(study, model) + _hidden(study, model, 24 * 64)
-    corpora = 3 * sum(sizes.corpus_bytes(study, name) for name in setting_corpora(study, setting))
+    held = 1.2 * _weights(study, model) + _hidden(study, model, 24 * 64)
+    corpora = sum(sizes.corpus_bytes(study, name) for name in setting_corpora(study, setting))
     return Cost(MODELS + held + corpora, START[MODELS], forward=work, disk=MB, tokens=tokens, device=held)
 
 
@@ -386,7 +404,7 @@ def _circuits(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     held = _weights(study, model) + 8 * (coder.stored + saes.stored)
     held += _logits(study, model, options.batch_tokens) + options.tokens * saes.active * 400
     memory = MODELS + held + _mapped(study, setting, "test")
-    return Cost(memory, START[MODELS] + 15, forward=work, disk=MB, tokens=options.tokens, device=held)
+    return Cost(memory, START[MODELS] + 3, forward=work, disk=MB, tokens=options.tokens, device=held)
 
 
 def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
@@ -394,7 +412,7 @@ def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> Cost
     tokens = sizes.split_tokens(study, setting, "test")
     vocabulary = max(sizes.model_size(study, name).vocabulary for name in setting_models(study, setting))
     work = 2.0 * coder.latents * vocabulary * coder.width + 2 * _pass(coder, tokens)
-    memory = MODELS + 1.5 * _largest(study, setting, _weights) + 4 * coder.stored + 60 * tokens * coder.active
+    memory = MODELS + 1.5 * _largest(study, setting, _weights) + 4 * coder.stored + 80 * tokens * coder.active
     disk = coder.latents * (study.page.examples * 700 + study.page.promoted * 30) if study.page else 0.0
     return Cost(memory + _mapped(study, setting, "test"), START[MODELS], products=work, disk=disk, tokens=tokens)
 
@@ -409,7 +427,7 @@ def _trial(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     concepts = sum(chosen.planted.concepts.values()) * sum(chosen.tokens.values()) * 8
     weights = 16 * coder.stored + member.training.batch_tokens * (3 * coder.latents + 8 * coder.width) * 4
     work = 5 * member.training.tokens * coder.training_flops  # small products are slow
-    fixed = START[TORCH] + 3e-8 * concepts + 0.004 * member.training.steps
+    fixed = START[TORCH] + 1e-8 * concepts + 0.0015 * member.training.steps
     memory = TORCH + 3 * drawn + 2 * concepts + weights
     return Cost(memory, fixed, products=work, disk=MB, tokens=member.training.tokens)
 
@@ -425,32 +443,32 @@ def _collate(study: Study, setting: str) -> Cost:
     names, seeds = chosen.crosscoders, len(study.seeds)
     latents = max(_crosscoder(study, setting, name).latents for name in names)
     size = len(names) * seeds * latents * (200 + 8 * 3) + 2 * MB
-    return Cost(PLAIN + 6 * size, START[PLAIN] + 0.6 * len(names) * seeds, disk=size)
+    return Cost(PLAIN + 6 * size, START[PLAIN] + 0.1 * len(names) * seeds, disk=size)
 
 
 def _collate_trials(study: Study, setting: str) -> Cost:
     files = len(study.settings[setting].crosscoders) * len(study.seeds)
-    return Cost(PLAIN + MB * files / 4, START[PLAIN] + 0.1 * files, disk=MB)
+    return Cost(PLAIN + MB * files / 4, START[PLAIN] + 0.03 * files, disk=MB)
 
 
 def _notebook(study: Study, setting: str) -> Cost:
-    return Cost(PLAIN + 350 * MB, 35.0, disk=5 * MB)
+    return Cost(PLAIN + 350 * MB, 8.0, disk=5 * MB)
 
 
 def _html(study: Study, **wildcards: str) -> Cost:
-    return Cost(PLAIN, START[PLAIN] + 1, disk=3 * MB)
+    return Cost(PLAIN, START[PLAIN] + 0.5, disk=3 * MB)
 
 
 def _report(study: Study) -> Cost:
-    return Cost(PLAIN + 250 * MB, 15.0, disk=20 * MB)
+    return Cost(PLAIN + 250 * MB, 4.0, disk=20 * MB)
 
 
 def _index(study: Study) -> Cost:
-    return Cost(PLAIN + 250 * MB, START[PLAIN] + 4, disk=MB)
+    return Cost(PLAIN + 250 * MB, START[PLAIN] + 1, disk=MB)
 
 
 def _manifest(study: Study) -> Cost:
-    return Cost(PLAIN, START[PLAIN] + 5, disk=MB)
+    return Cost(PLAIN, START[PLAIN] + 2, disk=MB)
 
 
 RULES: dict[str, Callable[..., Cost]] = {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from crosscoders.errors import UserError
 from crosscoders.study import queries, sizes
 from crosscoders.study.settings.comparisons import PlantedSetting, Setting
 from crosscoders.study.settings.corpora import PlantedChats
@@ -21,13 +24,12 @@ from crosscoders.workflow import costs
 from crosscoders.workflow.costs import GB, GPU_RULES, Cost, Rates
 
 GPUS = {
-    "a100": (Rates(forward=0.4 * 312e12, products=0.4 * 156e12, memory=0.7 * 2.0e12), 80 * GB),
-    "h100": (Rates(forward=0.4 * 990e12, products=0.4 * 495e12, memory=0.7 * 3.35e12), 80 * GB),
-    "h200": (Rates(forward=0.4 * 990e12, products=0.4 * 495e12, memory=0.7 * 4.8e12), 141 * GB),
+    "a100": (Rates(forward=0.4 * 312e12, products=0.4 * 156e12, memory=0.7 * 2.0e12, start=5.0), 80 * GB),
+    "h100": (Rates(forward=0.4 * 990e12, products=0.4 * 495e12, memory=0.7 * 3.35e12, start=5.0), 80 * GB),
+    "h200": (Rates(forward=0.4 * 990e12, products=0.4 * 495e12, memory=0.7 * 4.8e12, start=5.0), 141 * GB),
 }
 """Rates and memory by GPU: NVIDIA's data sheets (dense bfloat16, TF32, memory; SXM), of which 40% and 70% are counted on."""
 DEVICES = ("cpu", *GPUS)
-MEASURED_SIDE, MEASURED_BYTES, MEASURED_TIMES = 1024, 64 * 2**20, 6
 
 
 @dataclass(frozen=True)
@@ -192,27 +194,22 @@ def _report(study: Study, reached: list[str]) -> Iterator[Job]:
 
 
 def measured() -> Rates:
-    """Rates of one core of this machine, from some float32 products and copies by numpy.
+    """Rates of one core of this machine, from products, copies and imports that another process measures in some seconds.
 
     Returns
     -------
     Rates
-        Forward passes of language models are counted on to reach what such products reach.
+
+    Raises
+    ------
+    UserError
+        The other process failed.
     """
-    x, out = (np.ones((MEASURED_SIDE, MEASURED_SIDE), np.float32) for _ in range(2))
-    large, copy = (np.ones(MEASURED_BYTES, np.uint8) for _ in range(2))
-    product = 2 * MEASURED_SIDE**3 / _processor_seconds(lambda: np.matmul(x, x, out=out))
-    return Rates(product, product, 2 * MEASURED_BYTES / _processor_seconds(lambda: np.copyto(copy, large)))
-
-
-def _processor_seconds(run: Callable[[], object]) -> float:
-    """Processor time of a call, of all threads together: the least of several, as other processes only add to it."""
-    times = []
-    for _ in range(MEASURED_TIMES):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return max(min(times), 1e-6)
+    done = subprocess.run([sys.executable, "-m", "crosscoders.kernels.rates"], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UserError(f"plan: the rates of this machine cannot be measured ({reason})")
+    return Rates(**json.loads(done.stdout))
 
 
 # -- the account -------------------------------------------------------------------------------------------------------
