@@ -468,7 +468,7 @@ def _index(study: Study) -> Cost:
 
 
 def _manifest(study: Study) -> Cost:
-    return Cost(PLAIN, START[PLAIN] + 2, disk=MB)
+    return Cost(PLAIN / 2, START[PLAIN] + 2, disk=MB)
 
 
 RULES: dict[str, Callable[..., Cost]] = {
