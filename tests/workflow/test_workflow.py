@@ -420,7 +420,9 @@ def test_reports_draw_or_say_why_not(results, absent, tmp_path, monkeypatch):
     shown: list[str] = []
     monkeypatch.setattr(report, "display", lambda shown_object: shown.append(getattr(shown_object, "data", "")))
 
-    def save(figure, folder, name):  # lays a single absence out, and writes no file, which takes most of the time
+    def save(
+        figure, folder, name, note=""
+    ):  # lays a single absence out, and writes no file, which takes most of the time
         written.append(name)
         if len(absent) == 1:
             figure.get_layout_engine().execute(figure)
