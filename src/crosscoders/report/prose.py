@@ -35,7 +35,7 @@ def _silent(summary: xr.Dataset, crosscoder: str) -> str:
 
 def evaluation(summary: xr.Dataset) -> str:
     """Reconstruction, sparsity and dead share of every crosscoder, after what part of the text is compared."""
-    lines = _compared(summary) + [f"- {line}" for line in (figures.budget(summary),) if line]
+    lines = _compared(summary)
     for name in figures.crosscoders(summary):
         trainings = _trainings(summary, name)
         explained = "; ".join(
@@ -51,7 +51,7 @@ def evaluation(summary: xr.Dataset) -> str:
             f"{l0} latents are active per token; {dead}% of latents never fire on the test tokens."
             + (_recovered(summary, trainings) if "cross_entropy_recovered" in summary else "")
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"- {line}" for line in (figures.budget(summary),) if line)])
 
 
 def _compared(summary: xr.Dataset) -> list[str]:
