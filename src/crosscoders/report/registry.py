@@ -266,7 +266,7 @@ FIGURES = (
         expected=patched,
         paper="[M25]",
         finding="All latents together bring base's lower half back to the chat model, but so do eight principal "
-        "components of the difference; random sets as frequent and as large close at most 9%.",
+        "components of the difference; random sets as frequent and as large close at most 5%.",
         leads=3,
     ),
     Figure(
