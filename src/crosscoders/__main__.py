@@ -10,13 +10,13 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Run the stage that the first argument names, as `analysis.evaluate`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    known = sorted(path.relative_to(HERE) for path in HERE.glob("*/*.py") if not path.stem.startswith("_"))
-    stages = [f"{path.parent.name}.{path.stem}" for path in known]
-    name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
-    if name not in stages:
-        sys.exit(f"error: {name!r} is no stage; expected a room and a stage, as analysis.evaluate")
+    name = ""
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+        known = sorted(path.relative_to(HERE) for path in HERE.glob("*/*.py") if not path.stem.startswith("_"))
+        if name not in [f"{path.parent.name}.{path.stem}" for path in known]:
+            sys.exit(f"error: {name!r} is no stage; expected a room and a stage, as analysis.evaluate")
         runpy.run_module(f"crosscoders.{name}", run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues", file=sys.stderr)

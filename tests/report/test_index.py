@@ -50,7 +50,7 @@ def test_findings_are_the_sentences_of_the_notebooks_with_their_numbers(finished
     summary = artifacts.read(finished_project / RESULTS / "summary/base-vs-chat.nc")
     l0 = float(summary["l0"].sel(crosscoder="batchtopk").mean())
     assert f"{l0:.1f}" in page
-    notebook = (finished_project / RESULTS / "notebooks/model_diffing-base-vs-chat.html").read_text()
+    notebook = (finished_project / RESULTS / "notebooks/cross_layer-cross-layer.html").read_text()
     findings = re.findall(r"<article class=\"finding\">.*?<h3>(.*?)</h3>(.*?)</div>", page, re.DOTALL)
     assert len(findings) >= 5
     sentence = re.sub(r"<.*?>", "", findings[0][1]).strip().splitlines()[0]

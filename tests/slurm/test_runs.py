@@ -18,7 +18,7 @@ LONG = os.environ.get("FAULTS") == "long"
 SOON = ("--latency-wait", "10", "--slurm-init-seconds-before-status-checks", "1")
 TRIAL = "results/small/planted/pair/batchtopk/seed-0.nc"
 STUDY = ("--configfile", "studies/small.yaml")
-LATE = ("collate_trials", "notebook_pair", "html", "report", "manifest")
+LATE = ("collate_trials", "notebook_pair", "html", "report", "index", "manifest")
 GROUPED = ("--groups", *(f"{rule}=late" for rule in LATE))
 """Short jobs in one job of Slurm, since Snakemake looks at jobs every ten seconds or less often."""
 
@@ -111,7 +111,13 @@ def test_a_job_over_its_memory_gets_more_and_a_job_of_two_gpus_starts_once(slurm
 
 @pytest.mark.slow
 def test_jobs_that_can_never_start_end_the_run_in_a_line_each(slurm, project):
-    resources = ["trial:mem_mb=900000", "trial:gpu=5", "report:slurm_partition=nowhere", "html:slurm_account=lab"]
+    resources = [
+        "trial:mem_mb=900000",
+        "trial:gpu=5",
+        "trial:runtime=60",
+        "report:slurm_partition=nowhere",
+        "html:slurm_account=lab",
+    ]
     run = begun(
         project, slurm, *STUDY, "--set-threads", "trial=64", "--set-resources", *resources, SBATCH_PARTITION="short"
     )
