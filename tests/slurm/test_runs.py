@@ -87,7 +87,7 @@ def test_a_study_whose_training_is_cancelled_is_finished_by_the_same_command_as_
         assert not (project / TRIAL).exists()
         second = begun(project, slurm, *STUDY, *GROUPED)
         printed = ended(second)
-        assert second.returncode == 0 and "report:  results/small/report.html" in printed, printed
+        assert second.returncode == 0 and "start here: results/small/index.html" in printed, printed
         assert beside.wait() == 0, (tmp_path / "local.txt").read_text()
     assert artifacts(project, "small") == artifacts(local, "small")
 

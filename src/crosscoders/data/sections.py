@@ -42,7 +42,7 @@ class TokenizeSection(StageSection):
     """The model whose tokens the study counts and shows."""
     own_tokenizers: dict[Name, Name]
     """Models that read text through a tokenizer that is not the reference's, and the roots that it comes from."""
-    mixed: list[str] = []
+    mixed: tuple[str, ...] = ()
     """Splits in which the documents of all corpora are mixed, so that every shard is a sample of them; in others the
     corpora follow each other."""
 
@@ -62,5 +62,5 @@ class TokenizeSection(StageSection):
             reference=contrast_model(chosen),
             roots=root_models(study, setting),
             own_tokenizers=own_tokenizers(study, setting),
-            mixed=["train"] if windowed(study, setting) else [],
+            mixed=("train",) if windowed(study, setting) else (),
         )
