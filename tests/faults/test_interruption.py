@@ -40,7 +40,7 @@ def test_a_stage_that_still_imports_ends_with_one_line(number, seconds):
     time.sleep(seconds)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
-    if process.returncode != 2:  # else it had read its arguments, which are none
+    if "usage:" not in printed:  # else it had imported everything and read its arguments, which are none
         assert "Traceback" not in printed
         started = printed.strip() != "" or process.returncode == 130  # else Python itself had not started
         assert not started or printed.strip() == "language_models.fetch_model: interrupted; the same command continues"
