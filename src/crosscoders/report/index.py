@@ -54,10 +54,20 @@ def findings(results: Results, setting: IndexedSetting) -> list[Finding]:
             text = words(*(getattr(results, name) for name in figure.reads))
         except figures.NothingToDraw:
             continue
-        kept = text.splitlines()[:lines]
+        kept = [shortened(line) for line in text.splitlines()[:lines]]
         plain = kept[0].removeprefix("- ").replace("**", "").replace("`", "")
         shown.append(Finding(figure.caption, setting.figures[identifier], markdown2html("\n".join(kept)), plain))
     return shown
+
+
+def shortened(line: str) -> str:
+    """The first sentences of a line, as many as fit beside a figure; the notebook has them all."""
+    kept, *others = line.split(". ")
+    for sentence in others:
+        if len(kept) + len(sentence) > LONGEST_LINE:
+            break
+        kept += f". {sentence}"
+    return kept if kept.endswith(".") else f"{kept}."
 
 
 def members(summary: xr.Dataset) -> list[dict[str, str]]:
@@ -125,6 +135,8 @@ def datasets(folder: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
+LONGEST_LINE = 320
+"""Characters of the sentences that stand beside a figure, but for a first one that is longer."""
 SAID = 6
 """Findings that are printed when the page is written."""
 UNSTABLE = ("logs", "benchmarks", "notebooks", "figures")
