@@ -42,6 +42,7 @@ jobs.prepare(PROJECT, PROJECT / "Snakefile" if MODULE else workflow.main_snakefi
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)
 PUBLISHED = queries.published(STUDY)
+OF_THIS_STUDY = "|".join(name for name in STUDY.crosscoders if name not in PUBLISHED) or "none"
 PUBLISHED_SUFFIXES = (".json", ".safetensors", ".pt", ".nc")
 GPU = int(STUDY.device == "cuda")
 WINDOWED = [name for name in STUDY.settings if name not in PLANTED and queries.windowed(STUDY, name)]

@@ -18,7 +18,7 @@ rule train_crosscoder:
         "results/{study}/benchmarks/train_crosscoder/{setting}/{crosscoder}/seed-{seed}.tsv"
     wildcard_constraints:
         setting="|".join(WHOLE) or "none",
-        crosscoder="|".join(name for name in STUDY.crosscoders if name not in PUBLISHED) or "none",
+        crosscoder=OF_THIS_STUDY,
     priority: 5  # long jobs start first; jobs that need their results are short and fill the gaps
     conda:
         "../envs/crosscoders.yaml"
@@ -49,6 +49,7 @@ rule train_segment:
         "results/{study}/benchmarks/train_segment/{setting}/{crosscoder}/seed-{seed}/{segment}.tsv"
     wildcard_constraints:
         setting="|".join(WINDOWED) or "none",
+        crosscoder=OF_THIS_STUDY,
     priority: 9  # above extraction, so that shards are read and deleted
     conda:
         "../envs/crosscoders.yaml"
@@ -80,6 +81,7 @@ rule finish_training:
         "results/{study}/benchmarks/finish_training/{setting}/{crosscoder}/seed-{seed}.tsv"
     wildcard_constraints:
         setting="|".join(WINDOWED) or "none",
+        crosscoder=OF_THIS_STUDY,
     priority: 9
     conda:
         "../envs/crosscoders.yaml"

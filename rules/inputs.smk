@@ -196,9 +196,7 @@ def executed(suffix):
 
 def summaries():
     """Summaries of the settings that have notebooks, and of those that stand beside them."""
-    drawn = queries.drawn_settings(STUDY)
-    beside = [name for one in drawn for name in [*queries.nulls_of(STUDY, one), *queries.transfers_of(STUDY, one)]]
-    return [f"{RESULTS}/summary/{name}.nc" for name in dict.fromkeys([*drawn, *beside])]
+    return [f"{RESULTS}/summary/{name}.nc" for name in queries.reported_settings(STUDY)]
 
 
 def pages():

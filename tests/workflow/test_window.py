@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.faults.kills import kill, start
-from tests.project import ROOT, copy, snakemake
+from tests.project import ROOT, copy, planned, snakemake
 
 from crosscoders import artifacts
+from crosscoders.data import tokenize
 from crosscoders.errors import UserError
 from crosscoders.study import loading
 
@@ -101,22 +102,29 @@ def test_a_finished_window_makes_nothing_anew(whole):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_every_shard_of_a_mixed_split_holds_all_corpora():
+def test_every_stretch_of_a_mixed_split_holds_all_corpora(monkeypatch):
     """Documents of two corpora are taken in turn, by the share of the budget that each still lacks."""
-    from crosscoders.data import tokenize
-
-    class Encoder:
-        pass
-
     order = []
-    tokenize_fill = lambda sequences, documents, budget, index, encoder: order.append(index) or min(10, budget)  # noqa: E731
-    original, tokenize.fill = tokenize.fill, tokenize_fill
-    try:
-        counts = tokenize.fill_mixed(None, {"a": range(100), "b": range(100)}, {"a": 300, "b": 100}, Encoder())
-    finally:
-        tokenize.fill = original
+
+    def fill(sequences, documents, budget, index, encoder) -> int:
+        order.append(index)
+        return min(10, budget)
+
+    monkeypatch.setattr(tokenize, "fill", fill)
+    counts = tokenize.fill_mixed(None, {"a": range(100), "b": range(100)}, {"a": 300, "b": 100}, None)
     assert counts == {"a": 300, "b": 100}
     assert [order[i : i + 8].count(0) for i in range(0, 40, 8)] == [6] * 5
+
+
+def test_a_published_crosscoder_beside_a_window_is_read_and_not_trained(projects):
+    content = windowed() | {"seeds": [0]}
+    (projects[0] / "peer").mkdir()
+    content["crosscoders"]["theirs"] = {"kind": "published", "path": "peer"}
+    content["settings"]["cross-layer"]["crosscoders"] = ["batchtopk", "theirs"]
+    (projects[0] / "published.yaml").write_text(yaml.safe_dump(content))
+    jobs = planned(projects[0], "--configfile", "published.yaml")
+    assert jobs["import_crosscoder"] == jobs["finish_training"] == 1
+    assert jobs["train_segment"] == jobs["extract_window"] == SHARDS
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,9 @@ def _shown(values: np.ndarray, form: str) -> str:
     return form.format(float(known.mean())) if len(known) else "–"
 
 
-def chapter(section: IndexSection, setting: IndexedSetting, folder: Path) -> Chapter:
-    """What the front page shows of one setting."""
-    summaries = {name: artifacts.read(folder / f"summary/{name}.nc") for name in setting.summaries}
+def chapter(section: IndexSection, setting: IndexedSetting, files: dict[str, Path]) -> Chapter:
+    """What the front page shows of one setting; `files` are the summaries by setting."""
+    summaries = {name: artifacts.read(files[name]) for name in setting.summaries}
     results = Results(
         summary=summaries[setting.name],
         nulls={name: summaries[name] for name in setting.nulls},
@@ -160,7 +160,8 @@ def main(arguments) -> None:
     """Write the front page."""
     section: IndexSection = arguments.settings
     folder = arguments.output.parent
-    chapters = [chapter(section, setting, folder) for setting in section.settings]
+    files = {path.stem: path for path in arguments.summaries}
+    chapters = [chapter(section, setting, files) for setting in section.settings]
     page = render(
         arguments.template.read_text(encoding="utf-8"),
         study=section.study,

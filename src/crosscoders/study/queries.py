@@ -331,6 +331,22 @@ def left_out(study: Study) -> list[str]:
     ]
 
 
+def reported_settings(study: Study) -> list[str]:
+    """Settings that the report needs: those that have notebooks, then their nulls and transfers.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+    """
+    drawn = drawn_settings(study)
+    beside = [name for one in drawn for name in (*nulls_of(study, one), *transfers_of(study, one))]
+    return list(dict.fromkeys([*drawn, *beside]))
+
+
 def windowed(study: Study, setting: str) -> bool:
     """Whether the training activations that a setting reads pass through a window and are deleted."""
     chosen = study.settings[data_setting(study, setting)]
@@ -350,12 +366,13 @@ def trainings_on(study: Study, data: str) -> list[tuple[str, str, int]]:
     -------
     list of (setting, crosscoder, seed)
     """
+    read = published(study)
     return [
         (name, crosscoder, seed)
         for name, setting in study.settings.items()
         if data_setting(study, name) == data and not is_transfer(study, name)
         for crosscoder in setting.crosscoders
-        if crosscoder not in published(study)
+        if crosscoder not in read
         for seed in study.seeds
     ]
 

@@ -193,17 +193,12 @@ def fit(
     FloatingPointError
         The loss or the norm of the gradients is not finite.
     """
-    training, order = recipe.settings.training, Order(len(data), seed)
-    mesh, batch_tokens = mesh.owning(recipe.groups(data.sources)), training.batch_tokens
+    order, mesh = Order(len(data), seed), mesh.owning(recipe.groups(data.sources))
     coder, state = _begin(recipe, data, seed, device, order, mesh)
     if checkpoint is not None:
         checkpoint.restore(state)
-    tokens = batch_tokens // mesh.replicas
-    before = mesh.tokens_before(tokens)
-    with Prefetch(
-        data, lambda step: order.take(step * batch_tokens + before, tokens), training.steps, tokens, device
-    ) as batch:
-        run(state, batch, lambda state: _after_step(state, checkpoint, report))
+    whole = Part(0, recipe.settings.training.steps, seed)
+    _take_steps(state, data, order, whole, device, lambda state: _after_step(state, checkpoint, report))
     return _finish(coder, state, held_out, device)
 
 
@@ -280,17 +275,24 @@ def fit_part(
     FloatingPointError
         The loss or the norm of the gradients is not finite.
     """
-    order, batch_tokens = Order(len(data), part.seed), recipe.settings.training.batch_tokens
-    mesh = mesh.owning(recipe.groups(data.sources))
+    order, mesh = Order(len(data), part.seed), mesh.owning(recipe.groups(data.sources))
     _, state = _begin(recipe, data, seed, device, order, mesh)
     if previous is not None:
         _take_over(state, previous, part.first)
+    _take_steps(state, data, order, part, device, report)
+    return state
+
+
+def _take_steps(
+    state: State, data: Rows, order: Order, part: Part, device: str, after_step: Callable[[State], None]
+) -> None:
+    """Take the steps of a part that are not taken yet; every replica reads its own tokens of a batch."""
+    mesh, batch_tokens = state.backend.mesh, state.recipe.settings.training.batch_tokens
     tokens = batch_tokens // mesh.replicas
     before = mesh.tokens_before(tokens)
     index = lambda step: order.take((step - part.first) * batch_tokens + before, tokens)  # noqa: E731
     with Prefetch(data, index, part.last, tokens, device) as batch:
-        run(state, batch, report, part.last)
-    return state
+        run(state, batch, after_step, part.last)
 
 
 def finish_parts(recipe: Recipe, held_out: Rows, seed: int, device: str, last: Saved) -> State:

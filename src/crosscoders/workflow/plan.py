@@ -61,18 +61,11 @@ def jobs(study: Study) -> list[Job]:
     list of Job
         Each once, in about the order in which they run.
     """
-    reached = _reached(study)
+    reached = queries.reported_settings(study)
     each = itertools.chain(
         _inputs(study, reached), *(_of_setting(study, name) for name in reached), _report(study, reached)
     )
     return list(dict.fromkeys(each))
-
-
-def _reached(study: Study) -> list[str]:
-    """Settings that the report needs: those that are drawn, with their nulls and transfers."""
-    drawn = queries.drawn_settings(study)
-    beside = [name for one in drawn for name in (*queries.nulls_of(study, one), *queries.transfers_of(study, one))]
-    return list(dict.fromkeys([*drawn, *beside]))
 
 
 def _data_settings(study: Study, reached: list[str]) -> list[str]:
