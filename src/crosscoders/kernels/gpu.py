@@ -65,32 +65,29 @@ def _value_gradients(out, gradient, weights, offsets, latents, width, PAIRS: tl.
 
 
 @triton.jit
-def _row(rows, tokens, values, first, last, column, inside, width, BLOCK: tl.constexpr):
-    """Some columns of one latent's weight gradient, Σ value · row."""
+def _row(sums, latent, column, inside, width, BLOCK: tl.constexpr):
+    """Some columns of one latent's weight gradient, Σ value · row; `sums` as `SumOfRows.by_latent` gives them."""
+    rows, tokens, values, offsets = sums
     total = tl.zeros([BLOCK], dtype=values.dtype.element_ty)
-    for pair in range(first, last):
+    for pair in range(tl.load(offsets + latent), tl.load(offsets + latent + 1)):
         row = tl.load(rows + tl.load(tokens + pair) * width + column, mask=inside, other=0.0)
         total += tl.load(values + pair) * row
     return total
 
 
 @triton.jit
-def _weight_gradient(out, rows, tokens, values, offsets, width, BLOCK: tl.constexpr):
+def _weight_gradient(out, sums, width, BLOCK: tl.constexpr):
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    first, last = tl.load(offsets + latent), tl.load(offsets + latent + 1)
-    total = _row(rows, tokens, values, first, last, column, inside, width, BLOCK)
-    tl.store(out + latent * width + column, total, mask=inside)
+    tl.store(out + latent * width + column, _row(sums, latent, column, inside, width, BLOCK), mask=inside)
 
 
 @triton.jit
-def _squares(out, rows, tokens, values, offsets, width, blocks, BLOCK: tl.constexpr):
+def _squares(out, sums, width, blocks, BLOCK: tl.constexpr):
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < width
-    first, last = tl.load(offsets + latent), tl.load(offsets + latent + 1)
-    total = _row(rows, tokens, values, first, last, column, inside, width, BLOCK)
+    total = _row(sums, latent, column, column < width, width, BLOCK)
     tl.store(out + latent * blocks + tl.program_id(1), tl.sum(total * total, axis=0))
 
 
@@ -118,42 +115,29 @@ def _chances(place, seed):
 
 
 @triton.jit(do_not_specialize=["seed"])
-def _adam(
-    weights,
-    mean,
-    square,
-    rows,
-    tokens,
-    values,
-    offsets,
-    numbers,
-    seed,
-    width,
-    STORED: tl.constexpr,
-    NARROW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _adam(weights, moments, gradient, numbers, seed, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """A step of Adam. KIND says whether the gradient is stored, or a sum of rows, and whether moments have 16 bits."""
     latent = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
+    mean, square = moments
     rate, epsilon = tl.load(numbers + RATE), tl.load(numbers + EPSILON)
     beta1, rest1 = tl.load(numbers + BETA1), tl.load(numbers + REST1)
     beta2, rest2 = tl.load(numbers + BETA2), tl.load(numbers + REST2)
     inverse_clip = tl.load(numbers + INVERSE_CLIP)
     place = latent * width + column
-    if STORED:
-        gradient = tl.load(rows + place, mask=inside, other=0.0) * inverse_clip
+    if KIND[0]:
+        step = tl.load(gradient + place, mask=inside, other=0.0) * inverse_clip
     else:
-        first, last = tl.load(offsets + latent), tl.load(offsets + latent + 1)
-        gradient = _row(rows, tokens, values, first, last, column, inside, width, BLOCK) * inverse_clip
+        step = _row(gradient, latent, column, inside, width, BLOCK) * inverse_clip
     m, v = tl.load(mean + place, mask=inside, other=0), tl.load(square + place, mask=inside, other=0)
-    if NARROW:
+    if KIND[1]:
         m, v = _widened(m), _widened(v)
-    m = beta1 * m + rest1 * gradient
-    v = beta2 * v + rest2 * gradient * gradient
+    m = beta1 * m + rest1 * step
+    v = beta2 * v + rest2 * step * step
     w = tl.load(weights + place, mask=inside, other=0.0) - rate * (m / (tl.sqrt(v) + epsilon))
     tl.store(weights + place, w, mask=inside)
-    if NARROW:
+    if KIND[1]:
         word = _chances(place, seed)
         m, v = _narrowed(m, word & 0xFFFF), _narrowed(v, word >> 16)
     tl.store(mean + place, m, mask=inside)
@@ -187,42 +171,30 @@ def _rounded(out, step, norm, rest, rows, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _candidates(
-    words,
-    counts,
-    x,
-    x_step,
-    x_norm,
-    x_rest,
-    encoder,
-    step,
-    norm,
-    rest,
-    bias,
-    threshold,
-    tokens,
-    latents,
-    width,
-    slack,
-    TOKENS: tl.constexpr,
-    LATENTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """A bit for every pre-activation that may exceed its threshold, and the number of bits of every token and block."""
+def _product(x, encoder, sizes, TOKENS: tl.constexpr, LATENTS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Products of TOKENS rows of x with LATENTS rows of the encoder."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     latent = tl.program_id(1) * LATENTS + tl.arange(0, LATENTS)
-    some, there = token < tokens, latent < latents
+    tokens, latents, width = sizes
     column = tl.arange(0, COLUMNS)
     left_at = x + token.to(tl.int64)[:, None] * width + column[None, :]
     right_at = encoder + latent.to(tl.int64)[None, :] * width + column[:, None]
     product = tl.zeros([TOKENS, LATENTS], dtype=tl.float32)
     for begin in range(0, width, COLUMNS):
         inside = column < width - begin
-        left = tl.load(left_at, mask=some[:, None] & inside[None, :], other=0.0)
-        right = tl.load(right_at, mask=inside[:, None] & there[None, :], other=0.0)
+        left = tl.load(left_at, mask=(token < tokens)[:, None] & inside[None, :], other=0.0)
+        right = tl.load(right_at, mask=inside[:, None] & (latent < latents)[None, :], other=0.0)
         product = tl.dot(left, right, product)
         left_at += COLUMNS
         right_at += COLUMNS
+    return product
+
+
+@triton.jit
+def _highest(product, x, encoder, slack, token, latent, some, there):
+    """The most that a product of rows can be before `scaled_rows` rounded them; see `pairs_above`."""
+    _, x_step, x_norm, x_rest = x
+    _, step, norm, rest = encoder
     left_norm, left_rest = tl.load(x_norm + token, mask=some, other=0.0), tl.load(x_rest + token, mask=some, other=0.0)
     right_norm, right_rest = (
         tl.load(norm + latent, mask=there, other=0.0),
@@ -230,9 +202,25 @@ def _candidates(
     )
     left_step, right_step = tl.load(x_step + token, mask=some, other=0.0), tl.load(step + latent, mask=there, other=0.0)
     value = product * left_step[:, None] * right_step[None, :]
-    value += tl.load(bias + latent, mask=there, other=0.0)[None, :]
     value += (left_rest + slack * left_norm)[:, None] * right_norm[None, :]
-    value += (left_norm + left_rest)[:, None] * right_rest[None, :]
+    return value + (left_norm + left_rest)[:, None] * right_rest[None, :]
+
+
+@triton.jit
+def _candidates(out, x, encoder, bias, threshold, sizes, slack, BLOCKS: tl.constexpr):
+    """A bit for every pre-activation that may exceed its threshold, and the number of bits of every token and block.
+
+    `x` and `encoder` are as `scaled_rows` returns them, `sizes` are (T, m, D), and BLOCKS (TOKENS, LATENTS, COLUMNS).
+    """
+    TOKENS: tl.constexpr = BLOCKS[0]
+    LATENTS: tl.constexpr = BLOCKS[1]
+    words, counts = out
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    latent = tl.program_id(1) * LATENTS + tl.arange(0, LATENTS)
+    some, there = token < sizes[0], latent < sizes[1]
+    product = _product(x[0], encoder[0], sizes, TOKENS, LATENTS, BLOCKS[2])
+    value = _highest(product, x, encoder, slack, token, latent, some, there)
+    value += tl.load(bias + latent, mask=there, other=0.0)[None, :]
     above = (value > tl.load(threshold + latent, mask=there, other=float("inf"))[None, :]).to(tl.int32)
     block = token.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     tl.store(counts + block, tl.sum(above, axis=1), mask=some)
@@ -302,12 +290,12 @@ class TritonBackend(PlainBackend):
         """One step of Adam in place on (m, D) weights; both moments are in the weights' precision or in bfloat16."""
         narrow, stored = moments[0].dtype == torch.bfloat16, isinstance(gradient, torch.Tensor)
         if narrow:
-            moments = [moment.view(torch.int16) for moment in moments]
-        sums = (gradient.contiguous(), *[weights] * 3) if stored else gradient.by_latent()
+            moments = tuple(moment.view(torch.int16) for moment in moments)
+        sums = gradient.contiguous() if stored else gradient.by_latent()
         given = torch.tensor(numbers, dtype=weights.dtype, device=weights.device)
         signed = seed - (seed >> 31 << 32)
-        inputs = weights, *moments, *sums, given, signed, weights.shape[1]
-        _adam[_grid(*weights.shape)](*inputs, STORED=stored, NARROW=narrow, BLOCK=BLOCK)
+        inputs = weights, tuple(moments), sums, given, signed, weights.shape[1]
+        _adam[_grid(*weights.shape)](*inputs, KIND=(stored, narrow), BLOCK=BLOCK)
 
 
 @dataclass
@@ -325,7 +313,7 @@ class SumOfRows:
     def dense(self) -> torch.Tensor:
         """The gradient as a tensor, (m, D)."""
         out = self.rows.new_empty(len(self.code.counts), self.rows.shape[1])
-        _weight_gradient[_grid(*out.shape)](out, *self.by_latent(), out.shape[1], BLOCK=BLOCK)
+        _weight_gradient[_grid(*out.shape)](out, self.by_latent(), out.shape[1], BLOCK=BLOCK)
         return out
 
     def squared_norm(self) -> torch.Tensor:
@@ -333,7 +321,7 @@ class SumOfRows:
         width = self.rows.shape[1]
         grid = _grid(len(self.code.counts), width)
         out = self.rows.new_empty(grid)
-        _squares[grid](out, *self.by_latent(), width, grid[1], BLOCK=BLOCK)
+        _squares[grid](out, self.by_latent(), width, grid[1], BLOCK=BLOCK)
         return out.sum()
 
 
@@ -368,9 +356,9 @@ def pairs_above(x: torch.Tensor, encoder: torch.Tensor, bias: torch.Tensor, thre
     words = torch.empty(tokens, grid[1] * (LATENTS // 32), dtype=torch.int32, device=x.device)
     counts = torch.zeros(tokens, grid[1], dtype=torch.int32, device=x.device)
     lowered = threshold - 1e-6 * (threshold.abs() + bias.abs())  # by what 32 bits round off a bias and a threshold
-    rows = *scaled_rows(x.contiguous()), *scaled_rows(encoder), bias.float(), lowered.float()
-    sizes = {"TOKENS": TOKENS, "LATENTS": LATENTS, "COLUMNS": COLUMNS, "num_warps": 8, "num_stages": 3}
-    _candidates[grid](words, counts, *rows, tokens, m, width, width * 2.0**-23, **sizes)
+    rows = scaled_rows(x.contiguous()), scaled_rows(encoder), bias.float(), lowered.float()
+    options = {"BLOCKS": (TOKENS, LATENTS, COLUMNS), "num_warps": 8, "num_stages": 3}
+    _candidates[grid]((words, counts), *rows, (tokens, m, width), width * 2.0**-23, **options)
     index = _compacted(words, counts, m)
     code = from_flat(index, x.new_zeros(len(index)), (tokens, m))
     values = TritonBackend().value_gradients(code, x, encoder) + bias[code.latents]
