@@ -14,7 +14,7 @@ UV ?= $(shell command -v uv 2>/dev/null)
 PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(BIN)/python",$(PIP_INSTALL))
 
-.PHONY: study test faults lint lock bench clean
+.PHONY: study test faults lint docs lock bench clean
 
 study: $(VENV)/installed
 	"$(BIN)/python" -m crosscoders.cli check "$(CONFIG)"
@@ -23,7 +23,7 @@ study: $(VENV)/installed
 	@study=$$(sed -n 's/^study: *//p' "$(CONFIG)"); \
 	printf 'start here: results/%s/index.html\n' "$$study"
 
-test: $(VENV)/installed $(VENV)/kernels
+test: $(VENV)/installed $(VENV)/kernels $(VENV)/docs
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile tests
 
 # The long version of the tests that damage, interrupt and mutate; `make test` runs a short one.
@@ -36,6 +36,10 @@ lint: $(VENV)/installed
 	lint-imports
 	snakefmt --check Snakefile rules
 	"$(BIN)/python" -m snakemake --lint
+
+# The documentation as a site in site/; anything that mkdocs would warn of is an error.
+docs: $(VENV)/docs
+	"$(BIN)/python" -m mkdocs build --strict --quiet
 
 bench: $(VENV)/installed .venv-peers/installed
 	"$(BIN)/python" -m benchmarks.step
@@ -63,6 +67,10 @@ $(VENV)/kernels: $(VENV)/installed envs/kernels.txt
 	"$(BIN)/python" -c "import triton" 2>/dev/null || $(INSTALL) --no-deps -r envs/kernels.txt
 	touch $@
 
+$(VENV)/docs: $(VENV)/installed envs/docs.txt
+	$(INSTALL) --no-deps -r envs/docs.txt
+	touch $@
+
 # The lock is made for Linux and macOS and every Python from 3.11 on. uv keeps the versions and hashes that stand in the files;
 # `make lock UPGRADE="--upgrade-package NAME"` takes the newest version of a package.
 COMPILE = "$(UV)" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-strip-extras \
@@ -76,6 +84,7 @@ lock:
 	$(COMPILE) -c envs/requirements.txt -c envs/kernels.in --no-emit-package torch envs/cuda.in -o envs/cuda.txt
 	$(COMPILE) --no-emit-package setuptools -c envs/requirements.txt envs/kernels.in -o envs/kernels.txt
 	$(COMPILE) -c envs/requirements.txt envs/kubernetes.in -o envs/kubernetes.txt
+	$(COMPILE) -c envs/requirements.txt envs/docs.in -o envs/docs.txt
 
 # Other people's packages, to measure against, in an environment of their own. None of them uses torchvision, whose build
 # may not fit torch's.

@@ -18,7 +18,7 @@ from crosscoders.workflow import plan
 def main(arguments: list[str] | None = None) -> None:
     """Run a subcommand; bad input ends it with one line per problem and exit status 1."""
     show_all_letters()
-    given = _parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     try:
         given.run(given)
         sys.stdout.flush()
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="crosscoders", description="Reproducible studies of crosscoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check study files: all mistakes at once, a line each")

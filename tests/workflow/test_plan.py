@@ -54,7 +54,7 @@ def test_the_command_line_shows_every_stage_and_the_total(embedded, capsys):
     stages = {line.split()[0] for line in lines[1 : lines.index("")]}
     assert stages == {job.rule for job in plan.jobs(loading.load("config.yaml"))}
     (total,) = [line for line in lines if line.startswith("in all:")]
-    assert re.fullmatch(r"in all: \d+ jobs, about \d+\.\d hours on 2 cores", total)
+    assert re.fullmatch(r"in all: \d+ jobs, about \d+ minutes on 2 cores", total)
 
 
 def put_large(content: dict) -> dict:

@@ -254,11 +254,11 @@ def account(study: Study, where: Where) -> tuple[list[str], list[str]]:
     rows: dict[str, list[tuple[Job, Cost]]] = {}
     for job in jobs(study):
         rows.setdefault(job.rule, []).append((job, job.cost(study)))
-    head = ("stage", "jobs", "tokens", "operations", "writes", "memory", "GPU memory", "hours")
+    head = ("stage", "jobs", "tokens", "operations", "writes", "memory", "GPU memory", "time")
     table = [head]
     for rule, made in rows.items():
         each = [cost for _, cost in made]
-        hours = sum(sum(where.seconds(job, cost)) for job, cost in made) / 3600
+        taken = sum(sum(where.seconds(job, cost)) for job, cost in made)
         on_gpu = where.device != "cpu" and rule in GPU_RULES
         table.append(
             (
@@ -269,7 +269,7 @@ def account(study: Study, where: Where) -> tuple[list[str], list[str]]:
                 _bytes(sum(cost.disk for cost in each)),
                 _bytes(max(cost.memory for cost in each)),
                 _bytes(max(cost.device for cost in each)) if on_gpu else "–",
-                f"{hours:.2f}{' on the GPU' if on_gpu else ''}",
+                f"{_duration(taken)}{' on the GPU' if on_gpu else ''}",
             )
         )
     flat = [entry for made in rows.values() for entry in made]
@@ -283,11 +283,18 @@ def hours(study: Study, where: Where, made: list[tuple[Job, Cost]] | None = None
     return max(processor / where.cores, gpu) / 3600
 
 
+def _duration(seconds: float) -> str:
+    """A time in the unit in which a person would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds" if seconds >= 1.5 else "1 second"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
+
+
 def _totals(study: Study, where: Where, made: list[tuple[Job, Cost]]) -> list[str]:
     written, activations = _peak(study, made), sum(cost.disk for job, cost in made if job.rule == "extract_activations")
     device = f"one {where.device} and {where.cores} cores" if where.device != "cpu" else f"{where.cores} cores"
     return [
-        f"in all: {len(made)} jobs, about {hours(study, where, made):.1f} hours on {device}",
+        f"in all: {len(made)} jobs, about {_duration(3600 * hours(study, where, made))} on {device}",
         f"disk: {_bytes(written)} at most, of which {_bytes(activations)} are activations, which can be deleted "
         "when nothing will be trained or measured again",
         f"memory: {_bytes(max(cost.memory for _, cost in made))} for the largest job",
