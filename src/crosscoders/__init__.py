@@ -7,7 +7,7 @@ import gc
 import importlib
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if sys.argv[:1] == ["-m"]:
     # A stage starts as `python -m crosscoders.<stage>`. Its imports make many objects that all stay; walking them again
