@@ -56,7 +56,17 @@ MODEL_THREADS = 1 if any(model.kind == "random" for model in STUDY.models.values
 
 def processes_of(members):
     """Processes that train one of some crosscoders together, as a function of its wildcards."""
-    chosen = {name: member.training.processes for name, member in members.items() if name not in PUBLISHED}
+    return of_training(members, lambda training: training.processes)
+
+
+def threads_of(members):
+    """Threads of the processes that train one of some crosscoders together, as a function of its wildcards."""
+    return of_training(members, lambda training: training.processes * training.threads)
+
+
+def of_training(members, number):
+    """A number that the training of one of some crosscoders says, as a function of its wildcards."""
+    chosen = {name: number(member.training) for name, member in members.items() if name not in PUBLISHED}
     return lambda wildcards: chosen[wildcards.get("crosscoder") or wildcards.aligned]
 
 

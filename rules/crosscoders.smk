@@ -22,7 +22,7 @@ rule train_crosscoder:
     priority: 5  # long jobs start first; jobs that need their results are short and fill the gaps
     conda:
         "../envs/crosscoders.yaml"
-    threads: processes_of(STUDY.crosscoders)
+    threads: threads_of(STUDY.crosscoders)
     resources:
         **asks("train_crosscoder"),
         gpu=lambda wildcards: GPU * processes_of(STUDY.crosscoders)(wildcards),
@@ -53,7 +53,7 @@ rule train_segment:
     priority: 9  # above extraction, so that shards are read and deleted
     conda:
         "../envs/crosscoders.yaml"
-    threads: processes_of(STUDY.crosscoders)
+    threads: threads_of(STUDY.crosscoders)
     resources:
         **asks("train_segment"),
         gpu=lambda wildcards: GPU * processes_of(STUDY.crosscoders)(wildcards),
@@ -223,7 +223,7 @@ rule train_aligned:
     priority: 5
     conda:
         "../envs/crosscoders.yaml"
-    threads: processes_of(STUDY.aligned)
+    threads: threads_of(STUDY.aligned)
     resources:
         **asks("train_aligned"),
         gpu=lambda wildcards: GPU * processes_of(STUDY.aligned)(wildcards),

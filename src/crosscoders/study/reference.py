@@ -84,7 +84,6 @@ MEANINGS = {
     "gradient_clip": "Largest norm of all gradients together; longer ones are scaled down to it.",
     "auxiliary_coefficient": "Factor of AuxK, the loss by which dead latents explain the error.",
     "checkpoint_steps": "A checkpoint is written every so many steps.",
-    "threads": "Threads of the processor.",
     "latents": "Latents of the dictionary, m.",
     "blocks": "Groups of latents by name.",
     "activation": "How pre-activations become a sparse code.",

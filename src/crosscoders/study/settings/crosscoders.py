@@ -100,6 +100,7 @@ class Training(Section):
     """A latent silent for this many tokens counts as dead."""
     checkpoint_steps: Count = 200
     threads: Count = 1
+    """Threads of each process; several trainings with one thread each, side by side, use cores better than one with all."""
     ranks: Processes = 1
     """Processes that share the latents; on GPUs each has one of its own. A dictionary then need not fit on one device."""
     replicas: Processes = 1
