@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The arguments of `crosscoders` and of its subcommands."""
     parser = argparse.ArgumentParser(prog="crosscoders", description="Reproducible studies of crosscoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check study files: all mistakes at once, a line each")

@@ -1,5 +1,6 @@
 """The workflow as a user runs it: everything is made, nothing is made twice, a kill costs nothing, damage is named."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -451,6 +452,9 @@ def test_reports_draw_or_say_why_not(results, absent, tmp_path, monkeypatch):
         for identifier in expected:
             drawer.show(identifier)
         drawer.say("prose.all_strongest_examples")
+        for figure in registry.figures_of(notebook):
+            with contextlib.suppress(figures.NothingToDraw):
+                shown.append(drawer.sentences(figure.id) if figure.words else "")  # as the front page has them
         assert written == list(expected), "every file that Snakemake waits for is written, once"
     sentences = [text for text in shown if isinstance(text, str)]
     assert sentences

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,16 +46,15 @@ def findings(results: Results, setting: IndexedSetting) -> list[Finding]:
     """The figures of a setting that answer its question, with their sentences; those with nothing to draw are left out."""
     shown = []
     for identifier, lines in setting.leading.items():
-        figure = BY_ID[identifier]
-        module, function = figure.words.split(".")
-        words = getattr(importlib.import_module(f"crosscoders.report.{module}"), function)
         try:
-            text = words(*(getattr(results, name) for name in figure.reads))
+            text = results.sentences(identifier)
         except figures.NothingToDraw:
             continue
         kept = [shortened(line) for line in text.splitlines()[:lines]]
         plain = kept[0].removeprefix("- ").replace("**", "").replace("`", "")
-        shown.append(Finding(figure.caption, setting.figures[identifier], markdown2html("\n".join(kept)), plain))
+        shown.append(
+            Finding(BY_ID[identifier].caption, setting.figures[identifier], markdown2html("\n".join(kept)), plain)
+        )
     return shown
 
 

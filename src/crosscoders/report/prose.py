@@ -219,25 +219,32 @@ def _interval(one: xr.Dataset, condition: str) -> str:
 
 def enrichment(summary: xr.Dataset) -> str:
     """Lift of planted behaviours and template tokens at the top of the ranking."""
+    if bool(summary["enrichment_lift"].sel(category="planted_or_template").isnull().all()):
+        raise figures.NothingToDraw("No test token belongs to a planted behaviour or to a chat template.")
     lines = []
     for name in figures.crosscoders(summary):
         for seed, one in zip(summary["seed"].values, _trainings(summary, name), strict=True):
             top = one.isel(group=-1)
             either = top.sel(category="planted_or_template")
-            best = max(
-                (category for category in summary["category"].values if category != "planted_or_template"),
-                key=lambda category: float(top["enrichment_lift"].sel(category=category).fillna(0)),
-            )
             lines.append(
                 f"- **{name}, seed {seed}**: the {int(top['group_latents'])} latents of highest Δ put "
                 f"{100 * float(either['enrichment_share']):.0f}% of their firings on planted behaviours and template "
                 f"tokens, {float(either['enrichment_lift']):.1f} times the base rate (95% over documents: "
                 f"{float(either['enrichment_lift_low']):.1f} to {float(either['enrichment_lift_high']):.1f}; latents "
                 f"permuted: {float(either['enrichment_null_low']):.1f} to {float(either['enrichment_null_high']):.1f})"
-                f"; the most enriched behaviour is {str(best).replace('_', ' ')} "
-                f"({float(top['enrichment_lift'].sel(category=best)):.1f} times)."
+                f"{_most_enriched(top)}."
             )
     return "\n".join(lines)
+
+
+def _most_enriched(top: xr.Dataset) -> str:
+    """Which behaviour the highest latents fire on most; empty where the documents hold none."""
+    lifts = top["enrichment_lift"].drop_sel(category=["planted_or_template"])
+    if bool(lifts.isnull().all()):
+        return ""
+    best = lifts.isel(category=int(lifts.fillna(-1).values.argmax()))
+    named = str(best["category"].item()).replace("_", " ")
+    return f"; the most enriched behaviour is {named} ({float(best):.1f} times)"
 
 
 def behaviours(summary: xr.Dataset) -> str:

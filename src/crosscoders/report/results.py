@@ -91,9 +91,7 @@ class Results:
         """
         figure = BY_ID[identifier]
         try:
-            if self._lacks(figure):
-                raise figures.NothingToDraw(figure.absent)
-            given = [getattr(self, name) for name in reads or figure.reads]
+            given = self._given(figure, reads)
             self._save_and_show(_function(figure.draw)(*given), self.names.get(identifier, identifier))
             if figure.words:
                 display(Markdown(_function(figure.words)(*given)))
@@ -102,6 +100,26 @@ class Results:
             display(Markdown(str(nothing)))
             if identifier in self.names:  # Snakemake waits for its files
                 self._save(figures.message(str(nothing)), self.names[identifier])
+
+    def sentences(self, identifier: str) -> str:
+        """The sentences of a figure.
+
+        Parameters
+        ----------
+        identifier : str
+            Id of a figure that has some.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        NothingToDraw
+            The summary lacks what they say.
+        """
+        figure = BY_ID[identifier]
+        return _function(figure.words)(*self._given(figure))
 
     def say(self, words: str) -> None:
         """Show sentences about the summary.
@@ -116,9 +134,12 @@ class Results:
         except figures.NothingToDraw as nothing:
             display(Markdown(str(nothing)))
 
-    def _lacks(self, figure: Figure) -> bool:
+    def _given(self, figure: Figure, reads: tuple[str, ...] | None = None) -> list:
+        """What a figure is drawn from."""
         beside = {"nulls": self.nulls, "transfers": self.transfers}
-        return not all(beside.get(name, name in self.summary) for name in figure.needs)
+        if not all(beside.get(name, name in self.summary) for name in figure.needs):
+            raise figures.NothingToDraw(figure.absent)
+        return [getattr(self, name) for name in reads or figure.reads]
 
     def _save_and_show(self, drawn: plt.Figure, name: str) -> None:
         self._save(drawn, name)
