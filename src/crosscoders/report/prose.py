@@ -265,6 +265,7 @@ def behaviours(summary: xr.Dataset) -> str:
 def strongest_examples(summary: xr.Dataset, crosscoder: str, latents: int = 6, shown: int = 3) -> str:
     """The most chat-leaning latents with their strongest test examples, as Markdown."""
     one, blocks = figures.select(summary, crosscoder), []
+    present = summary["enrichment_lift"].notnull().any([d for d in summary["enrichment_lift"].dims if d != "category"])
     for row in range(min(latents, one.sizes["ranked_latent"] // 2)):
         index = int(one["ranked_latent_index"].values[row])
         planted = one["planted_share"].values[index]
@@ -272,8 +273,13 @@ def strongest_examples(summary: xr.Dataset, crosscoder: str, latents: int = 6, s
             *zip(summary["behaviour"].values, planted, strict=True),
             ("template", float(one["template_share"].values[index])),
         ]
-        listed = ", ".join(f"{str(label).replace('_', ' ')} {100 * value:.0f}%" for label, value in shares)
-        blocks.append(f"**Latent {index}**, Δ {float(one['relative_norm'].values[index]):.2f}; activation on {listed}")
+        listed = ", ".join(
+            f"{str(label).replace('_', ' ')} {100 * value:.0f}%"
+            for label, value in shares
+            if present.sel(category=label)
+        )
+        falls = f"; activation on {listed}" if listed else ""
+        blocks.append(f"**Latent {index}**, Δ {float(one['relative_norm'].values[index]):.2f}{falls}")
         for text in one["example_text"].values[row][:shown]:
             if text:
                 blocks.append(f"> `{json.dumps(str(text), ensure_ascii=False)[1:-1].replace('`', 'ˋ')}`")
