@@ -1,7 +1,8 @@
 """Stage perturb: a model whose weights are another's with noise, or rounded to few bits; nothing is trained.
 
-Such a model differs from its base in its weights, and hardly in its behaviour. Weights are stored in float32, so that small
-changes are not rounded away.
+No behaviour is planted in such a model, so that what a pipeline calls exclusive to it comes from weights alone. How far its
+predictions move is measured by the stage measure_divergence. Weights are stored in float32, so that small changes are not
+rounded away.
 """
 
 from __future__ import annotations
