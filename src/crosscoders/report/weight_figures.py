@@ -60,8 +60,8 @@ def rounding(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure
             axis.set(ylabel=f"share {RATES[call]}", yscale="log", ylim=(LOWEST_RATE / 1.5, 1.2))
             axis.set_title(name if call == "chat-only" else "")
     for axis, measure, label in (
-        (axes[0, -1], _change, "norm of the weights' change over their norm"),
-        (axes[1, -1], _divergence, "KL divergence from the first model (nats)"),
+        (axes[0, -1], _change, "relative norm of the weights' change"),
+        (axes[1, -1], _divergence, "KL divergence of predictions (nats)"),
     ):
         measured = {label: measure(one) for label, one in beside.items() if "weight_change" in one}
         _against_bits(axis, bits, [measure(one) for one in columns.values()], measured, colours)
@@ -69,7 +69,13 @@ def rounding(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure
     for axis in axes[1]:
         axis.set(xlabel="bits per weight", xticks=bits, xlim=(bits.max() + 0.5, bits.min() - 0.5))
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", title="bars and bands: 95%", fontsize=9)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside right upper",
+        title=f"bars and bands: 95%\nrates at {LOWEST_RATE:g}: none",
+        fontsize=9,
+    )
     sns.despine(figure)
     return figure
 
@@ -81,7 +87,7 @@ def _against_bits(
     value, low, high = np.array(found).T
     axis.errorbar(bits, value, yerr=[value - low, high - value], fmt="o-", color="black", capsize=3, label="rounded")
     for label, (value, low, high) in beside.items():
-        axis.axhline(value, color=colours[label], lw=1.4, label=label)
+        axis.axhline(value, color=colours[label], lw=2.4 if label == FINE_TUNE else 1.2, label=label)
         axis.axhspan(low, high, color=colours[label], alpha=0.12, lw=0)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from crosscoders.study import model_folder
 from crosscoders.study.blocks import ACTIVATIONS, crosscoder_sources, differences, group_sizes, groups, stored_sources
-from crosscoders.study.queries import contrast_models
 from crosscoders.study.settings.base import SPLITS
 from crosscoders.study.settings.comparisons import (
     NullSetting,
@@ -453,14 +452,12 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
 
 
 def _divergence_problems(study: Study, setting: Setting) -> list[str]:
-    """Whether the contrast has two models to compare, whose sources are all defined."""
-    defined = all(name in setting.sources for name in setting.contrast)
-    if not setting.divergence_tokens or not defined or differences(setting):
+    """Whether the contrast has two models to compare."""
+    contrast = [setting.sources.get(name) for name in setting.contrast]
+    models = [source.model for source in contrast if isinstance(source, Source)]
+    if not setting.divergence_tokens or len(models) < 2 or models[0] != models[1]:
         return []
-    names = contrast_models(setting)
-    if names[0] != names[1]:
-        return []
-    return [f"divergence_tokens: both sources of the contrast are of {names[0]!r}; expected two models, or 0"]
+    return [f"divergence_tokens: both sources of the contrast are of {models[0]!r}; expected two models, or 0"]
 
 
 def _window_problems(study: Study, setting: Setting) -> list[str]:

@@ -275,7 +275,7 @@ def _measure_divergence(study: Study, setting: str) -> Cost:
     tokens = min(chosen.divergence_tokens, sizes.split_tokens(study, setting, "test"))
     work = tokens * sum(sizes.model_size(study, name).flops() for name in models)
     logits = max(_logits(study, name, chosen.batch_tokens / 4) for name in models)
-    held = sum(_weights(study, name) for name in models) + 3 * logits
+    held = sum(_weights(study, name) for name in models) + 6 * logits
     loaded = sum(4 * sizes.model_size(study, name).parameters for name in models)  # once more, for the weights' change
     memory, fixed = MODELS + max(held, loaded) + logits, START[MODELS] + 2e-9 * loaded
     return Cost(memory, fixed, forward=work, disk=MB, tokens=tokens, device=held)
