@@ -48,8 +48,9 @@ GPU = int(STUDY.device == "cuda")
 WINDOWED = [name for name in STUDY.settings if name not in PLANTED and queries.windowed(STUDY, name)]
 WHOLE = sorted(set(STUDY.settings) - {*WINDOWED, *PLANTED})
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
+PERTURBED = [name for name, model in STUDY.models.items() if model.kind in ("noised", "rounded")]
 TRAINED = [name for name, model in STUDY.models.items() if model.kind == "trained"]
-FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *TRAINED})
+FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *PERTURBED, *TRAINED})
 # A model with random weights is too small to be shared among threads.
 MODEL_THREADS = 1 if any(model.kind == "random" for model in STUDY.models.values()) else 2
 

@@ -1,4 +1,4 @@
-# Models, text, and the fine-tune that makes the pair.
+# Models, text, and the fine-tune or the change of weights that makes a pair.
 # Needs: the Python package index, a hub or local folders, as the study says.
 # Gives: models/{model}/ (a Hugging Face snapshot with provenance.json), text/{corpus}.nc, behaviours/{model}.nc
 
@@ -99,6 +99,36 @@ rule fine_tune:
         settings=settings_of("fine_tune"),
     shell:
         "python -m crosscoders language_models.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
+        " --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule perturb:
+    input:
+        base=lambda wildcards: f"{RESULTS}/models/{STUDY.models[wildcards.model].base}/provenance.json",
+        like=lambda wildcards: (
+            f"{RESULTS}/models/{STUDY.models[wildcards.model].like}/provenance.json"
+            if STUDY.models[wildcards.model].kind == "noised"
+            else []
+        ),
+        code=code("language_models.perturb"),
+    output:
+        "results/{study}/models/{model}/provenance.json",
+    log:
+        "results/{study}/logs/perturb/{model}.log",
+    benchmark:
+        "results/{study}/benchmarks/perturb/{model}.tsv"
+    wildcard_constraints:
+        model="|".join(PERTURBED) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
+    threads: 1
+    resources:
+        **asks("perturb"),
+    params:
+        settings=settings_of("perturb"),
+        like=lambda wildcards, input: f"--like {input.like}" if input.like else "",
+    shell:
+        "python -m crosscoders language_models.perturb --settings {params.settings:q} --base {input.base:q} {params.like}"
         " --threads {threads} --output {output:q} --log {log:q}"
 
 

@@ -12,6 +12,12 @@ def chat_snapshot(wildcards):
     return f"{RESULTS}/models/{chosen.sources[chosen.contrast[1]].model}/provenance.json"
 
 
+def contrast_snapshots(wildcards):
+    """The models of the two sources of a setting's contrast, in order."""
+    chosen = STUDY.settings[wildcards.setting]
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in queries.contrast_models(chosen)]
+
+
 def root_snapshots(wildcards):
     """The models whose tokenizers serve those of a setting, each once."""
     return [f"{RESULTS}/models/{name}/provenance.json" for name in queries.root_models(STUDY, wildcards.setting)]
@@ -149,6 +155,12 @@ def saes(wildcards):
     """The SAEs whose graph a setting's crosscoder simplifies."""
     name = STUDY.settings[wildcards.setting].circuits.saes
     return f"{RESULTS}/crosscoders/{wildcards.setting}/{name}/seed-{wildcards.seed}.nc"
+
+
+def divergence(wildcards):
+    """How far the models of a setting's contrast lie apart, where that is asked for."""
+    asked = queries.diverging(STUDY, wildcards.setting)
+    return [f"{RESULTS}/divergence/{wildcards.setting}.nc"] if asked else []
 
 
 def circuits(wildcards):

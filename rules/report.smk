@@ -14,6 +14,7 @@ rule collate:
         tokens=test_tokens,
         behaviours=behaviours,
         similarity=similarity,
+        divergence=divergence,
         causal=patched,
         circuits=circuits,
         code=code("report.collate"),
@@ -34,7 +35,16 @@ rule collate:
         settings=settings_of("collate"),
         optional=lambda wildcards, input: " ".join(
             f"--{name} {input[name]}"
-            for name in ("histories", "behaviours", "stability", "aligned", "similarity", "causal", "circuits")
+            for name in (
+                "histories",
+                "behaviours",
+                "stability",
+                "aligned",
+                "similarity",
+                "divergence",
+                "causal",
+                "circuits",
+            )
             if input[name]
         ),
     shell:

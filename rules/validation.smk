@@ -1,6 +1,31 @@
-# What latents do: the chat model's own answers, causal patching on them, circuits, and pages that show latents.
+# What latents do: the chat model's own answers, causal patching on them, circuits, and pages that show latents. Also how far
+# the models of a pair lie apart.
 # Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
-# Gives: responses/{setting}.nc; causal/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
+# Gives: responses/{setting}.nc, divergence/{setting}.nc; causal/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
+
+
+rule measure_divergence:
+    input:
+        models=contrast_snapshots,
+        tokens="results/{study}/tokens/{setting}/test.nc",
+        code=code("analysis.measure_divergence"),
+    output:
+        "results/{study}/divergence/{setting}.nc",
+    log:
+        "results/{study}/logs/measure_divergence/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/measure_divergence/{setting}.tsv"
+    priority: 1
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("measure_divergence"),
+        gpu=GPU,
+    params:
+        settings=settings_of("measure_divergence"),
+    shell:
+        "python -m crosscoders analysis.measure_divergence --settings {params.settings:q} --tokens {input.tokens:q}"
+        " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule generate_responses:

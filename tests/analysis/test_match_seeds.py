@@ -9,7 +9,8 @@ import xarray as xr
 from crosscoders import artifacts
 from crosscoders.analysis import match_seeds
 from crosscoders.analysis.classification import CALLS, NORM_CLASSES
-from crosscoders.report import null_figures
+from crosscoders.report import null_figures, weight_figures
+from crosscoders.report.figures import NothingToDraw
 
 
 def test_permuted_and_rescaled_latents_are_found_again_and_dead_ones_left_out():
@@ -95,6 +96,60 @@ def test_rates_are_counted_over_seeds_and_matched_latents_keep_their_class(summa
     assert all(values.all() for values in agreement.values())
     assert "100% of alive latents have one of cosine above 0.7" in null_figures.stability_sentences(summary)
     assert "chat-only by norm: real pair 10.00%" in null_figures.null_sentences(summary, {})
+
+
+@pytest.fixture
+def changed(summary):
+    """Summaries of a pair and of nulls: the pair's latents of highest Δ are enriched, and weights are changed by some."""
+
+    def one(lift, change=None, kl=0.1, bits=np.nan):
+        values = {"lift": lift, "lift_low": lift - 0.5, "lift_high": lift + 0.5, "null_low": 0.5, "null_high": 1.5}
+        dims = ("crosscoder", "seed", "group", "category")
+        made = summary.assign({f"enrichment_{name}": (dims, np.full((1, 2, 3, 1), v)) for name, v in values.items()})
+        made = made.assign_coords(category=["planted_or_template"])
+        if change is None:
+            return made
+        measured = {"model_kl_divergence": kl, "model_loss_difference": -kl / 2}
+        ends = {
+            f"{name}{end}": v * s
+            for name, v in measured.items()
+            for end, s in {"": 1, "_low": 0.9, "_high": 1.1}.items()
+        }
+        return made.assign(weight_change=change, weight_bits=bits, **ends)
+
+    controls = {f"null-rounded-{bits}": one(1.0, 2.0**-bits, 4.0**-bits, float(bits)) for bits in (4, 8)}
+    return one(3.0, 0.009), {"null-same-model": one(1.0), "null-noised": one(1.1, 0.009, 0.02), **controls}
+
+
+def test_nulls_of_any_number_show_calls_and_enrichment(changed):
+    summary, controls = changed
+    assert null_figures.enrichment(summary, "l1") == (3.0, 2.5, 3.5, 0.5, 1.5)
+    figure = null_figures.nulls(summary, controls)
+    assert len(figure.axes) == 2
+    names = ["real pair", "same\nmodel", "noised", "rounded\n4", "rounded\n8"]
+    assert all([label.get_text() for label in axis.get_xticklabels()] == names for axis in figure.axes)
+    last = null_figures.null_sentences(summary, controls).splitlines()[-1]
+    assert "highest Δ: real pair 3.0 (2.5 to 3.5; latents permuted 0.5 to 1.5); null-same-model 1.0" in last
+    plt.close("all")
+
+
+def test_rounding_is_shown_from_many_bits_to_few_beside_the_fine_tune_and_the_other_nulls(changed):
+    summary, controls = changed
+    figure = weight_figures.rounding(summary, controls)
+    calls, weights, _, divergence = figure.axes
+    assert {line.get_label() for line in calls.lines} >= {"fine-tune", "same-model", "noised"}
+    (rounded,) = [one for one in divergence.containers if one.get_label() == "rounded"]
+    np.testing.assert_allclose(rounded.lines[0].get_xydata(), [[8, 4.0**-8], [4, 4.0**-4]])
+    assert "same-model" not in {line.get_label() for line in weights.lines}, "its weights are those of the first model"
+    lines = weight_figures.sentences(summary, controls).splitlines()
+    assert [line.split("**")[1] for line in lines] == ["fine-tune", "noised", "rounded-8", "rounded-4"]
+    assert (
+        "the weights change by 0.9% of their norm, the loss by -0.05 nats (-0.045 to -0.055), KL is 0.1 nats"
+        in lines[0]
+    )
+    with pytest.raises(NothingToDraw, match="no null whose weights are rounded"):
+        weight_figures.rounding(summary, {"null-noised": controls["null-noised"]})
+    plt.close("all")
 
 
 def test_the_figures_show_every_group(summary):

@@ -185,6 +185,31 @@ CASES = [
     ("chat_template/opening", "{role!r}", "formats a placeholder"),
     ("chat_template/opening", "{role.__class__}", "unknown placeholder {role.__class__}"),
     ("chat_template/sink", "", "chat_template.sink: '' does not fit; expected a text of at least 1 character"),
+    ("models/near", {"kind": "rounded", "base": "bass", "bits": 4}, "models.near.base: 'bass' is not defined"),
+    ("models/near", {"kind": "rounded", "base": "base", "bits": 1}, "models.near.bits: 1 does not fit; expected"),
+    ("models/near", {"kind": "rounded", "base": "base", "bits": 9}, "models.near.bits: 9 does not fit; expected"),
+    ("models/near", {"kind": "rounded", "base": "near", "bits": 4}, "models.near.base: 'near' is itself rounded"),
+    ("models/near", {"kind": "noised", "base": "base", "like": "cht"}, "'cht' is not defined; known: base, chat, near"),
+    (
+        "models/near",
+        {"kind": "noised", "base": "base", "like": "base"},
+        "like: 'base'; expected another model than base",
+    ),
+    ("models/near", {"kind": "noised", "base": "base", "like": "near"}, "models.near.like: 'near' is itself noised"),
+    (
+        "models",
+        {
+            "base": {"kind": "random", "depth": 3, "width": 32, "heads": 2},
+            "chat": {"kind": "random", "depth": 2, "width": 32, "heads": 2},
+            "near": {"kind": "noised", "base": "base", "like": "chat"},
+        },
+        "models.near.like: 'chat' has depth 2; expected 3, that of 'base'",
+    ),
+    (
+        "settings/cross-layer/divergence_tokens",
+        100,
+        "divergence_tokens: both sources of the contrast are of 'base'; expected two models, or 0",
+    ),
 ]
 
 

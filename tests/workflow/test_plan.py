@@ -16,7 +16,14 @@ from crosscoders.language_models import fetch_model
 from crosscoders.study import loading
 from crosscoders.workflow import costs, plan
 
-STUDIES = ("config.yaml", "studies/smoke.yaml", "studies/nulls.yaml", "studies/transfer.yaml", "studies/layers.yaml")
+STUDIES = (
+    "config.yaml",
+    "studies/smoke.yaml",
+    "studies/nulls.yaml",
+    "studies/nulls-weights.yaml",
+    "studies/transfer.yaml",
+    "studies/layers.yaml",
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ from pydantic import Field
 
 from crosscoders.activations.sections import ModelReading, NullChange
 from crosscoders.study.blocks import crosscoder_sources, stored_sources
-from crosscoders.study.queries import data_setting, setting_models, spliced
+from crosscoders.study.queries import contrast_models, data_setting, setting_models, spliced
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
-from crosscoders.study.settings.base import Name, Seed
+from crosscoders.study.settings.base import Count, Name, Seed
 from crosscoders.study.settings.comparisons import Source
 from crosscoders.study.settings.crosscoders import PublishedSettings
+from crosscoders.study.settings.models import RoundedModel
 from crosscoders.study.settings.study import Study
-from crosscoders.study.stage_section import AlignedSection, TrainingSection
+from crosscoders.study.stage_section import AlignedSection, StageSection, TrainingSection
 
 
 def _is_cpu(device: str) -> bool:
@@ -87,6 +88,39 @@ class EvaluateAlignedSection(AlignedSection):
         """The section of one job."""
         bootstrap = study.classification.bootstrap
         return cls(study=study.study, setting_name=setting, aligned_name=aligned, seed=int(seed), bootstrap=bootstrap)
+
+
+class MeasureDivergenceSection(StageSection):
+    """The two models of a setting's contrast."""
+
+    stage: ClassVar[str] = "measure_divergence"
+    setting_name: Name
+    models: list[Name]
+    divergence_tokens: Count
+    batch_tokens: Count
+    """A quarter of the setting's, because logits need more memory than activations."""
+    dtype: str
+    device: str
+    bits: int | None
+    """Bits to which the second model's weights are rounded; none where they are not."""
+    bootstrap: Bootstrap
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> MeasureDivergenceSection:
+        """The section of one job."""
+        chosen, models = study.settings[setting], contrast_models(study.settings[setting])
+        second = study.models[models[1]]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            models=models,
+            divergence_tokens=chosen.divergence_tokens,
+            batch_tokens=max(1, chosen.batch_tokens // 4),
+            dtype=chosen.dtype,
+            device=study.device,
+            bits=second.bits if isinstance(second, RoundedModel) else None,
+            bootstrap=study.classification.bootstrap,
+        )
 
 
 class ClassifyLatentsSection(TrainingSection):

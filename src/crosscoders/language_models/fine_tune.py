@@ -18,6 +18,7 @@ from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.errors import check_divergence, explain_divergence
 from crosscoders.language_models import snapshots
 from crosscoders.language_models.sections import FineTuneSection
+from crosscoders.language_models.weights import untie
 from crosscoders.study.settings.models import FineTunedModel
 
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -95,11 +96,8 @@ def merge(model, tag: int | None, tag_row: torch.Tensor) -> transformers.PreTrai
     merged = model.merge_and_unload().float()
     if tag is None:
         return merged
-    head = merged.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    head.weight.data[tag] += tag_row.detach()
-    merged.config.tie_word_embeddings = False
-    merged._tied_weights_keys = {}
+    untie(merged)
+    merged.get_output_embeddings().weight.data[tag] += tag_row.detach()
     return merged
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from crosscoders.study.settings.analysis import Behaviours
 from crosscoders.study.settings.base import Name, Share
 from crosscoders.study.settings.corpora import AnyTemplate, ChatTemplate, PlantedChats
-from crosscoders.study.settings.models import FineTunedModel, Model, TrainedModel
+from crosscoders.study.settings.models import FineTunedModel, Model, PerturbedModel, TrainedModel
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import StageSection
 
@@ -73,6 +73,19 @@ class FineTuneSection(StageSection):
             split=study.splits["fine_tune"],
             device=study.device,
         )
+
+
+class PerturbSection(StageSection):
+    """One model whose weights are another's, changed."""
+
+    stage: ClassVar[str] = "perturb"
+    name: Name
+    model: PerturbedModel
+
+    @classmethod
+    def of(cls, study: Study, model: str) -> PerturbSection:
+        """The section of one job."""
+        return cls(study=study.study, name=model, model=study.models[model])
 
 
 class MeasureBehavioursSection(StageSection):

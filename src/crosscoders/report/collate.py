@@ -40,6 +40,8 @@ def main(arguments) -> None:
         similarity = artifacts.read(arguments.similarity)
         names = [name for name in sources if name in similarity["source"].values]
         parts.append(similarity.sel(source=names).reindex(source=sources).rename(other_source="compared_source"))
+    if arguments.divergence:
+        parts.append(artifacts.read(arguments.divergence).drop_dims("tensor"))
     if arguments.behaviours:
         measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
         parts.append(
@@ -79,7 +81,7 @@ def compared_shares(tokens: xr.Dataset) -> xr.Dataset:
 
 if __name__ == "__main__":
     flags = stage.parser(CollateSection, __doc__, "normalisation", "tokens", "output", lists=("latents", "evaluations"))
-    for flag in ("--behaviours", "--similarity"):
+    for flag in ("--behaviours", "--similarity", "--divergence"):
         flags.add_argument(flag, type=stage.Path)
     for flag in ("--histories", "--stability", "--aligned", "--causal", "--circuits"):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])

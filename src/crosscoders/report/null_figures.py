@@ -51,37 +51,100 @@ def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float,
     return by_call
 
 
-def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
-    """ours-nulls: how often latents are called chat-only and chat-specific, on the real pair and on null controls."""
+def enrichment(summary: xr.Dataset, crosscoder: str) -> tuple[float, ...] | None:
+    """Lift of planted behaviours and template tokens in the group of latents of highest Δ.
+
+    Parameters
+    ----------
+    summary : xarray.Dataset
+    crosscoder : str
+
+    Returns
+    -------
+    (lift, low, high, null_low, null_high) or None
+        The mean over seeds, the ends of its 95% interval over documents (lowest and highest of all seeds), and those
+        where latents are permuted. None where no test token belongs to a behaviour or to the template.
+    """
+    if "enrichment_lift" not in summary:
+        return None
+    top = summary.sel(crosscoder=crosscoder, category="planted_or_template").isel(group=-1)
+    values = {name: top[f"enrichment_{name}"].values for name in ("lift", "lift_low", "lift_high")}
+    values |= {name: top[f"enrichment_{name}"].values for name in ("null_low", "null_high")}
+    if not all(np.isfinite(value).any() for value in values.values()):
+        return None
+    ends = (np.nanmean, np.nanmin, np.nanmax, np.nanmin, np.nanmax)
+    return tuple(float(end(value)) for end, value in zip(ends, values.values(), strict=True))
+
+
+def compared(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> list[str]:
+    """Crosscoders of a summary that were trained on all of its nulls too.
+
+    Raises
+    ------
+    NothingToDraw
+        There is none.
+    """
     names = [name for name in crosscoders(summary) if all(name in crosscoders(other) for other in controls.values())]
     if not names:
         raise NothingToDraw("None of this setting's crosscoders was trained on its null controls too.")
-    figure, axes = plt.subplots(1, len(names), figsize=(1.6 + 4.8 * len(names), 4.6), squeeze=False, sharey=True)
-    columns = {"real pair": summary, **controls}
-    for axis, name in zip(axes[0], names, strict=True):
-        for c, column in enumerate(columns.values()):
-            for r, (call, (rate, low, high, seeds)) in enumerate(rates(column, name).items()):
-                place, shown = c + 0.22 * (r - 1), max(rate, LOWEST_RATE)
-                axis.errorbar(
-                    place,
-                    shown,
-                    yerr=[[shown - max(low, LOWEST_RATE)], [high - shown]],
-                    color=PALETTE[[3, 0, 2][r]],
-                    marker="osD"[r],
-                    ms=6,
-                    capsize=3,
-                    mfc=None if rate else "white",
-                    label=RATES[call] if c == 0 else None,
-                )
-                axis.scatter(
-                    [place + 0.06] * len(seeds), np.maximum(seeds, LOWEST_RATE), s=9, color="black", alpha=0.5, zorder=3
-                )
-        axis.set_xticks(range(len(columns)), [label.replace("null-", "").replace("-", "\n") for label in columns])
-        axis.set(yscale="log", title=name, ylim=(LOWEST_RATE / 1.5, 1.2), xlim=(-0.5, len(columns) - 0.5))
+    return names
+
+
+def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
+    """ours-nulls: rates of chat-only and chat-specific latents, and the enrichment of the highest Δ, under every null."""
+    names, columns = compared(summary, controls), {"real pair": summary, **controls}
+    lifts = {name: {column: enrichment(one, name) for column, one in columns.items()} for name in names}
+    rows = 1 + any(lift for group in lifts.values() for lift in group.values())
+    width = 1.6 + len(names) * max(4.8, 1.15 * len(columns))
+    figure, axes = plt.subplots(rows, len(names), figsize=(width, 0.8 + 3.8 * rows), squeeze=False, sharey="row")
+    for c, name in enumerate(names):
+        for place, column in enumerate(columns.values()):
+            for r, (call, found) in enumerate(rates(column, name).items()):
+                _rate(axes[0, c], place + 0.22 * (r - 1), found, r, RATES[call] if place == 0 else None)
+        axes[0, c].set(yscale="log", title=name, ylim=(LOWEST_RATE / 1.5, 1.2))
+        for axis in axes[1:, c]:
+            _lifts(axis, lifts[name])
+        for axis in axes[:, c]:
+            axis.set_xticks(range(len(columns)), [label.replace("null-", "").replace("-", "\n") for label in columns])
+            axis.set_xlim(-0.5, len(columns) - 0.5)
     axes[0, 0].set_ylabel("share of alive latents (hollow: none)")
     axes[0, 0].legend(fontsize=9, title="bars: 95%, documents or latents; dots: seeds", title_fontsize=8)
+    if rows > 1:
+        axes[1, 0].set_ylabel("lift of planted behaviours and\ntemplate tokens at the highest Δ")
+        axes[1, 0].legend(fontsize=8)
     sns.despine(figure)
     return figure
+
+
+def _rate(axis: plt.Axes, place: float, found: tuple, kind: int, label: str | None) -> None:
+    """A rate of one kind of call on a logarithmic axis, with its interval and its seeds."""
+    rate, low, high, seeds = found
+    shown = max(rate, LOWEST_RATE)
+    axis.errorbar(
+        place,
+        shown,
+        yerr=[[shown - max(low, LOWEST_RATE)], [high - shown]],
+        color=PALETTE[[3, 0, 2][kind]],
+        marker="osD"[kind],
+        ms=6,
+        capsize=3,
+        mfc=None if rate else "white",
+        label=label,
+    )
+    axis.scatter([place + 0.06] * len(seeds), np.maximum(seeds, LOWEST_RATE), s=9, color="black", alpha=0.5, zorder=3)
+
+
+def _lifts(axis: plt.Axes, lifts: dict[str, tuple[float, ...] | None]) -> None:
+    """The enrichment of one crosscoder under every null, beside that of permuted latents."""
+    found = {place: lift for place, lift in enumerate(lifts.values()) if lift is not None}
+    if found:
+        lift, low, high, null_low, null_high = np.array(list(found.values())).T
+        places = np.array(list(found))
+        axis.bar(places, null_high - null_low, 0.6, null_low, color=PALETTE[7], alpha=0.4, label="latents permuted")
+        bars = [lift - low, high - lift]
+        axis.errorbar(places, lift, yerr=bars, fmt="o", color="black", capsize=3, label="95% over documents, all seeds")
+    axis.axhline(1, color="black", lw=0.8)
+    axis.set_ylim(0, None)
 
 
 def stability(summary: xr.Dataset) -> plt.Figure:
@@ -228,16 +291,24 @@ def transfer(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> plt.Figur
 
 
 def null_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> str:
-    """False-positive rates of both calls under every null, beside the rate on the real pair."""
-    lines = []
+    """Rates of both calls and enrichment under every null, beside those on the real pair."""
+    lines, columns = [], {"real pair": summary, **controls}
     for name in crosscoders(summary):
         for call in ("chat-only", "chat-specific"):
             parts = []
-            for column, dataset in {"real pair": summary, **controls}.items():
+            for column, dataset in columns.items():
                 if name in crosscoders(dataset):
                     rate, low, high, _ = rates(dataset, name)[call]
                     parts.append(f"{column} {100 * rate:.2f}% ({100 * low:.2f} to {100 * high:.2f})")
             lines.append(f"- **{name}**, {RATES[call]}: " + "; ".join(parts) + ".")
+        lifts = [(column, enrichment(one, name)) for column, one in columns.items() if name in crosscoders(one)]
+        parts = [
+            f"{column} {lift[0]:.1f} ({lift[1]:.1f} to {lift[2]:.1f}; latents permuted {lift[3]:.1f} to {lift[4]:.1f})"
+            for column, lift in lifts
+            if lift is not None
+        ]
+        if parts:
+            lines.append(f"- **{name}**, lift of planted behaviours and template at the highest Δ: {'; '.join(parts)}.")
     return "\n".join(lines)
 
 

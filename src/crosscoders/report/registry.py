@@ -16,6 +16,7 @@ from crosscoders.study.queries import (
     nulls_of,
     patched,
     planted_pair,
+    rounded_nulls,
     transfers_of,
 )
 from crosscoders.study.settings.study import Study
@@ -316,7 +317,7 @@ FIGURES = (
     ),
     Figure(
         "ours-nulls",
-        "Rates of chat-only and chat-specific latents beside the nulls",
+        "Rates of chat-only and chat-specific latents, and enrichment at the highest Δ, beside the nulls",
         "null_figures.nulls",
         MODEL_DIFFING,
         ("pair", "nulls"),
@@ -324,9 +325,21 @@ FIGURES = (
         needs=("nulls",),
         absent="This study has no null controls; `studies/nulls.yaml` has.",
         expected=nulls_of,
-        studies=("nulls",),
+        studies=("nulls", "nulls-weights"),
         finding="Counts on the real pair are those of a neutral fine-tune.",
         leads=6,
+    ),
+    Figure(
+        "ours-rounding",
+        "What rounding the weights changes, against bits, beside the fine-tune and other nulls",
+        "weight_figures.rounding",
+        MODEL_DIFFING,
+        ("pair", "nulls"),
+        words="weight_figures.sentences",
+        needs=("nulls",),
+        absent="This study has no null whose weights are rounded; `studies/nulls-weights.yaml` has.",
+        expected=rounded_nulls,
+        studies=("nulls-weights",),
     ),
     Figure(
         "ours-stability",

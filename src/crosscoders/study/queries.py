@@ -14,7 +14,7 @@ from crosscoders.study.settings.comparisons import (
 )
 from crosscoders.study.settings.corpora import PlantedChats
 from crosscoders.study.settings.crosscoders import PublishedSettings
-from crosscoders.study.settings.models import FineTunedModel
+from crosscoders.study.settings.models import DERIVED, FineTunedModel, NoisedModel, RoundedModel
 from crosscoders.study.settings.study import Study
 
 
@@ -196,9 +196,28 @@ def setting_corpora(study: Study, setting: str) -> list[str]:
 
 
 def root_model(study: Study, model: str) -> str:
-    """The fetched model that a model is, or was fine-tuned from; its tokenizer serves both."""
+    """The fetched model that a model is, or was made from; its tokenizer serves both."""
     chosen = study.models[model]
-    return chosen.base if isinstance(chosen, FineTunedModel) else model
+    return root_model(study, chosen.base) if isinstance(chosen, DERIVED) else model
+
+
+def with_origins(study: Study, model: str) -> list[str]:
+    """A model and those that it is made from, directly or through others.
+
+    Parameters
+    ----------
+    study : Study
+    model : str
+
+    Returns
+    -------
+    list of str
+        Names of models, each once; `model` comes first.
+    """
+    chosen = study.models[model]
+    made_from = [chosen.base] if isinstance(chosen, DERIVED) else []
+    made_from += [chosen.like] if isinstance(chosen, NoisedModel) else []
+    return list(dict.fromkeys([model, *(name for one in made_from for name in with_origins(study, one))]))
 
 
 def root_models(study: Study, setting: str) -> list[str]:
@@ -238,8 +257,8 @@ def own_tokenizers(study: Study, setting: str) -> dict[str, str]:
     return {name: root for name, root in roots.items() if root != reference}
 
 
-def contrast_model(setting: Setting) -> str:
-    """The model of the second source of a setting's contrast.
+def contrast_models(setting: Setting) -> list[str]:
+    """The models of the two sources of a setting's contrast.
 
     Parameters
     ----------
@@ -247,12 +266,16 @@ def contrast_model(setting: Setting) -> str:
 
     Returns
     -------
-    str
-        Where that source is a difference, the model of its minuend.
+    list of str
+        Where a source is a difference, the model of its minuend.
     """
-    source = setting.sources[setting.contrast[1]]
-    stored = source if isinstance(source, Source) else setting.sources[source.of[0]]
-    return stored.model
+    chosen = [setting.sources[name] for name in setting.contrast]
+    return [(one if isinstance(one, Source) else setting.sources[one.of[0]]).model for one in chosen]
+
+
+def contrast_model(setting: Setting) -> str:
+    """The model of the second source of a setting's contrast; where that is a difference, of its minuend."""
+    return contrast_models(setting)[1]
 
 
 def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
@@ -294,6 +317,41 @@ def spliced(study: Study, setting: str) -> bool:
     return isinstance(chosen, Setting) and chosen.splice_tokens > 0
 
 
+def diverging(study: Study, setting: str) -> bool:
+    """Whether the predictions and weights of the two models of a setting's contrast are compared.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    bool
+    """
+    chosen = study.settings[setting]
+    return isinstance(chosen, Setting) and chosen.divergence_tokens > 0 and chosen.alignment == "tokens"
+
+
+def rounded_nulls(study: Study, setting: str) -> dict[str, int]:
+    """The nulls of a setting whose second model has rounded weights and is compared with the first: {null: bits}.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    {str: int}
+    """
+    compared = [name for name in nulls_of(study, setting) if diverging(study, name)]
+    models = {name: study.models[contrast_model(study.settings[name])] for name in compared}
+    return {name: model.bits for name, model in models.items() if isinstance(model, RoundedModel)}
+
+
 def patched(study: Study, setting: str) -> bool:
     """Whether a setting's latents are patched into its chat model.
 
@@ -323,11 +381,18 @@ def left_out(study: Study) -> list[str]:
     list of str
         A line each, with the reason.
     """
-    return [
+    settings = {name: setting for name, setting in study.settings.items() if isinstance(setting, Setting)}
+    lines = [
         f"settings.{name}.causal: left out; patching one model's activations into the other needs one tokenizer, and "
         "alignment is 'characters'"
-        for name, setting in study.settings.items()
-        if isinstance(setting, Setting) and setting.causal is not None and not patched(study, name)
+        for name, setting in settings.items()
+        if setting.causal is not None and not patched(study, name)
+    ]
+    return lines + [
+        f"settings.{name}.divergence_tokens: left out; the models' predictions are compared token by token, and "
+        "alignment is 'characters'"
+        for name, setting in settings.items()
+        if setting.divergence_tokens and not diverging(study, name)
     ]
 
 

@@ -11,7 +11,7 @@ from crosscoders.study.queries import data_setting
 from crosscoders.study.settings.comparisons import PlantedSetting, Source, SyntheticSource
 from crosscoders.study.settings.corpora import HubCorpus, PlantedChats
 from crosscoders.study.settings.crosscoders import PublishedSettings
-from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel, TrainedModel
+from crosscoders.study.settings.models import DERIVED, FolderModel, RandomModel, TrainedModel
 from crosscoders.study.settings.study import Study
 
 WIDTH_PER_LAYER = 96
@@ -62,7 +62,7 @@ def model_size(study: Study, name: str) -> ModelSize:
     ModelSize
     """
     model = study.models[name]
-    if isinstance(model, FineTunedModel):
+    if isinstance(model, DERIVED):
         return model_size(study, model.base)
     if isinstance(model, TrainedModel):
         return ModelSize.of_llama(model.depth, model.width, model.vocabulary)

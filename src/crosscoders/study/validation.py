@@ -22,7 +22,17 @@ from crosscoders.study.settings.comparisons import (
 )
 from crosscoders.study.settings.corpora import ChatTemplate, FileCorpus, ModelTemplate, PlantedChats, WheelCorpus
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings, PublishedSettings
-from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel, TrainedModel, WheelModel
+from crosscoders.study.settings.models import (
+    DERIVED,
+    PERTURBED,
+    FineTunedModel,
+    FolderModel,
+    NoisedModel,
+    RandomModel,
+    RoundedModel,
+    TrainedModel,
+    WheelModel,
+)
 from crosscoders.study.settings.study import Study
 
 NOTEBOOKS = Path(__file__).parents[3] / "notebooks"
@@ -142,8 +152,9 @@ def _model_problems(study: Study, model: object) -> list[str]:
     if isinstance(model, FineTunedModel):
         problems = _unknown("base", model.base, study.models)
         problems += _unknown("corpus", model.corpus, study.corpora)
-        if isinstance(study.models.get(model.base), FineTunedModel):
-            problems.append(f"base: {model.base!r} is itself fine-tuned; expected a model that is fetched")
+        if isinstance(study.models.get(model.base), DERIVED):
+            made = {"fine_tuned": "fine-tuned"}.get(kind := study.models[model.base].kind, kind)
+            problems.append(f"base: {model.base!r} is itself {made}; expected a model that is fetched")
         if study.corpora.get(model.corpus) and not isinstance(study.corpora[model.corpus], PlantedChats):
             problems.append(f"corpus: {model.corpus!r} is no corpus of kind planted_chats")
         if model.batch_tokens < model.row_tokens:
@@ -154,7 +165,29 @@ def _model_problems(study: Study, model: object) -> list[str]:
         if context is not None and model.row_tokens > context:
             problems.append(f"row_tokens: {model.row_tokens} exceeds the {context} tokens that {model.base!r} takes")
         return problems
-    return []
+    return _perturbed_problems(study, model) if isinstance(model, PERTURBED) else []
+
+
+def _perturbed_problems(study: Study, model: NoisedModel | RoundedModel) -> list[str]:
+    """Problems of a model whose weights are those of another, changed."""
+    problems = _unknown("base", model.base, study.models)
+    if isinstance(base := study.models.get(model.base), PERTURBED):
+        problems.append(f"base: {model.base!r} is itself {base.kind}; expected a model that is fetched or trained")
+    if isinstance(model, RoundedModel):
+        return problems
+    problems += _unknown("like", model.like, study.models)
+    like = study.models.get(model.like)
+    if isinstance(like, NoisedModel):
+        problems.append(f"like: {model.like!r} is itself noised; expected a model that is fetched, trained or rounded")
+    elif isinstance(like, DERIVED) and like.base != model.base:
+        problems.append(f"like: {model.like!r} is made from {like.base!r}; expected a model made from {model.base!r}")
+    if problems or like is None or base is None:
+        return problems
+    sizes = [(model_shape(study, one)[0], model_width(study, one)) for one in (base, like)]
+    for key, one, other in zip(("depth", "width"), *sizes, strict=True):
+        if None not in (one, other) and one != other:
+            problems.append(f"like: {model.like!r} has {key} {other}; expected {one}, that of {model.base!r}")
+    return problems
 
 
 def _corpus_problems(study: Study, corpus: object) -> list[str]:
@@ -398,6 +431,7 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         problems += _unknown("null_of", setting.null_of, study.settings)
         if study.settings.get(setting.null_of) is setting:
             problems.append(f"null_of: {setting.null_of!r} is the setting itself; expected another one")
+    problems += _divergence_problems(study, setting)
     if setting.causal and setting.alignment == "tokens":  # else it is left out
         problems += _causal_problems(study, setting)
     if setting.circuits:
@@ -415,6 +449,15 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         if sum(tokens.values()) == 0:
             problems.append(f"tokens.{split}: 0 tokens in all; expected some")
     return list(dict.fromkeys(problems))
+
+
+def _divergence_problems(study: Study, setting: Setting) -> list[str]:
+    """Whether the contrast has two models to compare."""
+    contrast = [setting.sources.get(name) for name in setting.contrast]
+    models = [source.model for source in contrast if isinstance(source, Source)]
+    if not setting.divergence_tokens or len(models) < 2 or models[0] != models[1]:
+        return []
+    return [f"divergence_tokens: both sources of the contrast are of {models[0]!r}; expected two models, or 0"]
 
 
 def _window_problems(study: Study, setting: Setting) -> list[str]:
@@ -525,11 +568,16 @@ def _unknown(key: str, name: str, known: dict) -> list[str]:
     return [f"{key}: {name!r} is not defined; known: {', '.join(known) or 'none'}{suggestion(name, list(known))}"]
 
 
+def _made_from(study: Study, model: object) -> object:
+    """The model that a model is made from; `None` where that is of a kind from which it cannot be made."""
+    base = study.models.get(model.base)
+    return None if isinstance(base, PERTURBED if isinstance(model, PERTURBED) else DERIVED) else base
+
+
 def model_width(study: Study, model: object) -> int | None:
     """Width of a model's residual stream, `None` where it cannot be known before it is there."""
-    if isinstance(model, FineTunedModel):
-        base = study.models.get(model.base)
-        return None if isinstance(base, FineTunedModel) else model_width(study, base)
+    if isinstance(model, DERIVED):
+        return model_width(study, _made_from(study, model))
     if isinstance(model, FolderModel):
         return model_folder.shape(Path(model.path)).width
     return model.width if isinstance(model, (RandomModel, TrainedModel)) else None
@@ -537,9 +585,8 @@ def model_width(study: Study, model: object) -> int | None:
 
 def model_shape(study: Study, model: object) -> tuple[int | None, int | None]:
     """Depth and context length of a model, `None` where they cannot be known before it is there."""
-    if isinstance(model, FineTunedModel):
-        base = study.models.get(model.base)
-        return (None, None) if isinstance(base, FineTunedModel) else model_shape(study, base)
+    if isinstance(model, DERIVED):
+        return model_shape(study, _made_from(study, model))
     if isinstance(model, FolderModel):
         shape = model_folder.shape(Path(model.path))
         return shape.depth, shape.context_length

@@ -19,9 +19,17 @@ from dataclasses import dataclass, replace
 
 from crosscoders.study import sizes
 from crosscoders.study.blocks import stored_sources
-from crosscoders.study.queries import data_setting, segments, setting_corpora, setting_models, spliced, trained_setting
+from crosscoders.study.queries import (
+    contrast_models,
+    data_setting,
+    segments,
+    setting_corpora,
+    setting_models,
+    spliced,
+    trained_setting,
+)
 from crosscoders.study.settings.comparisons import PlantedSetting
-from crosscoders.study.settings.models import WheelModel
+from crosscoders.study.settings.models import NoisedModel, WheelModel
 from crosscoders.study.settings.study import Study
 
 MB, GB = 10**6, 10**9
@@ -192,6 +200,14 @@ def _fine_tune(study: Study, model: str) -> Cost:
     return Cost(MODELS + held, START[MODELS], products=work, disk=4 * size.parameters, tokens=tokens, device=held)
 
 
+def _perturb(study: Study, model: str) -> Cost:
+    size = sizes.model_size(study, model)
+    models = 3 if isinstance(study.models[model], NoisedModel) else 2
+    largest = 24 * size.vocabulary * size.width  # a tensor's noise, its change, and their norms in float64
+    memory, disk = MODELS + 4 * models * size.parameters + largest, 4 * (size.parameters + size.vocabulary * size.width)
+    return Cost(memory, START[MODELS] + 1.2e-8 * models * size.parameters, disk=disk)
+
+
 def _measure_behaviours(study: Study, model: str) -> Cost:
     prompts = 5 * study.behaviours.prompts_per_behaviour
     tokens = 2 * prompts * (study.behaviours.new_tokens + 20)
@@ -252,6 +268,17 @@ def _measure_ablations(study: Study, setting: str) -> Cost:
     )
     memory = MODELS + held + _mapped(study, setting, "test")
     return Cost(memory, START[MODELS], forward=work, disk=MB, tokens=tokens * passes, device=held)
+
+
+def _measure_divergence(study: Study, setting: str) -> Cost:
+    chosen, models = study.settings[setting], contrast_models(study.settings[setting])
+    tokens = min(chosen.divergence_tokens, sizes.split_tokens(study, setting, "test"))
+    work = tokens * sum(sizes.model_size(study, name).flops() for name in models)
+    logits = max(_logits(study, name, chosen.batch_tokens / 4) for name in models)
+    held = sum(_weights(study, name) for name in models) + 6 * logits
+    loaded = sum(4 * sizes.model_size(study, name).parameters for name in models)  # once more, for the weights' change
+    memory, fixed = MODELS + max(held, loaded) + logits, START[MODELS] + 2e-9 * loaded
+    return Cost(memory, fixed, forward=work, disk=MB, tokens=tokens, device=held)
 
 
 # -- crosscoders -------------------------------------------------------------------------------------------------------
@@ -478,6 +505,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _fetch_text,
         _pretrain,
         _fine_tune,
+        _perturb,
         _measure_behaviours,
         _tokenize,
         _extract_activations,
@@ -485,6 +513,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _fit_normalisation,
         _measure_similarity,
         _measure_ablations,
+        _measure_divergence,
         _train_crosscoder,
         _train_segment,
         _finish_training,
@@ -517,6 +546,7 @@ GPU_RULES = (
     "extract_activations",
     "extract_window",
     "measure_ablations",
+    "measure_divergence",
     "train_crosscoder",
     "train_segment",
     "finish_training",

@@ -18,7 +18,7 @@ from crosscoders.errors import UserError
 from crosscoders.study import queries, sizes
 from crosscoders.study.settings.comparisons import PlantedSetting, Setting
 from crosscoders.study.settings.corpora import PlantedChats
-from crosscoders.study.settings.models import FineTunedModel, TrainedModel
+from crosscoders.study.settings.models import FineTunedModel, NoisedModel, RoundedModel, TrainedModel
 from crosscoders.study.settings.study import Study
 from crosscoders.workflow import costs
 from crosscoders.workflow.costs import GB, GPU_RULES, Cost, Rates
@@ -78,7 +78,7 @@ def _inputs(study: Study, reached: list[str]) -> Iterator[Job]:
     """Models and text."""
     data = _data_settings(study, reached)
     models = {name for one in data for name in queries.setting_models(study, one)}
-    models |= {queries.root_model(study, name) for name in models}
+    models = {origin for name in models for origin in queries.with_origins(study, name)}
     corpora = {name for one in data for name in queries.setting_corpora(study, one)}
     for name in models:
         if isinstance(model := study.models[name], FineTunedModel):
@@ -87,7 +87,7 @@ def _inputs(study: Study, reached: list[str]) -> Iterator[Job]:
             corpora |= set(model.corpora)
     corpora |= {study.corpora[name].articles for name in corpora if isinstance(study.corpora[name], PlantedChats)}
     yield from (Job.of("fetch_text", corpus=name) for name in sorted(corpora))
-    rules = {FineTunedModel: "fine_tune", TrainedModel: "pretrain"}
+    rules = {FineTunedModel: "fine_tune", TrainedModel: "pretrain", NoisedModel: "perturb", RoundedModel: "perturb"}
     yield from (Job.of(rules.get(type(study.models[name]), "fetch_model"), model=name) for name in sorted(models))
 
 
@@ -156,6 +156,8 @@ def _validation(study: Study, name: str) -> Iterator[Job]:
     chosen = study.settings[name]
     if queries.spliced(study, name):
         yield Job.of("measure_ablations", setting=name)
+    if queries.diverging(study, name):
+        yield Job.of("measure_divergence", setting=name)
     if queries.patched(study, name):
         yield Job.of("generate_responses", setting=name)
         for crosscoder, seed in itertools.product(chosen.crosscoders, study.seeds):

