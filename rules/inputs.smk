@@ -207,3 +207,19 @@ def pages():
         for name in STUDY.settings[setting].crosscoders
         for seed in STUDY.seeds
     ]
+
+
+def labeller(wildcards):
+    """The model of the study that labels a setting's latents; none where an endpoint does."""
+    name = STUDY.settings[wildcards.setting].explain.model
+    return [f"{RESULTS}/models/{name}/provenance.json"] if name else []
+
+
+def explanations():
+    """Labels of latents for every crosscoder and seed of the settings that ask for them."""
+    return [
+        f"{RESULTS}/explanations/{setting}/{name}/seed-{seed}.nc"
+        for setting in queries.explained(STUDY)
+        for name in STUDY.settings[setting].crosscoders
+        for seed in STUDY.seeds
+    ]

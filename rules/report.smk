@@ -170,6 +170,7 @@ rule manifest:
         notebooks=executed("ipynb"),
         html=executed("html"),
         pages=pages(),
+        explanations=explanations(),
         report="results/{study}/report.html",
         code=code("report.manifest"),
     output:

@@ -434,3 +434,26 @@ def paged(study: Study) -> list[str]:
     """Settings whose latents get pages: those with activations of their own, where the study asks for it."""
     drawn = drawn_settings(study) if study.page else []
     return [name for name in drawn if isinstance(study.settings[name], Setting)]
+
+
+def explained(study: Study) -> list[str]:
+    """Settings whose latents are labelled.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
+    reported = reported_settings(study)
+    settings = study.settings.items()
+    return [name for name, one in settings if name in reported and isinstance(one, Setting) and one.explain is not None]
+
+
+def labellers(study: Study) -> list[str]:
+    """Models of the study that label latents, each once."""
+    asked = [study.settings[name].explain.model for name in explained(study)]
+    return list(dict.fromkeys(name for name in asked if name is not None))

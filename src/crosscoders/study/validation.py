@@ -402,6 +402,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         problems += _causal_problems(study, setting)
     if setting.circuits:
         problems += _circuit_problems(study, setting)
+    if setting.explain and setting.explain.model is not None:
+        problems += _unknown("explain.model", setting.explain.model, study.models)
     if setting.activations.keep == "window":
         problems += _window_problems(study, setting)
     for split in SPLITS:

@@ -36,6 +36,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         analysis.ClassifyLatentsSection,
         analysis.MatchSeedsSection,
         analysis.LatentPageSection,
+        analysis.ExplainLatentsSection,
         interventions.GenerateResponsesSection,
         interventions.CausalSection,
         interventions.CircuitsSection,
