@@ -143,9 +143,9 @@ class Corpus:
         """An excerpt in one line; marked tokens stand between « and »."""
         pieces = [_one_line(self.words[i]) for i in shown]
         if marked is not None:
-            edges = np.diff(np.r_[0, np.isin(shown, marked).astype(int), 0])
-            for i in range(len(pieces)):
-                pieces[i] = "«" * (edges[i] == 1) + pieces[i] + "»" * (edges[i + 1] == -1)
+            edges = np.diff(np.r_[0, np.isin(shown, marked).astype(int), 0]).tolist()
+            for i, piece in enumerate(pieces):
+                pieces[i] = "«" * (edges[i] == 1) + piece + "»" * (edges[i + 1] == -1)
         return "".join(pieces)
 
 

@@ -2,8 +2,9 @@
 
 A label is scored by detection: by the label alone, the labeller is asked which of several held-out excerpts the latent fires
 in. It fires in half of them, so that the share of right answers is the balanced accuracy. Beside it stands the score of
-another latent's label on the same excerpts. A label is shown where the lower end of its own interval exceeds the upper end of
-that of the mean over shuffled labels.
+another latent's label on the same excerpts. A label is shown where the lower end of its own interval exceeds two numbers:
+the upper end of the interval of the mean over shuffled labels, and the score of the other label on the same excerpts, which
+is high where the excerpts give themselves away.
 """
 
 from __future__ import annotations
@@ -121,8 +122,11 @@ def measured(own: list[Found], other: list[Found], active: list[list[bool]], set
                 (), value, f"{side} end of the bootstrap interval of: {what}" if i else what
             )
     least = float(dataset["mean_shuffled_score_high"])
-    shown, by_chance = (dataset[f"{name}_low"].values > least for name in ("score", "shuffled_score"))
-    rule = "its score's lower end exceeds the upper end of the shuffled labels' mean score"
+    shown, by_chance = (
+        dataset[f"{name}_low"].values > np.maximum(least, dataset[other].values)
+        for name, other in (("score", "shuffled_score"), ("shuffled_score", "score"))
+    )
+    rule = "the lower end of its score exceeds the shuffled labels' mean, upper end, and the other label's score"
     dataset["shown"] = artifacts.flags("explained", shown, ("no", "yes"), f"whether the label is shown: {rule}")
     dataset["shuffled_shown"] = artifacts.flags(
         "explained", by_chance, ("no", "yes"), "the same of another latent's label"
