@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 
 from crosscoders import storage
 from crosscoders.errors import UserError, shortened
+from crosscoders.study.surroundings import ENDPOINTS
 
-VARIABLES = (("CROSSCODERS_ENDPOINT", "CROSSCODERS_ENDPOINT_KEY"), ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
-"""Variables that hold an address and its key; the key of one pair is never sent to the address of the other."""
 PARALLEL = 4
 """Requests that are under way at a time."""
 TIMEOUT = 120.0
@@ -49,13 +48,13 @@ class Address:
         UserError
             It names none, or none of http or https.
         """
-        for name, key_name in VARIABLES:
+        for name, key_name in ENDPOINTS:
             if url := os.environ.get(name, "").strip().rstrip("/"):
                 if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
                     raise UserError(f"{name}: no address; expected one as https://api.example.org/v1")
                 return cls(url, os.environ.get(key_name, "").strip(), key_name)
         raise UserError(
-            f"explain.endpoint: {VARIABLES[0][0]} is not set; expected an address as https://api.example.org/v1"
+            f"explain.endpoint: {ENDPOINTS[0][0]} is not set; expected an address as https://api.example.org/v1"
         )
 
     @property

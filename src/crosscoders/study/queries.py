@@ -457,3 +457,20 @@ def labellers(study: Study) -> list[str]:
     """Models of the study that label latents, each once."""
     asked = [study.settings[name].explain.model for name in explained(study)]
     return list(dict.fromkeys(name for name in asked if name is not None))
+
+
+def trackers(study: Study) -> dict[str, list[str]]:
+    """What follows the trainings of a study while they run.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    {section: list of str}
+        By section of the study, as `crosscoders.l1`; those without trackers are left out.
+    """
+    sections = {f"crosscoders.{name}": one for name, one in study.crosscoders.items() if name not in published(study)}
+    sections |= {f"aligned.{name}": one for name, one in study.aligned.items()}
+    return {place: one.training.trackers for place, one in sections.items() if one.training.trackers}

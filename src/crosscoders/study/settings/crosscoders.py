@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from crosscoders.study.settings.base import (
     Coefficient,
@@ -18,6 +18,7 @@ from crosscoders.study.settings.base import (
     Section,
     Share,
     Text,
+    distinct,
 )
 
 
@@ -99,6 +100,8 @@ class Training(Section):
     dead_tokens: Count
     """A latent silent for this many tokens counts as dead."""
     checkpoint_steps: Count = 200
+    trackers: Annotated[list[Literal["tensorboard", "wandb"]], AfterValidator(distinct)] = Field([], exclude=True)
+    """What shows the training while it runs; the packages are optional. Left out of what stages get: it changes no result."""
     threads: Count = 1
     ranks: Processes = 1
     """Processes that share the latents; on GPUs each has one of its own. A dictionary then need not fit on one device."""
