@@ -59,6 +59,7 @@ class _WeightsAndBiases:
         options = {"silent": True, "console": "off", "disable_git": True, "save_code": False, "x_disable_stats": True}
         self.run = wandb.init(
             dir=str(folder),
+            project=name.split("/")[0],
             id=name.replace("/", "-"),
             name=name,
             mode=os.environ.get("WANDB_MODE", "offline"),
@@ -84,7 +85,7 @@ class Trackers:
     folders : {name: Path}
         A folder for each of `KINDS` that is wanted.
     name : str
-        What the training is called.
+        What the training is called: its study, what it is in it, and a digest of its settings.
     steps : int
         Of the whole training.
     """
