@@ -223,3 +223,16 @@ def explanations():
         for name in STUDY.settings[setting].crosscoders
         for seed in STUDY.seeds
     ]
+
+
+def of_documents(files):
+    """Files that an export needs only where it says something of test documents."""
+    return lambda wildcards: files(wildcards) if wildcards.format_name in ("delphi", "neuronpedia") else []
+
+
+def exports():
+    """Lists of the files that are written for other tools."""
+    return [
+        f"{RESULTS}/exports/{setting}/{crosscoder}/seed-{seed}/{format_name}.json"
+        for setting, crosscoder, seed, format_name in queries.exports(STUDY)
+    ]

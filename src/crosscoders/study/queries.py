@@ -474,3 +474,25 @@ def trackers(study: Study) -> dict[str, list[str]]:
     sections = {f"crosscoders.{name}": one for name, one in study.crosscoders.items() if name not in published(study)}
     sections |= {f"aligned.{name}": one for name, one in study.aligned.items()}
     return {place: one.training.trackers for place, one in sections.items() if one.training.trackers}
+
+
+def exports(study: Study) -> list[tuple[str, str, int, str]]:
+    """What a study writes for other tools.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of (setting, crosscoder, seed, format)
+        Of settings with activations of models of their own.
+    """
+    return [
+        (name, crosscoder, seed, format_name)
+        for name in reported_settings(study)
+        if isinstance(study.settings[name], Setting)
+        for crosscoder in study.settings[name].crosscoders
+        for seed in study.seeds
+        for format_name in study.crosscoders[crosscoder].exports
+    ]

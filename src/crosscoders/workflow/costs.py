@@ -435,6 +435,21 @@ def _explain_latents(study: Study, setting: str, crosscoder: str, seed: str) -> 
     return Cost(memory, START[MODELS], work, products=_pass(coder, tokens), disk=MB, tokens=read, device=held)
 
 
+def _export(study: Study, setting: str, crosscoder: str, seed: str, format_name: str) -> Cost:
+    coder, tokens = _crosscoder(study, setting, crosscoder), sizes.split_tokens(study, setting, "test")
+    if format_name not in ("delphi", "neuronpedia"):
+        return Cost(TORCH + 16 * coder.stored, START[TORCH], disk=4.2 * coder.stored)
+    pairs = tokens * coder.active
+    memory = MODELS + _applied(coder) + 200 * pairs + _mapped(study, setting, "test")
+    work, disk = _pass(coder, tokens), 30 * pairs + 8 * tokens
+    if format_name == "neuronpedia":
+        vocabulary = _largest(study, setting, lambda study, name: sizes.model_size(study, name).vocabulary)
+        work += 2.0 * coder.latents * vocabulary * coder.width
+        memory += 1.5 * _largest(study, setting, _weights)
+        disk = coder.latents * 40_000
+    return Cost(memory, START[MODELS], products=work, disk=disk, tokens=tokens)
+
+
 # -- planted truth and report ------------------------------------------------------------------------------------------
 
 
@@ -517,6 +532,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _circuits,
         _latent_page,
         _explain_latents,
+        _export,
         _trial,
         _circuit_trial,
         _collate,

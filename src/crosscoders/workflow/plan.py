@@ -181,6 +181,8 @@ def _report(study: Study, reached: list[str]) -> Iterator[Job]:
     for name in queries.explained(study):
         for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
             yield Job.of("explain_latents", setting=name, crosscoder=crosscoder, seed=seed)
+    for name, crosscoder, seed, form in queries.exports(study):
+        yield Job.of("export", setting=name, crosscoder=crosscoder, seed=seed, format_name=form)
     for name in drawn:
         yield Job.of("notebook", setting=name)
         yield Job.of("html", setting=name, notebook=study.settings[name].notebook)

@@ -136,6 +136,12 @@ _RANKS = Rule(
 )
 
 
+ExportFormat = Literal["crosscoder_learning", "sae-lens", "sparsify", "netcdf", "delphi", "neuronpedia"]
+"""Formats of docs/formats.md that are written."""
+Exports = Annotated[list[ExportFormat], AfterValidator(distinct), Field(exclude=True)]
+"""Left out of what other stages get, so that nothing else is made again."""
+
+
 class CrosscoderSettings(Section):
     """One member of the family: latent blocks, activation, penalty, training."""
 
@@ -150,6 +156,8 @@ class CrosscoderSettings(Section):
     source_weights: dict[Name, Positive] = {}
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
+    exports: Exports = []
+    """Formats of docs/formats.md in which every training of it is written for other tools; none where absent."""
     RULES = (_START, _RANKS)
 
 
@@ -169,6 +177,8 @@ class PublishedSettings(Section):
     """Names of its sources in the order of its files; where absent, those in the files, or all stored ones of a setting."""
     input_scale: dict[Name, Positive] = {}
     """What the activations of each source were multiplied by in its training, where its files do not say."""
+    exports: Exports = []
+    """Formats of docs/formats.md in which it is written for other tools; none where absent."""
     RULES = (
         Rule("path", lambda one: (one.path is None) != (one.repo is None), "either path, or repo and revision"),
         Rule("revision", lambda one: (one.repo is None) == (one.revision is None), "a commit hash where repo is given"),
