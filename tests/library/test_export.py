@@ -12,9 +12,10 @@ from tests import project
 from tests.formats.test_formats import ckkissane_folder, portable, raw
 
 import crosscoders
-from crosscoders import artifacts, cli
+from crosscoders import artifacts, cli, storage
 from crosscoders.formats import recognise
 from crosscoders.library import commands
+from crosscoders.library.sections import ExportSection
 
 FEATURE = [
     "feature_index",
@@ -169,3 +170,17 @@ def test_neuronpedia_gets_a_feature_for_every_latent_that_fires(trained, tmp_pat
         assert len(first["tokens"]) == len(first["values"])
         assert len(feature["pos_str"]) == len(feature["neg_values"]) == 10
         assert feature["pos_values"][0] >= feature["pos_values"][-1] >= feature["neg_values"][0]
+
+
+@pytest.mark.slow
+def test_a_studys_export_is_what_the_command_writes_and_is_listed(trained, tmp_path):
+    names = {"study": "smoke", "setting_name": "base-vs-chat", "crosscoder_name": "batchtopk", "seed": 0}
+    section = ExportSection(**names, format_name="sae-lens")
+    folder, listed = tmp_path / "made/sae-lens", tmp_path / "made/sae-lens.json"
+    command = [sys.executable, "-m", "crosscoders", "library.export", "--settings", section.to_json()]
+    command += ["--crosscoder", str(trained), "--folder", str(folder), "--output", str(listed)]
+    subprocess.run(command, check=True, capture_output=True)
+    export(trained, "--format", "sae-lens", "--output", tmp_path / "command")
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "command").iterdir()}
+    assert storage.read_json(listed)["files"] == {name: storage.sha256(folder / name) for name in written}
