@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 import xarray as xr
+from tests.project import ROOT
 
 from crosscoders import artifacts, stage
 from crosscoders.activations import extract_activations
@@ -20,6 +21,7 @@ from crosscoders.analysis.sections import ExplainLatentsSection
 from crosscoders.crosscoder import crosscoder, files
 from crosscoders.errors import UserError
 from crosscoders.language_models import endpoint, pretrain, snapshots
+from crosscoders.study import loading, surroundings
 from crosscoders.study.settings.comparisons import Source
 from crosscoders.study.settings.models import TrainedModel
 
@@ -301,3 +303,18 @@ def test_log_odds_are_those_of_the_whole_answers(model):
             logits = torch.log_softmax(asked.model(torch.tensor([ids])).logits[0].detach().double(), -1)
             sums.append(sum(float(logits[i - 1, ids[i]]) for i in range(len(before), len(ids))))
         assert odds == pytest.approx(sums[0] - sums[1], abs=1e-4)
+
+
+def test_an_address_that_is_missing_is_told_before_any_job(monkeypatch):
+    content = loading.read(ROOT / "studies/smoke.yaml")
+    content["settings"]["base-vs-chat"]["explain"] = ASKED
+    monkeypatch.chdir(ROOT)
+    study = loading.check(content)
+    for name in ("CROSSCODERS_ENDPOINT", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (line,) = surroundings.missing(study)
+    assert line.startswith(
+        "settings.base-vs-chat.explain.endpoint: CROSSCODERS_ENDPOINT is not set; expected an address"
+    )
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example.org/v1")
+    assert surroundings.missing(study) == []
