@@ -68,11 +68,11 @@ def halves(document: np.ndarray, seed: int) -> np.ndarray:
 
 def eligible(firings: Firings, document: np.ndarray, scoring: np.ndarray, latents: int) -> np.ndarray:
     """Latents that fire in enough documents of either half, (m,) bool."""
-    counts = []
+    counts, documents = [], int(document.max()) + 1
     for half in (~scoring, scoring):
         inside = half[firings.token]
-        pairs = np.unique(np.stack([firings.latent[inside], document[firings.token[inside]]]), axis=1)
-        counts.append(np.bincount(pairs[0].astype(int), minlength=latents))
+        pairs = np.unique(firings.latent[inside].astype(np.int64) * documents + document[firings.token[inside]])
+        counts.append(np.bincount(pairs // documents, minlength=latents))
     return np.minimum(*counts) >= FEWEST_DOCUMENTS
 
 
