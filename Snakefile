@@ -50,7 +50,7 @@ onstart:
         slurm.begin(workflow)
     except UserError as error:
         sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
-    for line in [*queries.left_out(STUDY), *queries.unequal_budgets(STUDY)]:
+    for line in [*queries.left_out(STUDY), *queries.unequal_budgets(STUDY), *surroundings.missing(STUDY)]:
         print(f"warning: {line}")
 
 

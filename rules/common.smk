@@ -6,7 +6,7 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from crosscoders.errors import UserError
 from crosscoders.report import registry
-from crosscoders.study import loading, places, queries
+from crosscoders.study import loading, places, queries, surroundings
 from crosscoders.workflow import costs, dependencies, jobs, sections, slurm
 
 PROJECT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
@@ -38,6 +38,7 @@ except UserError as error:
 
 RESULTS = f"results/{STUDY.study}"
 jobs.prepare(PROJECT, PROJECT / "Snakefile" if MODULE else workflow.main_snakefile, STUDY_FILES, CHANGES)
+jobs.name_trackers(queries.trackers(STUDY))
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)

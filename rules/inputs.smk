@@ -219,3 +219,32 @@ def pages():
         for name in STUDY.settings[setting].crosscoders
         for seed in STUDY.seeds
     ]
+
+
+def labeller(wildcards):
+    """The model of the study that labels a setting's latents; none where an endpoint does."""
+    name = STUDY.settings[wildcards.setting].explain.model
+    return [f"{RESULTS}/models/{name}/provenance.json"] if name else []
+
+
+def explanations():
+    """Labels of latents for every crosscoder and seed of the settings that ask for them."""
+    return [
+        f"{RESULTS}/explanations/{setting}/{name}/seed-{seed}.nc"
+        for setting in queries.explained(STUDY)
+        for name in STUDY.settings[setting].crosscoders
+        for seed in STUDY.seeds
+    ]
+
+
+def of_documents(files):
+    """Files that an export needs only where it says something of test documents."""
+    return lambda wildcards: files(wildcards) if wildcards.format_name in ("delphi", "neuronpedia") else []
+
+
+def exports():
+    """Lists of the files that are written for other tools."""
+    return [
+        f"{RESULTS}/exports/{setting}/{crosscoder}/seed-{seed}/{format_name}.json"
+        for setting, crosscoder, seed, format_name in queries.exports(STUDY)
+    ]

@@ -1,6 +1,6 @@
-# Summaries, notebooks, figures, report and manifest.
+# Summaries, notebooks, figures, exports, report and manifest.
 # Needs: latents/, evaluation/ and crosscoders/ of a setting, behaviours/
-# Gives: summary/{setting}.nc, notebooks/{notebook}-{setting}.ipynb and .html, figures/, manifest.json, report.html
+# Gives: summary/{setting}.nc, notebooks/{notebook}-{setting}.ipynb and .html, figures/, exports/, manifest.json, report.html
 
 
 rule collate:
@@ -173,6 +173,34 @@ rule index:
         " --template {input.template:q} --output {output:q} --log {log:q}"
 
 
+rule export:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        activations=of_documents(shards("test")),
+        normalisation=of_documents(normalisation),
+        tokens=of_documents(test_tokens),
+        models=of_documents(snapshots),
+        code=code("library.export"),
+    output:
+        folder=directory("results/{study}/exports/{setting}/{crosscoder}/seed-{seed}/{format_name}"),
+        files="results/{study}/exports/{setting}/{crosscoder}/seed-{seed}/{format_name}.json",
+    log:
+        "results/{study}/logs/export/{setting}/{crosscoder}/seed-{seed}/{format_name}.log",
+    benchmark:
+        "results/{study}/benchmarks/export/{setting}/{crosscoder}/seed-{seed}/{format_name}.tsv"
+    wildcard_constraints:
+        format_name="|".join(sorted({name for *_, name in queries.exports(STUDY)})) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("export"),
+    params:
+        settings=settings_of("export"),
+    shell:
+        "python -m crosscoders library.export --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --threads {threads} --folder {output.folder:q} --output {output.files:q} --log {log:q}"
+
+
 rule manifest:
     input:
         # Every other file of the study is made before one of these.
@@ -180,6 +208,8 @@ rule manifest:
         notebooks=executed("ipynb"),
         html=executed("html"),
         pages=pages(),
+        explanations=explanations(),
+        exports=exports(),
         report="results/{study}/report.html",
         code=code("report.manifest"),
     output:

@@ -1,7 +1,8 @@
-# What latents do: the chat model's own answers, causal patching on them, circuits, and pages that show latents. Also how far
-# the models of a pair lie apart.
+# What latents do: the chat model's own answers, causal patching on them, circuits, pages that show latents, and labels. Also how
+# far the models of a pair lie apart.
 # Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
-# Gives: responses/{setting}.nc, divergence/{setting}.nc; causal/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
+# Gives: responses/{setting}.nc, divergence/{setting}.nc; causal/, circuits/, explanations/ and latents/ at
+#        {setting}/{crosscoder}/seed-{seed}.nc and .html
 
 
 rule measure_divergence:
@@ -141,3 +142,34 @@ rule latent_page:
         " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
         " --tokens {input.tokens:q} --models {input.models:q} --template {input.template:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
+
+
+rule explain_latents:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        activations=shards("test"),
+        normalisation=normalisation,
+        tokens=test_tokens,
+        model=labeller,
+        code=code("analysis.explain_latents"),
+    output:
+        "results/{study}/explanations/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/explain_latents/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/explain_latents/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        setting="|".join(queries.explained(STUDY)) or "none",
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("explain_latents"),
+        gpu=lambda wildcards: GPU * bool(labeller(wildcards)),
+    params:
+        settings=settings_of("explain_latents"),
+        model=lambda wildcards, input: f"--model {input.model}" if input.model else "",
+    shell:
+        "python -m crosscoders analysis.explain_latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
+        " --tokens {input.tokens:q} {params.model} --threads {threads} --output {output:q} --log {log:q}"

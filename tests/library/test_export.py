@@ -1,5 +1,6 @@
 """`crosscoders export`: crosscoders and test documents of a study in other tools' files."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from tests import project
 from tests.formats.test_formats import ckkissane_folder, portable, raw
 
 import crosscoders
-from crosscoders import artifacts, cli
+from crosscoders import artifacts, cli, storage
+from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.formats import recognise
 from crosscoders.library import commands
+from crosscoders.library.sections import ExportSection
 
 FEATURE = [
     "feature_index",
@@ -132,22 +135,52 @@ def test_delphi_gets_every_activation_on_test_documents(trained, tmp_path):
     cache = load_file(module / "0_127.safetensors")
     results = trained.parents[3]
     tokens = artifacts.read(results / "tokens/base-vs-chat/test.nc")
-    assert config["ctx_len"] == cache["tokens"].shape[1] == 1 + tokens["position"].values.max()
-    row, position, latent = cache["locations"].astype(int).T
-    assert (np.diff(latent) >= 0).all() and (position > 0).all()
-    # Every token of the split stands where its window and position say, after the sink.
-    starts = np.cumsum(tokens["position"].values == 1) - 1
-    np.testing.assert_array_equal(
-        cache["tokens"][starts, tokens["position"].values], tokens["token_id"].values, strict=False
-    )
-    assert (cache["tokens"][:, 0] == tokens.attrs["sink_token_id"]).all()
+    assert config["ctx_len"] == cache["tokens"].shape[1] == 256
+    row, column, latent = cache["locations"].astype(int).T
+    assert (np.diff(latent) >= 0).all()
+    # Every window stands after a sink, one window after the other.
+    first = tokens["position"].values == 1
+    at, flat = np.arange(len(first)) + np.cumsum(first), cache["tokens"].reshape(-1)
+    np.testing.assert_array_equal(flat[at], tokens["token_id"].values)
+    assert (np.delete(flat, at) == tokens.attrs["sink_token_id"]).all()
+    assert first.sum() <= len(flat) - len(at) < first.sum() + 256
     evaluation = artifacts.read(results / "evaluation/base-vs-chat/batchtopk/seed-0.nc")
     assert len(latent) == round(float(evaluation["l0"] * evaluation["tokens"]))
     coder, shard = crosscoders.load(trained), artifacts.read(results / "activations/base-vs-chat/test/000.nc")
     code = coder.encode({name: artifacts.from_bits(shard[name].values) for name in ("base", "chat")})
-    where = {(int(w), int(p)): i for i, (w, p) in enumerate(zip(starts, tokens["position"].values, strict=True))}
-    index = np.array([where[place] for place in zip(row.tolist(), position.tolist(), strict=True)])
+    index = np.searchsorted(at, row * 256 + column)
+    assert (at[index] == row * 256 + column).all()
     np.testing.assert_allclose(cache["activations"], code[index, latent], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_delphi_itself_reads_the_cache(trained, tmp_path):
+    """Its own reader finds every latent with its examples and the texts around them."""
+    delphi = pytest.importorskip("delphi.latents", reason="needs the package eai-delphi", exc_type=ImportError)
+    from delphi.config import ConstructorConfig, SamplerConfig
+
+    export(trained, "--format", "delphi", "--output", tmp_path / "cache")
+    (module,) = (tmp_path / "cache").iterdir()
+    found = delphi.LatentDataset(
+        tmp_path / "cache",
+        SamplerConfig(n_examples_train=2, n_examples_test=2),
+        ConstructorConfig(min_examples=4, n_non_activating=2, non_activating_source="random"),
+        tokenizer=load_tokenizer(trained.parents[3] / "models/base"),
+    )
+    cache = load_file(module / "0_127.safetensors")
+    largest = {
+        j: cache["activations"][cache["locations"][:, 2] == j].max() for j in np.unique(cache["locations"][:, 2])
+    }
+
+    async def records() -> list:
+        return [record async for record in found]
+
+    read = asyncio.run(records())
+    assert len(read) > 10
+    for record in read:
+        strongest = max(float(example.activations.max()) for example in record.examples)
+        assert strongest == pytest.approx(largest[record.latent.latent_index], rel=1e-3)
+        assert {tuple(example.tokens.shape) for example in record.examples} == {(32,)}
 
 
 @pytest.mark.slow
@@ -169,3 +202,17 @@ def test_neuronpedia_gets_a_feature_for_every_latent_that_fires(trained, tmp_pat
         assert len(first["tokens"]) == len(first["values"])
         assert len(feature["pos_str"]) == len(feature["neg_values"]) == 10
         assert feature["pos_values"][0] >= feature["pos_values"][-1] >= feature["neg_values"][0]
+
+
+@pytest.mark.slow
+def test_a_studys_export_is_what_the_command_writes_and_is_listed(trained, tmp_path):
+    names = {"study": "smoke", "setting_name": "base-vs-chat", "crosscoder_name": "batchtopk", "seed": 0}
+    section = ExportSection(**names, format_name="sae-lens")
+    folder, listed = tmp_path / "made/sae-lens", tmp_path / "made/sae-lens.json"
+    command = [sys.executable, "-m", "crosscoders", "library.export", "--settings", section.to_json()]
+    command += ["--crosscoder", str(trained), "--folder", str(folder), "--output", str(listed)]
+    subprocess.run(command, check=True, capture_output=True)
+    export(trained, "--format", "sae-lens", "--output", tmp_path / "command")
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in (tmp_path / "command").iterdir()}
+    assert storage.read_json(listed)["files"] == {name: storage.sha256(folder / name) for name in written}

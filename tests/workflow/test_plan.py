@@ -48,6 +48,52 @@ def test_a_plan_counts_the_jobs_that_snakemake_runs(unmade, monkeypatch, study):
     assert collections.Counter(job.rule for job in plan.jobs(loading.load(study))) == by_rule
 
 
+def with_extras() -> dict:
+    """The smoke study with labels by a model that is no source and by an endpoint, exports, and a tracker."""
+    content = loading.read(project.ROOT / "studies/smoke.yaml")
+    content["models"]["other"] = content["models"]["base"] | {"seed": 1}
+    content["settings"]["base-vs-chat"]["explain"] = {"model": "other"}
+    content["settings"]["cross-layer"]["explain"] = {"endpoint": {"model": "large"}}
+    content["crosscoders"]["batchtopk"]["exports"] = ["sae-lens", "delphi"]
+    content["crosscoders"]["l1"]["training"]["trackers"] = ["tensorboard"]
+    return content
+
+
+def test_what_is_off_by_default_is_planned_where_it_is_asked_for(unmade, monkeypatch):
+    monkeypatch.chdir(unmade)
+    Path("studies/extras.yaml").write_text(yaml.safe_dump(with_extras()))
+    plain = collections.Counter(job.rule for job in plan.jobs(loading.load("studies/smoke.yaml")))
+    more = collections.Counter(job.rule for job in plan.jobs(loading.load("studies/extras.yaml"))) - plain
+    assert more == {"fetch_model": 1, "explain_latents": 3, "export": 2}
+    made = project.planned(unmade, "--configfile", "studies/extras.yaml")
+    assert {rule: made[rule] for rule in ("explain_latents", "export", "fetch_model")} == {
+        "explain_latents": 3,
+        "export": 2,
+        "fetch_model": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "member", "line"),
+    [
+        ({}, {}, r"explain.model: None; expected either a model of the study, or endpoint"),
+        ({"model": "bass"}, {}, r"explain.model: 'bass' is not defined; known: base, chat, other; did you mean 'base'"),
+        (
+            {"model": "base"},
+            {"exports": ["sparsify"]},
+            r"batchtopk.exports: sparsify cannot express 'batchtopk'; it has topk",
+        ),
+    ],
+)
+def test_extras_that_cannot_be_made_are_a_line(monkeypatch, setting, member, line):
+    monkeypatch.chdir(project.ROOT)
+    content = with_extras()
+    content["settings"]["base-vs-chat"]["explain"] = setting
+    content["crosscoders"]["batchtopk"] |= member
+    with pytest.raises(UserError, match=line):
+        loading.check(content)
+
+
 def test_every_rule_has_a_cost():
     rules = set()
     for file in (project.ROOT / "rules").glob("*.smk"):

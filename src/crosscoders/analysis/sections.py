@@ -11,7 +11,7 @@ from crosscoders.study.blocks import crosscoder_sources, stored_sources
 from crosscoders.study.queries import contrast_models, data_setting, setting_models, spliced
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
 from crosscoders.study.settings.base import Count, Name, Seed
-from crosscoders.study.settings.comparisons import Source
+from crosscoders.study.settings.comparisons import Explain, Source
 from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.models import RoundedModel
 from crosscoders.study.settings.study import Study
@@ -179,4 +179,29 @@ class LatentPageSection(TrainingSection):
             sources=stored_sources(study.settings[setting]),
             models=setting_models(study, setting),
             page=study.page,
+        )
+
+
+class ExplainLatentsSection(TrainingSection):
+    """The labels of some latents of one crosscoder."""
+
+    stage: ClassVar[str] = "explain_latents"
+    explain: Explain
+    bootstrap: Bootstrap
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> ExplainLatentsSection:
+        """The section of one job."""
+        chosen = study.settings[setting]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            explain=chosen.explain,
+            bootstrap=study.classification.bootstrap,
+            dtype=chosen.dtype,
+            device=study.device,
         )

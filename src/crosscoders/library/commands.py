@@ -79,16 +79,47 @@ def run_export(given: argparse.Namespace) -> None:
     folder = given.output or Path("exports") / "-".join(given.path.with_suffix("").parts[-3:]) / given.format
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output: {folder} is there already and not empty; expected a new folder")
-    if given.format in DOCUMENTS:
-        if given.source or given.sources or given.input_scale:
-            raise UserError(f"--format: {given.format} takes a crosscoder of a study as it is; remove the other flags")
-        _write_documents(given.path, folder, given.format)
-    else:
-        from crosscoders.formats import recognise
-
-        found = recognise.read(given.path, given.sources, given.input_scale)
-        recognise.write(found.of_source(given.source) if given.source else found, folder, given.format)
+    if given.format in DOCUMENTS and (given.source or given.sources or given.input_scale):
+        raise UserError(f"--format: {given.format} takes a crosscoder of a study as it is; remove the other flags")
+    export(given.path, folder, given.format, given.source, given.sources, given.input_scale)
     print(f"{folder}: written as {given.format}; docs/formats.md says what it holds")
+
+
+def export(
+    path: Path,
+    folder: Path,
+    format_name: str,
+    source: str | None = None,
+    sources: list[str] | None = None,
+    input_scale: dict[str, float] | None = None,
+) -> None:
+    """Write a crosscoder, or what it says of test documents, in a format.
+
+    Parameters
+    ----------
+    path, folder : Path
+        The crosscoder, and where its files go.
+    format_name : str
+        One of `CROSSCODERS` or `DOCUMENTS`; the others below are for those of `CROSSCODERS`.
+    source : str, optional
+        The source whose dictionary alone is written, of SAEs per source.
+    sources : list of str, optional
+        Names of the sources in order, where the files give none.
+    input_scale : {source: float}, optional
+        What activations were multiplied by in training.
+
+    Raises
+    ------
+    UserError
+        The crosscoder cannot be read, the format cannot express it, or the folder cannot be written.
+    """
+    if format_name in DOCUMENTS:
+        _write_documents(path, folder, format_name)
+        return
+    from crosscoders.formats import recognise
+
+    found = recognise.read(path, sources, input_scale)
+    recognise.write(found.of_source(source) if source else found, folder, format_name)
 
 
 def run_push(given: argparse.Namespace) -> None:

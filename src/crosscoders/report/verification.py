@@ -10,7 +10,7 @@ from crosscoders import stage, storage
 from crosscoders.errors import UserError
 
 NAME = "manifest.json"
-UNLISTED = ("logs", "benchmarks")
+UNLISTED = ("logs", "benchmarks", "trackers")
 """Folders whose files say how a run went; a later run changes them."""
 CHECKPOINT = ".checkpoint"
 """Ending of what an interrupted training leaves behind."""
@@ -70,7 +70,7 @@ def _verified_digests(folder: Path, paths: list[str]) -> dict[str, str]:
 def files(folder: Path) -> list[str]:
     """Files of a study that a manifest lists, by path within its folder.
 
-    Hidden files are what a killed job had not finished. No stage reads them.
+    Hidden files are what a killed job had not finished, and kept replies of endpoints, which the artifacts made of them hold.
     """
     listed = []
     for path in folder.rglob("*"):

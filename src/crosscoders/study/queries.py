@@ -499,3 +499,65 @@ def paged(study: Study) -> list[str]:
     """Settings whose latents get pages: those with activations of their own, where the study asks for it."""
     drawn = drawn_settings(study) if study.page else []
     return [name for name in drawn if isinstance(study.settings[name], Setting)]
+
+
+def explained(study: Study) -> list[str]:
+    """Settings whose latents are labelled.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
+    reported = reported_settings(study)
+    settings = study.settings.items()
+    return [name for name, one in settings if name in reported and isinstance(one, Setting) and one.explain is not None]
+
+
+def labellers(study: Study) -> list[str]:
+    """Models of the study that label latents, each once."""
+    asked = [study.settings[name].explain.model for name in explained(study)]
+    return list(dict.fromkeys(name for name in asked if name is not None))
+
+
+def trackers(study: Study) -> dict[str, list[str]]:
+    """What follows the trainings of a study while they run.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    {section: list of str}
+        By section of the study, as `crosscoders.l1`; those without trackers are left out.
+    """
+    sections = {f"crosscoders.{name}": one for name, one in study.crosscoders.items() if name not in published(study)}
+    sections |= {f"aligned.{name}": one for name, one in study.aligned.items()}
+    return {place: one.training.trackers for place, one in sections.items() if one.training.trackers}
+
+
+def exports(study: Study) -> list[tuple[str, str, int, str]]:
+    """What a study writes for other tools.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of (setting, crosscoder, seed, format)
+        Of settings with activations of models of their own.
+    """
+    return [
+        (name, crosscoder, seed, format_name)
+        for name in reported_settings(study)
+        if isinstance(study.settings[name], Setting)
+        for crosscoder in study.settings[name].crosscoders
+        for seed in study.seeds
+        for format_name in study.crosscoders[crosscoder].exports
+    ]

@@ -255,7 +255,7 @@ def _aligned_problems(member: AlignedSettings) -> list[str]:
 
 
 def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
-    problems = _activation_problems(crosscoder)
+    problems = _activation_problems(crosscoder) + _export_problems(crosscoder)
     total = math.fsum(block.share for block in crosscoder.blocks.values())
     if not crosscoder.blocks:
         problems.append("blocks: empty; expected at least one block")
@@ -269,6 +269,28 @@ def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
             problems.append(f"blocks.{name}.writes: {block.writes!r} needs reads: each")
         if block.window is not None and block.writes != "onward":
             problems.append(f"blocks.{name}.window: {block.window} has no meaning without writes: onward")
+    return problems
+
+
+EXPRESSED = {
+    "crosscoder_learning": ("relu", "batchtopk"),
+    "sae-lens": ("relu", "topk", "batchtopk", "jumprelu"),
+    "sparsify": ("topk",),
+}
+"""Formats that hold crosscoders whose latents all read and write every source, and the activations that they know."""
+
+
+def _export_problems(crosscoder: CrosscoderSettings) -> list[str]:
+    """Formats that cannot express a crosscoder, as far as its settings show it."""
+    whole = all(block.reads == block.writes == "all" and not block.tied for block in crosscoder.blocks.values())
+    problems = []
+    for name in crosscoder.exports:
+        kinds = EXPRESSED.get(name, (crosscoder.activation.kind,))
+        if crosscoder.activation.kind not in kinds:
+            known = ", ".join(kinds)
+            problems.append(f"exports: {name} cannot express {crosscoder.activation.kind!r}; it has {known}")
+        if name in EXPRESSED and not whole:
+            problems.append(f"exports: {name} cannot express blocks; expected latents that read and write all sources")
     return problems
 
 
@@ -436,6 +458,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         problems += _causal_problems(study, setting)
     if setting.circuits:
         problems += _circuit_problems(study, setting)
+    if setting.explain and setting.explain.model is not None:
+        problems += _unknown("explain.model", setting.explain.model, study.models)
     if setting.activations.keep == "window":
         problems += _window_problems(study, setting)
     for split in SPLITS:

@@ -16,7 +16,7 @@ from crosscoders.errors import UserError
 from crosscoders.kernels import backends
 from crosscoders.kernels.mesh import ALONE, Alone
 from crosscoders.study.stage_section import AlignedSection, TrainingSection
-from crosscoders.training import exchange, loop
+from crosscoders.training import exchange, loop, trackers
 from crosscoders.training.checkpoint import Checkpoint
 from crosscoders.training.recipes import Recipe
 from crosscoders.training.state import State
@@ -91,10 +91,13 @@ def train(
     name = f"{section.stage} {section.label}"
     say = stage.say if mesh.first else lambda line: None
     say(f"{name}: kernels by {arithmetic['kernels']}, products by {arithmetic['products']}")
-    report = _Report(stage.Progress(name, recipe.settings.training.steps * batch_tokens), batch_tokens)
-    state = loop.fit(
-        recipe, *splits, section.seed, device, checkpoint, report if mesh.first else lambda state: None, mesh
-    )
+    steps = recipe.settings.training.steps
+    followed = trackers.of_training(section, files.output.parents[3], steps) if mesh.first else trackers.Trackers({})
+    report = _Report(stage.Progress(name, steps * batch_tokens), batch_tokens, followed)
+    with followed:
+        state = loop.fit(
+            recipe, *splits, section.seed, device, checkpoint, report if mesh.first else lambda state: None, mesh
+        )
     if not mesh.alone and report.steps:
         say(f"{name}: {exchange.sent_line(mesh, report.steps, report.sent_per_step)}")
     return Trained(state, normalisation, arithmetic)
@@ -106,6 +109,7 @@ class _Report:
 
     progress: stage.Progress
     batch_tokens: int
+    trackers: trackers.Trackers
     steps: int = 0
     sent_per_step: int = 0
 
@@ -115,6 +119,7 @@ class _Report:
             self.sent_per_step = sum(exchange.bytes_per_step(state).values())
         last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
         self.progress.reach(state.step * self.batch_tokens, step=state.step, **last)
+        self.trackers.follow(state)
 
 
 def _identity(section: TrainingSection | AlignedSection, files: Files) -> dict[str, object]:

@@ -16,7 +16,7 @@ from crosscoders.device import chosen_device
 from crosscoders.errors import UserError, explain_divergence
 from crosscoders.kernels import backends
 from crosscoders.kernels.mesh import Alone
-from crosscoders.training import loop, processes
+from crosscoders.training import loop, processes, trackers
 from crosscoders.training.checkpoint import Checkpoint
 from crosscoders.training.job import use_exact_arithmetic
 from crosscoders.training.recipes import CrosscoderRecipe
@@ -41,13 +41,17 @@ def work(arguments, section: TrainSegmentSection, mesh: Alone) -> None:
     part = loop.Part.of(section.segment, section.segments, training.steps, section.seed)
     name = f"train_segment {section.label}, segment {section.segment + 1} of {section.segments}"
     progress = stage.Progress(name, (part.last - part.first) * training.batch_tokens)
+    followed = trackers.Trackers({})
+    if mesh.first:
+        followed = trackers.of_training(section, arguments.output.parents[4], training.steps)
 
     def report(state: State) -> None:
         last = {key: state.history[key][-1] for key in ("loss", "l0", "dead_fraction")}
         progress.reach((state.step - part.first) * training.batch_tokens, step=state.step, **last)
+        followed.follow(state)
 
     previous = Checkpoint(arguments.previous, section.identity()) if arguments.previous else None
-    with explain_divergence(f"crosscoders.{section.crosscoder_name}"):
+    with explain_divergence(f"crosscoders.{section.crosscoder_name}"), followed:
         reported = report if mesh.first else lambda state: None
         state = loop.fit_part(recipe, data, part, section.seed, device, previous, reported, mesh)
     Checkpoint(arguments.output, section.identity()).save(state)

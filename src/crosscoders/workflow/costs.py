@@ -45,6 +45,8 @@ SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
 ADAM_BYTES = 16
 """Bytes per weight that the optimizer moves, gradients fused in."""
+EXPLAINED_TOKENS = 200
+"""About how many tokens a question about a label has."""
 DOCUMENT_TOKENS = 60
 """About how many tokens a document has, where sums are kept per document."""
 TRIES = 3
@@ -444,6 +446,37 @@ def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> Cost
     return Cost(memory + _mapped(study, setting, "test"), START[MODELS], products=work, disk=disk, tokens=tokens)
 
 
+def _explain_latents(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    chosen, coder = study.settings[setting].explain, _crosscoder(study, setting, crosscoder)
+    tokens = sizes.split_tokens(study, setting, "test")
+    pairs = 80 * tokens * coder.active
+    memory = TORCH + _applied(coder) + pairs + _mapped(study, setting, "test")
+    latents = sum(dict(chosen.latents).values())
+    if chosen.endpoint is not None:  # an answer takes about a second, and some are waited for at a time
+        return Cost(memory, START[TORCH] + 0.2 * latents, products=_pass(coder, tokens), disk=MB, tokens=tokens)
+    read = latents * (EXPLAINED_TOKENS + chosen.examples * 30 + GENERATION * chosen.label_tokens)
+    read += latents * 4 * chosen.held_out * EXPLAINED_TOKENS
+    work = read * sizes.model_size(study, chosen.model).flops()
+    held = _weights(study, chosen.model) + _logits(study, chosen.model, 8 * EXPLAINED_TOKENS)
+    memory += MODELS - TORCH + held
+    return Cost(memory, START[MODELS], work, products=_pass(coder, tokens), disk=MB, tokens=read, device=held)
+
+
+def _export(study: Study, setting: str, crosscoder: str, seed: str, format_name: str) -> Cost:
+    coder, tokens = _crosscoder(study, setting, crosscoder), sizes.split_tokens(study, setting, "test")
+    if format_name not in ("delphi", "neuronpedia"):
+        return Cost(TORCH + 16 * coder.stored, START[TORCH], disk=4.2 * coder.stored)
+    pairs = tokens * coder.active
+    memory = MODELS + _applied(coder) + 200 * pairs + _mapped(study, setting, "test")
+    work, disk = _pass(coder, tokens), 30 * pairs + 8 * tokens
+    if format_name == "neuronpedia":
+        vocabulary = _largest(study, setting, lambda study, name: sizes.model_size(study, name).vocabulary)
+        work += 2.0 * coder.latents * vocabulary * coder.width
+        memory += 1.5 * _largest(study, setting, _weights)
+        disk = coder.latents * 40_000
+    return Cost(memory, START[MODELS], products=work, disk=disk, tokens=tokens)
+
+
 # -- planted truth and report ------------------------------------------------------------------------------------------
 
 
@@ -527,6 +560,8 @@ RULES: dict[str, Callable[..., Cost]] = {
         _causal,
         _circuits,
         _latent_page,
+        _explain_latents,
+        _export,
         _trial,
         _circuit_trial,
         _collate,
@@ -556,6 +591,7 @@ GPU_RULES = (
     "generate_responses",
     "causal",
     "circuits",
+    "explain_latents",
 )
 """Rules whose jobs use a GPU where the study asks for one."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shlex
 import socket
@@ -44,6 +45,17 @@ def prepare(project: Path | str, snakefile: Path | str, study: Sequence[str], ch
     os.environ["PYTHONUTF8"] = "1"
     arguments = ["--snakefile", str(from_here(snakefile)), "--configfile", *study]
     os.environ["STUDY_ARGUMENTS"] = shlex.join([*arguments, *(["--config", *changes] if changes else [])])
+
+
+def name_trackers(trackers: Mapping[str, list[str]]) -> None:
+    """Tell trainings what follows them, beside their settings: a tracker that is added or left out reruns no training.
+
+    Parameters
+    ----------
+    trackers : {section: list of str}
+        As :func:`crosscoders.study.queries.trackers` gives it.
+    """
+    os.environ["CROSSCODERS_TRACKERS"] = json.dumps(trackers)
 
 
 IMAGE = "CROSSCODERS_IMAGE"

@@ -78,6 +78,7 @@ def _inputs(study: Study, reached: list[str]) -> Iterator[Job]:
     """Models and text."""
     data = _data_settings(study, reached)
     models = {name for one in data for name in queries.setting_models(study, one)}
+    models |= set(queries.labellers(study))
     models = {origin for name in models for origin in queries.with_origins(study, name)}
     corpora = {name for one in data for name in queries.setting_corpora(study, one)}
     for name in models:
@@ -179,6 +180,11 @@ def _report(study: Study, reached: list[str]) -> Iterator[Job]:
     for name in queries.paged(study):
         for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
             yield Job.of("latent_page", setting=name, crosscoder=crosscoder, seed=seed)
+    for name in queries.explained(study):
+        for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
+            yield Job.of("explain_latents", setting=name, crosscoder=crosscoder, seed=seed)
+    for name, crosscoder, seed, form in queries.exports(study):
+        yield Job.of("export", setting=name, crosscoder=crosscoder, seed=seed, format_name=form)
     for name in drawn:
         yield Job.of("notebook", setting=name)
         yield Job.of("html", setting=name, notebook=study.settings[name].notebook)

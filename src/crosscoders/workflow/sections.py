@@ -7,6 +7,7 @@ from crosscoders.analysis import sections as analysis
 from crosscoders.data import sections as data
 from crosscoders.interventions import sections as interventions
 from crosscoders.language_models import sections as language_models
+from crosscoders.library import sections as library
 from crosscoders.planted import sections as planted
 from crosscoders.report import sections as report
 from crosscoders.study.settings.study import Study
@@ -38,9 +39,11 @@ SECTIONS: dict[str, type[StageSection]] = {
         analysis.ClassifyLatentsSection,
         analysis.MatchSeedsSection,
         analysis.LatentPageSection,
+        analysis.ExplainLatentsSection,
         interventions.GenerateResponsesSection,
         interventions.CausalSection,
         interventions.CircuitsSection,
+        library.ExportSection,
         planted.TrialSection,
         planted.CircuitTrialSection,
         report.CollateSection,

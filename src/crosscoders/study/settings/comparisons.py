@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from crosscoders.study.settings.base import (
+    LARGEST,
     Coefficient,
     Count,
     Name,
@@ -17,6 +18,7 @@ from crosscoders.study.settings.base import (
     Section,
     Seed,
     Share,
+    Text,
     distinct,
 )
 
@@ -107,6 +109,60 @@ class Circuits(Section):
     seed: Seed = 0
 
 
+class Endpoint(Section):
+    """A language model behind an OpenAI-compatible address, which stands in the environment with its key.
+
+    The address is in CROSSCODERS_ENDPOINT and the key in CROSSCODERS_ENDPOINT_KEY, or both in OPENAI_BASE_URL and
+    OPENAI_API_KEY.
+    """
+
+    model: Text
+    """Its name at the endpoint."""
+
+
+Number = Annotated[int, Field(ge=0, le=LARGEST)]
+
+
+class ExplainedLatents(Section):
+    """How many latents are labelled, by what they are chosen by; a latent that is chosen twice counts once."""
+
+    relative_norm: Number = 8
+    """Of the largest relative norm Δ."""
+    nu: Number = 8
+    """Of those that lean to the second source (Δ above 0.5), the ones whose larger ν, of error and reconstruction, is lowest."""
+    planted_share: Number = 8
+    """Of the largest share of activation on one planted behaviour."""
+    random: Number = 8
+    """Drawn at random from all others."""
+
+
+class Explain(Section):
+    """Short labels of latents, written by a language model and scored on excerpts that it has not seen.
+
+    Excerpts of test documents are sent to the endpoint, where one is named.
+    """
+
+    model: Name | None = None
+    """A model of the study, which may be a local folder, that writes and scores the labels."""
+    endpoint: Endpoint | None = None
+    """A model behind an address, in place of `model`."""
+    latents: ExplainedLatents = ExplainedLatents()
+    examples: Count = 8
+    """Strongest excerpts from which a label is written, each of another document."""
+    held_out: Annotated[int, Field(ge=4, le=200, multiple_of=2)] = 20
+    """Excerpts of other documents on which a label is scored; the latent fires in half of them."""
+    label_tokens: Count = 24
+    """Longest label that `model` writes, in tokens."""
+    seed: Seed = 0
+    RULES = (
+        Rule(
+            "model",
+            lambda one: (one.model is None) != (one.endpoint is None),
+            "either a model of the study, or endpoint",
+        ),
+    )
+
+
 class Storage(Section):
     """Which activations of the training split lie on disk at once."""
 
@@ -154,6 +210,8 @@ class Setting(Section):
     """Causal patching of the contrast's second model; none where absent."""
     circuits: Circuits | None = None
     """Simplification of circuits by a crosscoder; none where absent."""
+    explain: Explain | None = None
+    """Labels of latents, written and scored by a language model; none where absent."""
     crosscoders: Names = Field(min_length=1)
     aligned: Names = []
     """Aligned crosscoders trained on the same sources."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from crosscoders.study.settings.base import (
     Coefficient,
@@ -18,6 +18,7 @@ from crosscoders.study.settings.base import (
     Section,
     Share,
     Text,
+    distinct,
 )
 
 
@@ -99,6 +100,8 @@ class Training(Section):
     dead_tokens: Count
     """A latent silent for this many tokens counts as dead."""
     checkpoint_steps: Count = 200
+    trackers: Annotated[list[Literal["tensorboard", "wandb"]], AfterValidator(distinct)] = Field([], exclude=True)
+    """What shows the training while it runs; the packages are optional. Left out of what stages get: it changes no result."""
     threads: Count = 1
     """Threads of each process; several trainings with one thread each, side by side, use cores better than one with all."""
     ranks: Processes = 1
@@ -134,6 +137,12 @@ _RANKS = Rule(
 )
 
 
+ExportFormat = Literal["crosscoder_learning", "sae-lens", "sparsify", "netcdf", "delphi", "neuronpedia"]
+"""Formats of docs/formats.md that are written."""
+Exports = Annotated[list[ExportFormat], AfterValidator(distinct), Field(exclude=True)]
+"""Left out of what other stages get, so that nothing else is made again."""
+
+
 class CrosscoderSettings(Section):
     """One member of the family: latent blocks, activation, penalty, training."""
 
@@ -148,6 +157,8 @@ class CrosscoderSettings(Section):
     source_weights: dict[Name, Positive] = {}
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
+    exports: Exports = []
+    """Formats of docs/formats.md in which every training of it is written for other tools; none where absent."""
     RULES = (_START, _RANKS)
 
 
@@ -167,6 +178,8 @@ class PublishedSettings(Section):
     """Names of its sources in the order of its files; where absent, those in the files, or all stored ones of a setting."""
     input_scale: dict[Name, Positive] = {}
     """What the activations of each source were multiplied by in its training, where its files do not say."""
+    exports: Exports = []
+    """Formats of docs/formats.md in which it is written for other tools; none where absent."""
     RULES = (
         Rule("path", lambda one: (one.path is None) != (one.repo is None), "either path, or repo and revision"),
         Rule("revision", lambda one: (one.repo is None) == (one.revision is None), "a commit hash where repo is given"),

@@ -1,0 +1,41 @@
+"""What a study needs of the machine that runs it, beyond its files: packages that are optional, and an endpoint's address."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from crosscoders.study import queries
+from crosscoders.study.settings.study import Study
+
+ENDPOINTS = (("CROSSCODERS_ENDPOINT", "CROSSCODERS_ENDPOINT_KEY"), ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
+"""Variables that hold the address of an endpoint, and its key. The key of one pair is never sent to the address of the other."""
+
+
+def missing(study: Study) -> list[str]:
+    """What a study asks for and this machine lacks.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        A line each.
+    """
+    lines = []
+    for place, names in queries.trackers(study).items():
+        for name in names:
+            if importlib.util.find_spec(name) is None:
+                lines.append(
+                    f"{place}.training.trackers: {name} is not installed, so it follows no training; "
+                    f"`pip install {name}` installs it"
+                )
+    if not any(os.environ.get(address) for address, _ in ENDPOINTS):
+        lines += [
+            f"settings.{name}.explain.endpoint: {ENDPOINTS[0][0]} is not set; expected an address as https://api.example.org/v1"
+            for name in queries.explained(study)
+            if study.settings[name].explain.endpoint is not None
+        ]
+    return lines
