@@ -79,8 +79,8 @@ def assert_formula(name: str, ranks: int, replicas: int, one: dict) -> None:
         expected["selection"] += 8 * fallbacks
     assert sent == expected
     tokens, width = meshes.TOKENS // replicas, sum(meshes.MEMBERS[name][3].values())
-    codes = len(one["state"]["selections"])
-    assert one["formula"].get("reconstruction", 0) == (ranks > 1) * 8 * codes * tokens * width
+    levels = {"nested": 2, "delta": 2}.get(name, len(meshes.MEMBERS[name][3]) if name.startswith("aligned") else 1)
+    assert one["formula"].get("reconstruction", 0) == (ranks > 1) * 8 * levels * tokens * width
 
 
 @pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 1), (2, 2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -21,6 +22,11 @@ from crosscoders.study.settings.base import (
 )
 
 
+def _is_absent(value: object) -> bool:
+    """Whether stages get a section without a part, as those of studies that do not know it do."""
+    return value is None
+
+
 class Block(Section):
     """A group of latents: what its encoder reads and its decoder writes."""
 
@@ -37,6 +43,9 @@ class Block(Section):
     """One decoder direction for all written sources."""
     penalty: Coefficient = 1.0
     """Factor on the sparsity penalty of these latents."""
+    k: Count | None = Field(None, exclude_if=_is_absent)
+    """Latents per token of this block, ranked apart from the others (batchtopk); those of all blocks sum to
+    `activation.k`."""
 
 
 class Activation(Section):
@@ -65,6 +74,19 @@ class Penalty(Section):
     ramp_share: Share = 0.0
     target_l0: Positive | None = None
     """Latents per token to steer the coefficient to."""
+
+
+class Delta(Section):
+    """A loss on the difference of two sources a and b: λ ‖(x_a − x_b) − (x̂_a − x̂_b)‖², mean over tokens.
+
+    It makes the crosscoder explain what changes between the sources, which is small beside what they share (compare the
+    Delta crosscoder, arXiv 2603.04426). Activations are normalised.
+    """
+
+    of: Annotated[Names, Field(min_length=2, max_length=2)]
+    """[a, b], two sources of the crosscoder of equal width."""
+    coefficient: Positive = 1.0
+    """λ, beside the weight 1 of the error of a source."""
 
 
 def _is_one(number: int) -> bool:
@@ -144,6 +166,11 @@ class CrosscoderSettings(Section):
     blocks: dict[Name, Block]
     activation: Activation
     penalty: Penalty = Penalty()
+    nested: bool = Field(False, exclude_if=operator.not_)
+    """Every prefix of the list of blocks reconstructs on its own, and the loss is the mean over prefixes (Matryoshka, arXiv
+    2503.17547)."""
+    delta: Delta | None = Field(None, exclude_if=_is_absent)
+    """A loss on the difference of two sources; none where absent."""
     source_weights: dict[Name, Positive] = {}
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
@@ -193,12 +220,19 @@ AnyCrosscoder = Annotated[
 ]
 
 
+def _is_each(support: str) -> bool:
+    return support == "each"
+
+
 class AlignedSettings(Section):
     """The aligned crosscoder: an encoder per source, codes drawn towards each other."""
 
     latents: Count
     activation: Activation
     penalty: Penalty = Penalty()
+    support: Literal["each", "global"] = Field("each", exclude_if=_is_each)
+    """`each`: every source chooses its own active latents; `global`: all have the same, those of the largest scores summed
+    over sources (Global TopK, arXiv 2507.06265)."""
     alignment: Coefficient
     """Coefficient of the squared distance between two sources' codes."""
     training: Training
