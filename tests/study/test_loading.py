@@ -109,7 +109,7 @@ CASES = [
     ("study", "../escape", "study: '../escape' does not fit; expected a name of letters"),
     (
         "settings/base-vs-chat/sources/difference",
-        {"of": ["chat", "bass"]},
+        {"of": ["layer-00", "layer-9"]},
         "sources.difference.of: 'bass' is not defined; known: base, chat; did you mean 'base'?",
     ),
     (
@@ -185,6 +185,29 @@ CASES = [
     ("chat_template/opening", "{role!r}", "formats a placeholder"),
     ("chat_template/opening", "{role.__class__}", "unknown placeholder {role.__class__}"),
     ("chat_template/sink", "", "chat_template.sink: '' does not fit; expected a text of at least 1 character"),
+    ("crosscoders/l1/nested", True, "crosscoders.l1.nested: true with 1 block; expected two or more"),
+    (
+        "crosscoders/l1/delta",
+        {"of": ["layer-00", "layer-9"]},
+        "crosscoders ('l1'): delta.of: 'layer-9' is not defined; known: layer-00",
+    ),
+    ("crosscoders/l1/delta", {"of": ["chat"]}, "crosscoders.l1.delta.of: a list does not fit; expected"),
+    (
+        "crosscoders/l1/delta",
+        {"of": ["chat", "chat"]},
+        "crosscoders.l1.delta.of: ['chat', 'chat'] does not fit; expected each once",
+    ),
+    ("crosscoders/l1/blocks/all/k", 3, "crosscoders.l1.activation.kind: relu, but blocks have a k of their own"),
+    (
+        "crosscoders/batchtopk/blocks",
+        {"shared": {"share": 0.5, "k": 3}, "change": {"share": 0.5, "k": 2}},
+        "crosscoders.batchtopk.blocks: their k sum to 5; expected activation.k = ",
+    ),
+    (
+        "crosscoders/batchtopk/blocks",
+        {"shared": {"share": 0.5, "k": 3}, "change": {"share": 0.5}},
+        "crosscoders.batchtopk.blocks.change.k: missing; expected one for every block or for none",
+    ),
 ]
 
 

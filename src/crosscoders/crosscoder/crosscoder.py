@@ -254,9 +254,11 @@ def create(
     Raises
     ------
     UserError
-        A tied block over sources of unequal width.
+        A tied block over sources of unequal width, or a loss on their difference.
     """
-    activation = settings.activation
+    activation, of = settings.activation, settings.delta.of if settings.delta else []
+    if len({widths[sources.index(name)] for name in of}) > 1:
+        raise UserError(f"delta.of: {of}, but the sources {sources} have widths {widths}; expected equal widths")
     decoder = initial_directions(settings.latents, widths, seed, settings.training.decoder_norm, dtype, own)
     m, masks = len(decoder), block_masks(settings, sources, widths)
     if own is not None:

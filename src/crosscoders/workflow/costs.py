@@ -21,6 +21,7 @@ from crosscoders.study import sizes
 from crosscoders.study.blocks import stored_sources
 from crosscoders.study.queries import data_setting, segments, setting_corpora, setting_models, spliced, trained_setting
 from crosscoders.study.settings.comparisons import PlantedSetting
+from crosscoders.study.settings.crosscoders import CrosscoderSettings
 from crosscoders.study.settings.models import WheelModel
 from crosscoders.study.settings.study import Study
 
@@ -264,7 +265,8 @@ def _training(study: Study, setting: str, name: str) -> Cost:
     training = member.training
     moments = 8 if training.adam_moments == "float32" else 4
     weights = (8 + moments) * coder.stored  # weights, gradients and both moments
-    batch = training.batch_tokens * (3 * coder.latents + 8 * coder.width) * 4
+    prefixes = len(member.blocks) if isinstance(member, CrosscoderSettings) and member.nested else 1
+    batch = training.batch_tokens * (3 * coder.latents + 8 * coder.width * prefixes) * 4
     # The encoder's product is dense and all others are sparse; a latent has `reads` columns on average.
     reads = coder.used / (2 * coder.latents)
     dense = 2.0 * training.tokens * coder.latents * reads
