@@ -38,6 +38,8 @@ SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
 ADAM_BYTES = 16
 """Bytes per weight that the optimizer moves, gradients fused in."""
+SPAN, SPANNED = 128, 10**7
+"""Most latents whose span is compared over seeds, and about the operations of doing so per column and pair of seeds."""
 DOCUMENT_TOKENS = 60
 """About how many tokens a document has, where sums are kept per document."""
 TRIES = 3
@@ -365,7 +367,7 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
 
 def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     coder, seeds = _crosscoder(study, setting, crosscoder), len(study.seeds)
-    work = 2.0 * coder.latents**2 * coder.width * (seeds - 1)
+    work = (2.0 * coder.latents**2 + SPANNED + 80.0 * SPAN * coder.latents) * coder.width * (seeds - 1)
     memory = TORCH + 4 * coder.stored + 2 * seeds * coder.stored + 8 * coder.latents * min(coder.latents, 4096)
     return Cost(memory, START[TORCH], products=work, disk=MB)
 
