@@ -6,11 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from crosscoders.analysis import evaluate
 from crosscoders.analysis.reconstruction import reconstruction
 from crosscoders.crosscoder import crosscoder
 from crosscoders.kernels import backends
 from crosscoders.planted.concepts import Sample
+from crosscoders.report.stacking import stack
+from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.crosscoders import CrosscoderSettings
 from crosscoders.training import loop
 from crosscoders.training.recipes import CrosscoderRecipe, fit_threshold
@@ -92,7 +96,15 @@ def test_every_prefix_of_nested_blocks_reconstructs_better_than_the_one_before(b
         sums = reconstruction(coder, data, document, prefixes=[8, 16, 64])
         explained[name] = 1 - sums["prefix_error"].sum((0, 2)) / sums["variance"].sum()
         assert explained[name][-1] == pytest.approx(1 - sums["error"].sum() / sums["variance"].sum())
+        if name == "nested":
+            measured = evaluate.prefix_dataset([8, 16, 64], sums, Bootstrap(bootstrap_replicates=20, confidence=0.95))
     batchtopk[0].threshold = 0.0
+    value, low, high = (measured[f"prefix_fraction_variance_explained{end}"] for end in ("", "_low", "_high"))
+    assert (low <= value).all() and (value <= high).all()
+    stacked = stack({("plain", 0): xr.Dataset({"l0": 2.0}), ("nested", 0): measured.assign(l0=2.0)})
+    shown = stacked["prefix_fraction_variance_explained"].sel(seed=0)
+    assert shown.sel(crosscoder="plain").isnull().all()
+    np.testing.assert_array_equal(shown.sel(crosscoder="nested").values, value.values)
     assert (np.diff(explained["nested"]) > 0.02).all()
     assert explained["nested"][0] > explained["plain"][0] + 0.1
     assert explained["nested"][-1] > 0.9
