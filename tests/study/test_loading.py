@@ -109,7 +109,7 @@ CASES = [
     ("study", "../escape", "study: '../escape' does not fit; expected a name of letters"),
     (
         "settings/base-vs-chat/sources/difference",
-        {"of": ["layer-00", "layer-9"]},
+        {"of": ["chat", "bass"]},
         "sources.difference.of: 'bass' is not defined; known: base, chat; did you mean 'base'?",
     ),
     (
