@@ -218,11 +218,11 @@ def parts_of(coder, x):
 
 
 def test_global_topk_shares_nearly_all_active_latents(data):
-    coder = fitted(AlignedSettings.model_validate(options(0.0, steps=200).model_dump() | {"support": "global"}), data)
+    coder = fitted(AlignedSettings.model_validate(options(0.0, steps=120).model_dump() | {"support": "global"}), data)
     assert coder.thresholds[0] == coder.thresholds[1] > 0
     on = coder.encode(data["test"].x) > 0
     assert float(on.any(0).sum(1).float().mean()) == pytest.approx(2, rel=0.1)
-    apart = fitted(options(0.0, steps=200), data).encode(data["test"].x) > 0
+    apart = fitted(options(0.0, steps=120), data).encode(data["test"].x) > 0
     jaccard = lambda codes: float((codes[0] & codes[1]).sum() / (codes[0] | codes[1]).sum())  # noqa: E731
     assert jaccard(on) > 0.8 > jaccard(apart)
 

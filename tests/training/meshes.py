@@ -162,6 +162,15 @@ def resumed(mesh, saved: list[dict]) -> list[dict]:
     return [trained(name, STEPS, mesh, saved=one).to_dict() for name, one in pairs]
 
 
+def thresholds(mesh, name: str) -> torch.Tensor:
+    """The score above which every latent of a finished crosscoder is on."""
+    state = trained(name, STEPS, mesh, until=2)
+    coder, held_out = state.crosscoder, batch(name, 99, ALONE)
+    state.recipe.finish(coder, coder, [held_out], mesh)
+    whole = coder if mesh.alone else coder.over_latents(mesh.gather)
+    return whole.on_above
+
+
 def tied_scores(tokens: int = 12, latents: int = 28) -> torch.Tensor:
     """Scores of which many are equal, a third of them 0."""
     generator = torch.Generator().manual_seed(0)

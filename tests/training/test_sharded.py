@@ -110,6 +110,12 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(alone):
     assert_close(meshes.on_mesh(4, 1, meshes.resumed, saved), expected)
 
 
+def test_thresholds_of_blocks_are_those_of_one_process():
+    expected = meshes.thresholds(ALONE, "delta")
+    assert len(expected) == 28 and len(expected.unique()) == 2
+    assert_close(meshes.on_mesh(2, 1, meshes.thresholds, "delta"), expected)
+
+
 def test_of_equal_scores_the_same_are_kept_as_by_one_process():
     cases = [(kind, k, groups) for kind in ("batch", "token") for k in (3, 20) for groups in ([28], [5, 12, 11])]
     for ranks, replicas in ((4, 1), (2, 2)):
