@@ -318,18 +318,18 @@ def stability_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset] | N
 
 
 def _span_sentence(summary: xr.Dataset, crosscoder: str) -> str:
-    """How much of the span of the latents of highest Δ comes back, for the largest span that is known."""
-    sizes = summary["subspace_size"].values[::-1] if "subspace_overlap" in summary else []
-    for size in sizes:
+    """How much of what the latents of highest Δ span comes back in another seed, for every size that is known."""
+    parts = []
+    for size in summary["subspace_size"].values if "subspace_overlap" in summary else []:
         found = spans(summary, crosscoder, "chat", size)
         if len(found["overlap"]):
-            value, latents, directions = (found[name][:, 0].mean() for name in found)
+            value, latents, directions = (values[:, 0].mean() for values in found.values())
             low, high = found["overlap"][:, 1].min(), found["overlap"][:, 2].max()
-            return (
-                f" What its {size} latents of highest Δ span overlaps by {value:.2f} [{low:.2f}, {high:.2f}] between seeds; "
-                f"{latents:.2f} for random latents and {directions:.2f} for random directions."
+            parts.append(
+                f"{value:.2f} [{low:.2f}, {high:.2f}] for {size} latents (random latents {latents:.2f}, random directions "
+                f"{directions:.2f})"
             )
-    return ""
+    return f" What the latents of highest Δ span overlaps between seeds by {', '.join(parts)}." if parts else ""
 
 
 def transfer_sentences(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> str:
