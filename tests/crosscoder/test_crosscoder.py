@@ -1,6 +1,7 @@
 """The fast paths equal the plain reference; what a block may not read or write stays exactly 0."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from crosscoders.kernels import backends
 from crosscoders.planted import concepts
 from crosscoders.study import blocks
 from crosscoders.study.settings.analysis import Bootstrap
-from crosscoders.study.settings.crosscoders import Block
+from crosscoders.study.settings.crosscoders import Block, CrosscoderSettings
 from crosscoders.training import gradients, loop
 from crosscoders.training.recipes import CrosscoderRecipe, fit_block_thresholds
 from crosscoders.training.state import start
@@ -98,11 +99,15 @@ BUDGETS = {
     "tied": {"share": 0.25, "tied": True, "k": 2},
     "free": {"share": 0.35, "k": 3},
 }
-LOSSES = {"nested": {"nested": True}, "delta": {"delta": {"of": ["q", "p"], "coefficient": 0.8}}}
-LOSSES["nested delta"] = LOSSES["nested"] | LOSSES["delta"]
+DELTA = {"delta": {"of": ["q", "p"], "coefficient": 0.8}}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+def losses(kinds: str, blocks: dict) -> dict:
+    """Settings of nested blocks, whose order is not that of their keys, and of a loss on a difference."""
+    return ({"nested": sorted(blocks, reverse=True)} if "nested" in kinds else {}) | (DELTA if "delta" in kinds else {})
+
+
+@pytest.mark.parametrize("loss", ["nested", "delta", "nested delta"])
 @pytest.mark.parametrize(
     ("activation", "penalty", "blocks"),
     [
@@ -120,8 +125,8 @@ def test_nested_and_delta_losses_equal_autograd_in_float64(
 ):
     """Of a Matryoshka and of a Delta crosscoder, alone and together, with masks, ties and a k for every block."""
     monkeypatch.setattr(type(backend), "dense_above", 1.0 if shift else 0.04)
-    options = member(activation, penalty=penalty, blocks=blocks, k=6, loss=LOSSES[loss])
-    coder = make(member, activation, penalty, blocks, k=6, loss=LOSSES[loss])
+    options = member(activation, penalty=penalty, blocks=blocks, k=6, loss=losses(loss, blocks))
+    coder = make(member, activation, penalty, blocks, k=6, loss=losses(loss, blocks))
     coder.encoder_bias += 0 if coder.selection.ranked_over else shift
     x, recipe = inputs(32, 30), CrosscoderRecipe(options)
     weights = torch.rand(30, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
@@ -141,6 +146,16 @@ def test_nested_and_delta_losses_equal_autograd_in_float64(
     assert torch.equal(found.counts, (code > 0).sum(0))
     for gradient, b in zip(found.gradients, expected, strict=True):
         assert (gradients.stored(gradient) - b).norm() <= 1e-13 * b.norm()
+
+
+def test_nested_blocks_keep_their_order_where_keys_are_sorted(member):
+    """As those of a stage's settings and of an artifact are."""
+    options = member(blocks=BUDGETS, k=6, loss={"nested": ["tied", "free", "one-way"]})
+    again = CrosscoderSettings.model_validate_json(json.dumps(options.model_dump(mode="json"), sort_keys=True))
+    sizes = blocks.block_sizes(again, ["p", "q", "r"])
+    assert list(sizes.items()) == [("tied", 16), ("free", 22), ("one-way", 26)]
+    assert evaluate.nested_prefixes(again, ["p", "q", "r"]) == [16, 38, 64]
+    assert CrosscoderRecipe(again).budgets == [2, 3, 1]
 
 
 def test_every_block_keeps_its_own_k_and_ties_go_to_the_lower_index(member):

@@ -184,7 +184,7 @@ def test_nested_blocks_and_a_loss_on_a_difference_are_the_same_with_and_without_
     monkeypatch.setattr(gpu, "SPARSE_BELOW", 0.5)
     called = counted(monkeypatch)
     blocks = {"first": {"share": 0.4, "k": 1}, "rest": {"share": 0.6, "k": 2}}
-    loss = {"nested": True, "delta": {"of": ["chat", "base"]}}
+    loss = {"nested": ["first", "rest"], "delta": {"of": ["chat", "base"]}}
     options = member(latents=40, k=3, steps=6, blocks=blocks, loss=loss, auxiliary_coefficient=0.0)
     found = []
     for backend in (backends.plain(), triton()):

@@ -185,7 +185,8 @@ CASES = [
     ("chat_template/opening", "{role!r}", "formats a placeholder"),
     ("chat_template/opening", "{role.__class__}", "unknown placeholder {role.__class__}"),
     ("chat_template/sink", "", "chat_template.sink: '' does not fit; expected a text of at least 1 character"),
-    ("crosscoders/l1/nested", True, "crosscoders.l1.nested: true with 1 block; expected two or more"),
+    ("crosscoders/l1/nested", ["all"], "crosscoders.l1.nested: ['all'] is one block; expected two or more"),
+    ("crosscoders/l1/nested", ["all", "al"], "crosscoders.l1.nested: ['all', 'al']; expected every block once: all"),
     (
         "crosscoders/l1/delta",
         {"of": ["layer-00", "layer-9"]},

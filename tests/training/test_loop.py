@@ -88,7 +88,7 @@ def test_every_prefix_of_nested_blocks_reconstructs_better_than_the_one_before(b
     """A Matryoshka crosscoder; the first latents of one that is not nested explain less on their own."""
     sizes = {"coarse": 0.125, "middle": 0.125, "fine": 0.75}
     blocks = {name: {"share": share} for name, share in sizes.items()}
-    nested, _ = fit(CrosscoderSettings.model_validate(BATCHTOPK | {"blocks": blocks, "nested": True}))
+    nested, _ = fit(CrosscoderSettings.model_validate(BATCHTOPK | {"blocks": blocks, "nested": [*sizes]}))
     explained, x = {}, concepts(2048, 99_999)[0]
     data, document = Sample(x, ["base", "chat"], [32, 32], None, None), np.arange(2048) // 64
     for name, coder in {"nested": nested, "plain": batchtopk[0]}.items():

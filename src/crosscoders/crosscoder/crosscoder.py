@@ -273,7 +273,7 @@ def create(
         **(masks | {"penalty": masks["penalty"].to(dtype)}),
         activation=activation.kind,
         k=activation.k,
-        nested=settings.nested,
+        nested=settings.nested is not None,
     )
     if crosscoder.selection.learns_threshold:
         crosscoder.log_threshold = torch.full((m,), math.log(activation.initial_threshold), dtype=dtype)

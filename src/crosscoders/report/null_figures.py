@@ -92,6 +92,7 @@ def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None
     axes = rows[0]
     if spanned:
         _draw_spans(rows[1], summary, controls or {})
+        figure.subplots_adjust(hspace=0.35)
     for c, name in enumerate(names):
         cosines, agreement = _matched(summary, name)
         place = np.linspace(0, 1, len(cosines))

@@ -246,10 +246,10 @@ def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
             problems.append(f"blocks.{name}.writes: {block.writes!r} needs reads: each")
         if block.window is not None and block.writes != "onward":
             problems.append(f"blocks.{name}.window: {block.window} has no meaning without writes: onward")
-    if crosscoder.nested and len(crosscoder.blocks) < 2:
-        problems.append(
-            f"nested: true with {len(crosscoder.blocks)} block; expected two or more, whose prefixes reconstruct"
-        )
+    if crosscoder.nested is not None and sorted(crosscoder.nested) != sorted(crosscoder.blocks):
+        problems.append(f"nested: {crosscoder.nested}; expected every block once: {', '.join(crosscoder.blocks)}")
+    elif crosscoder.nested is not None and len(crosscoder.nested) < 2:
+        problems.append(f"nested: {crosscoder.nested} is one block; expected two or more, whose prefixes reconstruct")
     return problems + _budget_problems(crosscoder)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from crosscoders.study.settings.base import (
     Coefficient,
@@ -166,15 +165,26 @@ class CrosscoderSettings(Section):
     blocks: dict[Name, Block]
     activation: Activation
     penalty: Penalty = Penalty()
-    nested: bool = Field(False, exclude_if=operator.not_)
-    """Every prefix of the list of blocks reconstructs on its own, and the loss is the mean over prefixes (Matryoshka, arXiv
-    2503.17547)."""
+    nested: Names | None = Field(None, exclude_if=_is_absent)
+    """All blocks, in the order in which they are nested: every prefix of this list reconstructs on its own, and the loss is
+    the mean over prefixes (Matryoshka, arXiv 2503.17547)."""
     delta: Delta | None = Field(None, exclude_if=_is_absent)
     """A loss on the difference of two sources; none where absent."""
     source_weights: dict[Name, Positive] = {}
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
     RULES = (_START, _RANKS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _order_blocks(cls, content: Any) -> Any:
+        """Nested blocks in the order of `nested`; keys may come in any order, as stages get them sorted."""
+        blocks, nested = (content.get(key) if isinstance(content, dict) else None for key in ("blocks", "nested"))
+        if not isinstance(blocks, dict) or not isinstance(nested, list):
+            return content
+        if all(isinstance(name, str) for name in (*blocks, *nested)) and sorted(blocks) == sorted(nested):
+            return content | {"blocks": {name: blocks[name] for name in nested}}
+        return content
 
 
 class PublishedSettings(Section):
