@@ -93,7 +93,15 @@ def member():
     """Factory of crosscoder settings: activation, penalty and blocks of one member of the family."""
 
     def make(
-        activation="batchtopk", k=4, penalty="none", blocks=None, latents=64, coefficient=0.3, target=None, **training
+        activation="batchtopk",
+        k=4,
+        penalty="none",
+        blocks=None,
+        latents=64,
+        coefficient=0.3,
+        target=None,
+        loss=None,
+        **training,
     ):
         return CrosscoderSettings.model_validate(
             {
@@ -113,6 +121,7 @@ def member():
                 }
                 | training,
             }
+            | (loss or {})
         )
 
     return make

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from crosscoders import artifacts
-from crosscoders.analysis import match_seeds
+from crosscoders.analysis import match_seeds, subspaces
 from crosscoders.analysis.classification import CALLS, NORM_CLASSES
 from crosscoders.report import null_figures, weight_figures
 from crosscoders.report.figures import NothingToDraw
@@ -28,6 +28,38 @@ def test_permuted_and_rescaled_latents_are_found_again_and_dead_ones_left_out():
     np.testing.assert_allclose(cosine[found], 1, atol=1e-5)
     if alive[int(order[0])]:
         assert cosine[int(order[0])] < 0.8, "its partner is dead"
+
+
+def written(top: torch.Tensor, others: int, seed: int) -> subspaces.Written:
+    """A training that writes `top`, (n, d), with the highest Δ, and random directions with others."""
+    rest = torch.randn(others, top.shape[1], generator=torch.Generator().manual_seed(seed))
+    decoder = torch.cat([rest, 3 * top, torch.zeros(1, top.shape[1])])
+    delta = np.concatenate([np.linspace(0.1, 0.6, others), np.full(len(top), 0.95), [0.99]])
+    density = np.full(len(decoder), 0.01)
+    density[-1] = 0  # a dead latent, which would rank first
+    latents = xr.Dataset({"density": ("latent", density), "relative_norm": ("latent", delta)})
+    return subspaces.Written.of(decoder, latents)
+
+
+def test_a_rotated_basis_spans_the_same_though_no_latent_has_a_partner_and_random_ones_overlap_by_chance():
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(256, 32, generator=generator))[0].T
+    turned = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0] @ plane
+    cosine, _ = match_seeds.match(plane, turned, np.ones(32, bool), np.ones(32, bool))
+    assert cosine.max() < null_figures.MATCHED_ABOVE
+    overlaps, nulls = subspaces.compare(written(plane, 600, 1), written(turned, 600, 2), 0)
+    chat, shared = (subspaces.LEANINGS.index(leaning) for leaning in ("chat", "shared"))
+    place = subspaces.SIZES.index(32)
+    value, low, _ = overlaps[chat, place]
+    assert value == pytest.approx(1, abs=1e-5) and low > 0.85
+    low, high = overlaps[shared, place, 1:]
+    assert low < 32 / 256 < high
+    assert overlaps[chat, subspaces.SIZES.index(8), 0] < 0.5, "of a part of a rotated basis the span is another one"
+    for kind in (0, 1):
+        mean, low, high = nulls[kind, place]
+        assert mean == pytest.approx(32 / 256, abs=0.03) and low < mean < high
+    narrow = subspaces.compare(written(plane[:, :32], 600, 1), written(turned[:, :32], 600, 2), 0)
+    assert np.isnan(narrow[0][:, place]).all(), "32 latents fill a source of width 32, whatever they are"
 
 
 @pytest.fixture
@@ -155,6 +187,22 @@ def test_rounding_is_shown_from_many_bits_to_few_beside_the_fine_tune_and_the_ot
 def test_the_figures_show_every_group(summary):
     figure = null_figures.stability(summary)
     assert len(figure.axes) == 3
+    sizes, dims = len(subspaces.SIZES), ("crosscoder", "seed", "other_seed")
+    pair = np.where(np.eye(2, dtype=bool), np.nan, 1.0)[None, ..., None, None]
+    overlaps = pair[..., None, None] * np.broadcast_to([0.6, 0.5, 0.7], (1, 2, 2, 2, 3, sizes, 3))
+    nulls = pair[..., None, None] * np.broadcast_to([0.2, 0.1, 0.3], (1, 2, 2, 2, 2, sizes, 3))
+    spanned = subspaces.to_dataset(overlaps[0, 0], nulls[0, 0], ["base", "chat"]).expand_dims(crosscoder=["l1"])
+    spanned = xr.concat(
+        [spanned, subspaces.to_dataset(overlaps[0, 1], nulls[0, 1], ["base", "chat"]).expand_dims(crosscoder=["l1"])],
+        dim=xr.DataArray([0, 1], dims="seed", name="seed"),
+    ).transpose(*dims, ...)
+    whole = summary.merge(spanned.assign_coords(other_seed=[0, 1])).assign_attrs(base="base", chat="chat")
+    assert len(null_figures.stability(whole, {"null-permuted-tokens": whole}).axes) == 6
+    words = null_figures.stability_sentences(whole)
+    assert (
+        "span overlaps between seeds by 0.60 [0.50, 0.70] for 8 latents (random latents 0.20, random directions"
+        in words
+    )
     controls = null_figures.nulls(summary, {"null-permuted-tokens": summary.isel(seed=[1])})
     assert [label.get_text() for label in controls.axes[0].get_xticklabels()] == ["real pair", "permuted\ntokens"]
     plt.close("all")

@@ -10,7 +10,8 @@ import xarray as xr
 from crosscoders.analysis import evaluate_aligned
 from crosscoders.crosscoder import aligned as aligned_crosscoder
 from crosscoders.crosscoder import files
-from crosscoders.crosscoder.encode import BatchTopK
+from crosscoders.crosscoder.encode import BatchTopK, Preactivations
+from crosscoders.kernels import backends
 from crosscoders.planted import concepts
 from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.comparisons import Planted
@@ -139,15 +140,25 @@ def test_loss_is_the_sum_over_ordered_pairs(data):
 
 @pytest.mark.parametrize("penalty", ["none", "l1_of_norms", "tanh"])
 @pytest.mark.parametrize(
-    ("activation", "dense"),
-    [("batchtopk", False), ("batchtopk", True), ("topk", False), ("relu", False), ("relu", True)],
+    ("activation", "dense", "support"),
+    [
+        ("batchtopk", False, "each"),
+        ("batchtopk", True, "each"),
+        ("topk", False, "each"),
+        ("relu", False, "each"),
+        ("relu", True, "each"),
+        ("topk", False, "global"),
+        ("topk", True, "global"),
+        ("batchtopk", False, "global"),
+    ],
 )
-def test_gradients_equal_autograd_in_float64(backend, monkeypatch, activation, dense, penalty):
+def test_gradients_equal_autograd_in_float64(backend, monkeypatch, activation, dense, support, penalty):
     """Three sources of unequal width, random decoders and biases; passes over pairs and dense products."""
     monkeypatch.setattr(type(backend), "dense_above", 0.0 if dense else 1.0)
     chosen = {"kind": activation} | ({} if activation == "relu" else {"k": 3})
     settings = AlignedSettings.model_validate(
-        options(0.3).model_dump() | {"activation": chosen, "penalty": {"kind": penalty, "coefficient": 0.5}}
+        options(0.3).model_dump()
+        | {"activation": chosen, "penalty": {"kind": penalty, "coefficient": 0.5}, "support": support}
     )
     generator = torch.Generator().manual_seed(0)
     coder = aligned_crosscoder.create(settings, ["a", "b", "c"], [6, 9, 70], 0)
@@ -163,7 +174,9 @@ def test_gradients_equal_autograd_in_float64(backend, monkeypatch, activation, d
     x = torch.randn(40, 85, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         objective = gradients.Objective(torch.ones(85), penalty, 0.4, k=coder.k, alignment=0.3)
-        result = aligned.compute(coder, x, objective, [BatchTopK() for _ in range(3)], backend)
+        selections = AlignedRecipe(settings).selections(coder)
+        for _ in range(2):  # the second time with carried thresholds
+            result = aligned.compute(coder, x, objective, selections, backend)
     for parameter in coder.parameters:
         parameter.requires_grad_()
     expected, z = aligned_crosscoder.reference_loss(coder, x, settings, 0.4)
@@ -172,6 +185,46 @@ def test_gradients_equal_autograd_in_float64(backend, monkeypatch, activation, d
     assert result.l0 == pytest.approx(float((z > 0).sum()) / 120)
     for parameter, gradient in zip(coder.parameters, result.gradients, strict=True):
         assert (gradients.stored(gradient) - parameter.grad).norm() <= 1e-13 * parameter.grad.norm()
+
+
+@pytest.mark.parametrize("activation", ["topk", "batchtopk"])
+def test_global_topk_keeps_k_latents_of_all_sources_together_and_ties_go_to_the_lower_index(activation):
+    """Scores are small integers, of which many are equal; the support is that of a plain sort of their sums."""
+    settings = AlignedSettings.model_validate(
+        options(0.3).model_dump() | {"activation": {"kind": activation, "k": 5}, "support": "global"}
+    )
+    coder = aligned_crosscoder.create(settings, ["p", "q"], [4, 6], 0)
+    coder.encoders = [encoder.sign() for encoder in coder.encoders]
+    coder.decoder = torch.zeros_like(coder.decoder)
+    coder.decoder[:, [0, 4]] = 0.5  # N_j = 1
+    x = torch.randint(-1, 2, (30, 10), generator=torch.Generator().manual_seed(0)).float()
+    preactivations = [Preactivations(part, w, b, backends.choose()) for part, w, b in parts_of(coder, x)]
+    codes, _ = aligned.common_codes(coder.selection, preactivations, torch.ones(64), 5, [BatchTopK()])
+    total = coder.preactivations(x).relu().sum(0)
+    groups = total[None] if activation == "batchtopk" else total[:, None]
+    expected = torch.zeros(30 * 64, dtype=torch.bool)
+    for first, group in enumerate(groups.flatten(1)):
+        order = sorted(range(len(group)), key=lambda i: (-group[i].item(), i))[: 5 * len(total) // len(groups)]
+        expected[torch.tensor(order) + first * len(group)] = True
+    support = torch.stack([code.dense() > 0 for code in codes]).any(0)
+    assert int(support.sum()) == 5 * 30
+    assert torch.equal(support.flatten(), expected)
+    if activation == "topk":
+        assert torch.equal(coder.encode(x), torch.stack([code.dense() for code in codes]))
+
+
+def parts_of(coder, x):
+    return zip(x.split(coder.widths, dim=1), coder.encoders, coder.encoder_bias, strict=True)
+
+
+def test_global_topk_shares_nearly_all_active_latents(data):
+    coder = fitted(AlignedSettings.model_validate(options(0.0, steps=120).model_dump() | {"support": "global"}), data)
+    assert coder.thresholds[0] == coder.thresholds[1] > 0
+    on = coder.encode(data["test"].x) > 0
+    assert float(on.any(0).sum(1).float().mean()) == pytest.approx(2, rel=0.1)
+    apart = fitted(options(0.0, steps=120), data).encode(data["test"].x) > 0
+    jaccard = lambda codes: float((codes[0] & codes[1]).sum() / (codes[0] | codes[1]).sum())  # noqa: E731
+    assert jaccard(on) > 0.8 > jaccard(apart)
 
 
 def test_rescaling_a_latent_changes_no_loss_and_no_selection(data):

@@ -1,6 +1,7 @@
 """The fast paths equal the plain reference; what a block may not read or write stays exactly 0."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from crosscoders.kernels import backends
 from crosscoders.planted import concepts
 from crosscoders.study import blocks
 from crosscoders.study.settings.analysis import Bootstrap
-from crosscoders.study.settings.crosscoders import Block
+from crosscoders.study.settings.crosscoders import Block, CrosscoderSettings
 from crosscoders.training import gradients, loop
-from crosscoders.training.recipes import CrosscoderRecipe
+from crosscoders.training.recipes import CrosscoderRecipe, fit_block_thresholds
 from crosscoders.training.state import start
 
 MIXED = {
@@ -77,7 +78,7 @@ def test_loss_and_gradients_equal_autograd_in_float64(member, backend, monkeypat
     selection = encode.BatchTopK()
     objective = gradients.Objective(weights, penalty, 0.3, 0.7, 4, 1.3)
     for _ in range(2):  # the second time with a carried threshold
-        found = gradients.compute(coder, x, objective, selection, backend)
+        found = gradients.compute(coder, x, objective, [selection], backend)
     leaves = [parameter.clone().requires_grad_() for parameter in coder.parameters]
     plain = with_parameters(coder, leaves)
     loss, code = crosscoder.reference_loss(plain, x, penalty, 0.3, weights, 4, 0.7, 1.3)
@@ -93,6 +94,94 @@ def test_loss_and_gradients_equal_autograd_in_float64(member, backend, monkeypat
             assert float(gradient.squared_norm()) == pytest.approx(float(a.square().sum()), rel=1e-13)
 
 
+BUDGETS = {
+    "one-way": {"share": 0.4, "reads": ["p"], "writes": ["q", "r"], "k": 1},
+    "tied": {"share": 0.25, "tied": True, "k": 2},
+    "free": {"share": 0.35, "k": 3},
+}
+DELTA = {"delta": {"of": ["q", "p"], "coefficient": 0.8}}
+
+
+def losses(kinds: str, blocks: dict) -> dict:
+    """Settings of nested blocks, whose order is not that of their keys, and of a loss on a difference."""
+    return ({"nested": sorted(blocks, reverse=True)} if "nested" in kinds else {}) | (DELTA if "delta" in kinds else {})
+
+
+@pytest.mark.parametrize("loss", ["nested", "delta", "nested delta"])
+@pytest.mark.parametrize(
+    ("activation", "penalty", "blocks"),
+    [
+        ("batchtopk", "none", MIXED),
+        ("batchtopk", "l1_of_norms", BUDGETS),
+        ("topk", "none", CAUSAL),
+        ("relu", "l2_of_norms", MIXED),
+        ("jumprelu", "tanh", MIXED),
+    ],
+    ids=["batchtopk", "budgets", "topk", "relu", "jumprelu"],
+)
+@pytest.mark.parametrize("shift", [0.0, -2.0], ids=["dense", "sparse"])
+def test_nested_and_delta_losses_equal_autograd_in_float64(
+    member, backend, monkeypatch, activation, penalty, blocks, shift, loss
+):
+    """Of a Matryoshka and of a Delta crosscoder, alone and together, with masks, ties and a k for every block."""
+    monkeypatch.setattr(type(backend), "dense_above", 1.0 if shift else 0.04)
+    options = member(activation, penalty=penalty, blocks=blocks, k=6, loss=losses(loss, blocks))
+    coder = make(member, activation, penalty, blocks, k=6, loss=losses(loss, blocks))
+    coder.encoder_bias += 0 if coder.selection.ranked_over else shift
+    x, recipe = inputs(32, 30), CrosscoderRecipe(options)
+    weights = torch.rand(30, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
+    objective = gradients.Objective(weights, penalty, 0.3, 0.7, 6, 1.3)
+    selections = recipe.selections(coder)
+    for _ in range(2):  # the second time with carried thresholds
+        found = recipe.compute(coder, x, objective, selections, backend)
+    plain = with_parameters(coder, [parameter.clone().requires_grad_() for parameter in coder.parameters])
+    k = recipe.budgets or 6
+    value, code = crosscoder.reference_loss(plain, x, penalty, 0.3, weights, k, 0.7, 1.3)
+    if recipe.delta(coder):
+        value = value + crosscoder.reference_delta(plain, x, code, recipe.delta(coder))
+    value.backward()
+    expected = [parameter.grad for parameter in plain.parameters]
+    coder.constrain(expected[0], expected[2])
+    assert found.loss == pytest.approx(value.item(), rel=1e-13)
+    assert torch.equal(found.counts, (code > 0).sum(0))
+    for gradient, b in zip(found.gradients, expected, strict=True):
+        assert (gradients.stored(gradient) - b).norm() <= 1e-13 * b.norm()
+
+
+def test_nested_blocks_keep_their_order_where_keys_are_sorted(member):
+    """As those of a stage's settings and of an artifact are."""
+    options = member(blocks=BUDGETS, k=6, loss={"nested": ["tied", "free", "one-way"]})
+    again = CrosscoderSettings.model_validate_json(json.dumps(options.model_dump(mode="json"), sort_keys=True))
+    sizes = blocks.block_sizes(again, ["p", "q", "r"])
+    assert list(sizes.items()) == [("tied", 16), ("free", 22), ("one-way", 26)]
+    assert evaluate.nested_prefixes(again, ["p", "q", "r"]) == [16, 38, 64]
+    assert CrosscoderRecipe(again).budgets == [2, 3, 1]
+
+
+def test_every_block_keeps_its_own_k_and_ties_go_to_the_lower_index(member):
+    options = member(blocks=BUDGETS, k=6)
+    coder = crosscoder.create(options, ["p", "q", "r"], [4, 4, 4], 0)
+    for tensor in (coder.encoder, coder.decoder):
+        tensor.copy_(tensor.sign())  # scores are small integers, of which many are equal
+    coder.constrain(coder.encoder, torch.zeros_like(coder.decoder))
+    x = torch.randint(-1, 2, (16, 12), generator=torch.Generator().manual_seed(0)).float()
+    recipe = CrosscoderRecipe(options)
+    objective = gradients.Objective(torch.ones(12), k=6)
+    found = recipe.compute(coder, x, objective, recipe.selections(coder), backends.choose())
+    _, code = crosscoder.reference_loss(coder, x, "none", 0.0, torch.ones(12), recipe.budgets)
+    assert torch.equal(found.counts, (code > 0).sum(0))
+    kept = [int(found.counts[rows].sum()) for rows in coder.block_rows]
+    assert kept == [16 * k for k in recipe.budgets]
+
+
+def test_thresholds_of_blocks_give_every_block_its_k_at_inference(member):
+    coder, x = make(member, "batchtopk", "none", BUDGETS, k=6), inputs(400, 30)
+    coder.threshold = fit_block_thresholds(coder, [x[:150], x[150:]], [1, 2, 3])
+    on = coder.encode(x) > 0
+    assert [int(on[:, rows].sum()) for rows in coder.block_rows] == [400, 800, 1200]
+    assert torch.equal(encode.encode_sparse(coder, x).dense() > 0, on)
+
+
 SEPARATE = {"first": {"share": 1.0, "reads": "each", "writes": "each"}}
 
 
@@ -102,8 +191,8 @@ def test_dictionaries_of_single_sources_kept_apart_do_what_they_do_side_by_side(
     apart = separate.separate(whole)
     x, weights = inputs(32, 30), torch.rand(30, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 0.5
     objective = gradients.Objective(weights, penalty, 0.3, 0.7, 4, 1.3)
-    expected = gradients.compute(whole, x, objective, encode.BatchTopK(), backends.choose())
-    found = gradients.compute(apart, x, objective, encode.BatchTopK(), backends.choose())
+    expected = gradients.compute(whole, x, objective, [encode.BatchTopK()], backends.choose())
+    found = gradients.compute(apart, x, objective, [encode.BatchTopK()], backends.choose())
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     assert torch.equal(found.counts, expected.counts)
     torch.testing.assert_close(found.squared_error, expected.squared_error)
@@ -129,12 +218,12 @@ def test_auxiliary_loss_reaches_dead_latents_and_leaks_through_no_mask(member):
     dead[::3] = True
     x = inputs(32, 30)
     weights = torch.ones(30, dtype=torch.float64)
-    without = gradients.compute(coder, x, gradients.Objective(weights, k=1), encode.BatchTopK(), backends.choose())
+    without = gradients.compute(coder, x, gradients.Objective(weights, k=1), [encode.BatchTopK()], backends.choose())
     with_it = gradients.compute(
         coder,
         x,
         gradients.Objective(weights, k=1, auxiliary_coefficient=1 / 32, dead=dead),
-        encode.BatchTopK(),
+        [encode.BatchTopK()],
         backends.choose(),
     )
     change = [(a - b).abs() for a, b in zip(with_it.gradients, without.gradients, strict=True)]

@@ -137,11 +137,11 @@ def counted(monkeypatch) -> set[str]:
     return called
 
 
-def trained(recipe, coder, backend) -> tuple[list[torch.Tensor], list[float]]:
-    """Parameters and losses of eight float64 steps on a device."""
+def trained(recipe, coder, backend, steps: int = 8) -> tuple[list[torch.Tensor], list[float]]:
+    """Parameters and losses of a few float64 steps on a device."""
     state = start(coder, recipe, backend)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(8):
+    for _ in range(steps):
         loop.step(state, torch.randn(16, 18, generator=generator, dtype=torch.float64).to(DEVICE))
     return coder.parameters, state.history["loss"]
 
@@ -173,6 +173,24 @@ def test_a_training_is_the_same_with_and_without_kernels(member, monkeypatch, ac
         coder.encoder_bias[:20] = -0.5 if auxiliary else 0
         found.append(trained(CrosscoderRecipe(options), coder, backend))
     assert called == {"adam_step", "reconstruct", "weight_gradient", "pairs_above"}
+    assert_same(*found)
+
+
+@pytest.mark.usefixtures("small_problems")
+def test_nested_blocks_and_a_loss_on_a_difference_are_the_same_with_and_without_kernels(member, monkeypatch):
+    torch.set_grad_enabled(False)
+    for kind in (PlainBackend, gpu.TritonBackend):
+        monkeypatch.setattr(kind, "dense_above", 1.0)
+    monkeypatch.setattr(gpu, "SPARSE_BELOW", 0.5)
+    called = counted(monkeypatch)
+    blocks = {"first": {"share": 0.4, "k": 1}, "rest": {"share": 0.6, "k": 2}}
+    loss = {"nested": ["first", "rest"], "delta": {"of": ["chat", "base"]}}
+    options = member(latents=40, k=3, steps=6, blocks=blocks, loss=loss, auxiliary_coefficient=0.0)
+    found = []
+    for backend in (backends.plain(), triton()):
+        coder = crosscoder.create(options, ["base", "chat"], [9, 9], 0, torch.float64).to(DEVICE)
+        found.append(trained(CrosscoderRecipe(options), coder, backend, steps=2))
+    assert called >= {"adam_step", "weight_gradient", "pairs_above"}
     assert_same(*found)
 
 

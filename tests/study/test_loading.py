@@ -210,6 +210,30 @@ CASES = [
         100,
         "divergence_tokens: both sources of the contrast are of 'base'; expected two models, or 0",
     ),
+    ("crosscoders/l1/nested", ["all"], "crosscoders.l1.nested: ['all'] is one block; expected two or more"),
+    ("crosscoders/l1/nested", ["all", "al"], "crosscoders.l1.nested: ['all', 'al']; expected every block once: all"),
+    (
+        "crosscoders/l1/delta",
+        {"of": ["layer-00", "layer-9"]},
+        "crosscoders ('l1'): delta.of: 'layer-9' is not defined; known: layer-00",
+    ),
+    ("crosscoders/l1/delta", {"of": ["chat"]}, "crosscoders.l1.delta.of: a list does not fit; expected"),
+    (
+        "crosscoders/l1/delta",
+        {"of": ["chat", "chat"]},
+        "crosscoders.l1.delta.of: ['chat', 'chat'] does not fit; expected each once",
+    ),
+    ("crosscoders/l1/blocks/all/k", 3, "crosscoders.l1.activation.kind: relu, but blocks have a k of their own"),
+    (
+        "crosscoders/batchtopk/blocks",
+        {"shared": {"share": 0.5, "k": 3}, "change": {"share": 0.5, "k": 2}},
+        "crosscoders.batchtopk.blocks: their k sum to 5; expected activation.k = ",
+    ),
+    (
+        "crosscoders/batchtopk/blocks",
+        {"shared": {"share": 0.5, "k": 3}, "change": {"share": 0.5}},
+        "crosscoders.batchtopk.blocks.change.k: missing; expected one for every block or for none",
+    ),
 ]
 
 

@@ -29,6 +29,7 @@ DEDICATED = {
     "second-only": {"share": 0.2, "reads": ["q"], "writes": ["q"], "penalty": 0.5},
     "shared": {"share": 0.6},
 }
+BUDGETS = {"exclusive": {"share": 0.3, "reads": ["q"], "writes": ["q"], "k": 1}, "shared": {"share": 0.7, "k": 2}}
 TIED = {"shared": {"share": 0.3, "tied": True, "penalty": 0.2}, "free": {"share": 0.7}}
 CAUSAL = {"causal": {"share": 1.0, "reads": "each", "writes": "onward"}}
 APART = {"sae": {"share": 1.0, "reads": "each", "writes": "each"}}
@@ -51,16 +52,20 @@ MEMBERS = {
     "causal": ({"kind": "topk", "k": 4}, {}, CAUSAL, THREE),
     "sources apart": (BATCHTOPK, {}, APART, THREE),
     "sources apart, jumprelu": ({"kind": "jumprelu", "initial_threshold": 0.3}, L1, APART, {"p": 5, "q": 8}),
+    "nested": (BATCHTOPK, L1, TIED, THREE, {"nested": ["shared", "free"]}),
+    "delta": (BATCHTOPK, {}, BUDGETS, TWO, {"nested": ["shared", "exclusive"], "delta": {"of": ["q", "p"]}}),
     "difference": (BATCHTOPK, {}, ALL, {"difference": 7}),
     "aligned": (BATCHTOPK, L1, None, {"p": 5, "q": 8}),
     "aligned, topk": ({"kind": "topk", "k": 3}, {}, None, TWO),
+    "aligned, global topk": ({"kind": "topk", "k": 3}, {}, None, {"p": 5, "q": 8}, {"support": "global"}),
+    "aligned, global batchtopk": (BATCHTOPK, {}, None, TWO, {"support": "global"}),
 }
-"""Name of each member to its activation, penalty and blocks, and to the widths of its sources."""
+"""Name of each member to its activation, penalty and blocks, to the widths of its sources, and to further settings."""
 
 
 def recipe(name: str, steps: int) -> CrosscoderRecipe | AlignedRecipe:
     """How a member is trained."""
-    activation, penalty, blocks, _ = MEMBERS[name]
+    activation, penalty, blocks, _, *further = MEMBERS[name]
     training = {
         "steps": steps,
         "batch_tokens": TOKENS,
@@ -72,6 +77,7 @@ def recipe(name: str, steps: int) -> CrosscoderRecipe | AlignedRecipe:
         "dead_tokens": 2 * TOKENS,
     }
     content = {"latents": 28, "activation": activation, "penalty": penalty, "training": training}
+    content |= further[0] if further else {}
     if blocks is None:
         return AlignedRecipe(AlignedSettings.model_validate(content | {"alignment": 0.1}))
     return CrosscoderRecipe(CrosscoderSettings.model_validate(content | {"blocks": blocks}))
@@ -154,6 +160,15 @@ def resumed(mesh, saved: list[dict]) -> list[dict]:
     """The states after the other half."""
     pairs = zip(RESUMED, copy.deepcopy(saved), strict=True)
     return [trained(name, STEPS, mesh, saved=one).to_dict() for name, one in pairs]
+
+
+def thresholds(mesh, name: str) -> torch.Tensor:
+    """The score above which every latent of a finished crosscoder is on."""
+    state = trained(name, STEPS, mesh, until=2)
+    coder, held_out = state.crosscoder, batch(name, 99, ALONE)
+    state.recipe.finish(coder, coder, [held_out], mesh)
+    whole = coder if mesh.alone else coder.over_latents(mesh.gather)
+    return whole.on_above
 
 
 def tied_scores(tokens: int = 12, latents: int = 28) -> torch.Tensor:

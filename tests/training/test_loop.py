@@ -6,9 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from crosscoders.analysis import evaluate
+from crosscoders.analysis.reconstruction import reconstruction
 from crosscoders.crosscoder import crosscoder
 from crosscoders.kernels import backends
+from crosscoders.planted.concepts import Sample
+from crosscoders.report.stacking import stack
+from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.crosscoders import CrosscoderSettings
 from crosscoders.training import loop
 from crosscoders.training.recipes import CrosscoderRecipe, fit_threshold
@@ -76,6 +82,65 @@ def test_planted_concepts_are_recovered_with_their_class(batchtopk):
     ratio = norms[:, 0] / norms[:, 1]
     assert (ratio[:18] > 0.5).all(), "shared concepts are written to both sources"
     assert (ratio[18:] < 0.1).all(), "a concept of one source is written to that source alone"
+
+
+def test_every_prefix_of_nested_blocks_reconstructs_better_than_the_one_before(batchtopk):
+    """A Matryoshka crosscoder; the first latents of one that is not nested explain less on their own."""
+    sizes = {"coarse": 0.125, "middle": 0.125, "fine": 0.75}
+    blocks = {name: {"share": share} for name, share in sizes.items()}
+    nested, _ = fit(CrosscoderSettings.model_validate(BATCHTOPK | {"blocks": blocks, "nested": [*sizes]}))
+    explained, x = {}, concepts(2048, 99_999)[0]
+    data, document = Sample(x, ["base", "chat"], [32, 32], None, None), np.arange(2048) // 64
+    for name, coder in {"nested": nested, "plain": batchtopk[0]}.items():
+        coder.threshold = fit_threshold(coder, [concepts(2048, 10_000)[0]], 2)
+        sums = reconstruction(coder, data, document, prefixes=[8, 16, 64])
+        explained[name] = 1 - sums["prefix_error"].sum((0, 2)) / sums["variance"].sum()
+        assert explained[name][-1] == pytest.approx(1 - sums["error"].sum() / sums["variance"].sum())
+        if name == "nested":
+            measured = evaluate.prefix_dataset([8, 16, 64], sums, Bootstrap(bootstrap_replicates=20, confidence=0.95))
+    batchtopk[0].threshold = 0.0
+    value, low, high = (measured[f"prefix_fraction_variance_explained{end}"] for end in ("", "_low", "_high"))
+    assert (low <= value).all() and (value <= high).all()
+    stacked = stack({("plain", 0): xr.Dataset({"l0": 2.0}), ("nested", 0): measured.assign(l0=2.0)})
+    shown = stacked["prefix_fraction_variance_explained"].sel(seed=0)
+    assert shown.sel(crosscoder="plain").isnull().all()
+    np.testing.assert_array_equal(shown.sel(crosscoder="nested").values, value.values)
+    assert (np.diff(explained["nested"]) > 0.02).all()
+    assert explained["nested"][0] > explained["plain"][0] + 0.1
+    assert explained["nested"][-1] > 0.9
+
+
+def weak_change(tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """24 concepts that two sources share to the last bit, and 6 of a third of their strength in the second source alone."""
+    directions = torch.randn(30, 32, generator=torch.Generator().manual_seed(7))
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    generator = torch.Generator().manual_seed(seed)
+    on = torch.rand(tokens, 30, generator=generator) < 0.06
+    strength = on * (1 + torch.rand(tokens, 30, generator=generator))
+    strength[:, 24:] *= 0.35
+    x = torch.cat([strength[:, :24] @ directions[:24], strength @ directions], dim=1)
+    return 4 * (x + 0.01 * torch.randn(x.shape, generator=generator)), directions
+
+
+def test_a_loss_on_the_difference_recovers_more_of_a_weak_change():
+    """A Delta crosscoder against the same one without that loss: concepts of one source, at equal steps, k and seeds."""
+    torch.set_grad_enabled(False)
+    recovered = {}
+    for coefficient in (None, 4.0):
+        delta = coefficient and {"delta": {"of": ["chat", "base"], "coefficient": coefficient}}
+        content = BATCHTOPK | {"activation": {"kind": "batchtopk", "k": 3}} | (delta or {})
+        options = with_training(content, {"gradient_clip": 100.0})
+        found = []
+        for seed in (0, 1):
+            coder = crosscoder.create(options, ["base", "chat"], [32, 32], seed)
+            state = start(coder, CrosscoderRecipe(options), backends.choose())
+            loop.run(state, lambda step, seed=seed: weak_change(256, 1000 * seed + step)[0], lambda _: None)
+            written = torch.nn.functional.normalize(coder.decoder[:, 32:], dim=1)
+            exclusive = coder.decoder_norms()[:, 0] < 0.5 * coder.decoder_norms()[:, 1]
+            cosine = weak_change(8, 0)[1][24:] @ written[exclusive].T
+            found.append(float((cosine.amax(1) > 0.83).float().mean()))
+        recovered[coefficient] = np.mean(found)
+    assert recovered[4.0] >= max(recovered[None], 0.6), recovered
 
 
 def test_lower_precision_reconstructs_as_well(batchtopk):

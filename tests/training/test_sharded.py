@@ -79,8 +79,8 @@ def assert_formula(name: str, ranks: int, replicas: int, one: dict) -> None:
         expected["selection"] += 8 * fallbacks
     assert sent == expected
     tokens, width = meshes.TOKENS // replicas, sum(meshes.MEMBERS[name][3].values())
-    codes = len(one["state"]["selections"])
-    assert one["formula"].get("reconstruction", 0) == (ranks > 1) * 8 * codes * tokens * width
+    levels = {"nested": 2, "delta": 2}.get(name, len(meshes.MEMBERS[name][3]) if name.startswith("aligned") else 1)
+    assert one["formula"].get("reconstruction", 0) == (ranks > 1) * 8 * levels * tokens * width
 
 
 @pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 1), (2, 2)])
@@ -108,6 +108,12 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(alone):
     expected = [alone[name]["state"] for name in meshes.RESUMED]
     assert_close(meshes.resumed(ALONE, saved), expected)
     assert_close(meshes.on_mesh(4, 1, meshes.resumed, saved), expected)
+
+
+def test_thresholds_of_blocks_are_those_of_one_process():
+    expected = meshes.thresholds(ALONE, "delta")
+    assert len(expected) == 28 and len(expected.unique()) == 2
+    assert_close(meshes.on_mesh(2, 1, meshes.thresholds, "delta"), expected)
 
 
 def test_of_equal_scores_the_same_are_kept_as_by_one_process():

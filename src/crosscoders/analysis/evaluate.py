@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from crosscoders.kernels import backends, sparse_code
 from crosscoders.kernels.interface import Backend
 from crosscoders.language_models import snapshots, splicing
 from crosscoders.language_models.model_tokens import ChosenDocuments, ModelTokens
+from crosscoders.study.blocks import block_sizes
 from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.crosscoders import CrosscoderSettings, PublishedSettings
 
@@ -92,6 +94,28 @@ def to_dataset(
             "tokens": v((), np.int64(sums["tokens"].sum()), "test tokens, sinks left out"),
         },
         coords={"source": ("source", np.array(coder.sources, dtype=object), {"long_name": "source"})},
+    )
+
+
+def nested_prefixes(settings: CrosscoderSettings | PublishedSettings, sources: list[str]) -> list[int]:
+    """Latents of every prefix of blocks that reconstructs on its own; none where blocks are not nested."""
+    nested = isinstance(settings, CrosscoderSettings) and settings.nested
+    return list(itertools.accumulate(block_sizes(settings, sources).values())) if nested else []
+
+
+def prefix_dataset(prefixes: list[int], sums: dict[str, np.ndarray], options: Bootstrap) -> xr.Dataset:
+    """Fraction of variance explained by every prefix of nested blocks, with intervals over documents."""
+    weights = bootstrap.resamples(len(sums["tokens"]), options.bootstrap_replicates, options.seed)
+    variance = np.broadcast_to(sums["variance"][:, None], sums["prefix_error"].shape)
+    unexplained, low, high = bootstrap.ratio_interval(sums["prefix_error"], variance, weights, options.confidence)
+    v, dims, name = artifacts.variable, ("prefix", "source"), "prefix_fraction_variance_explained"
+    return xr.Dataset(
+        {
+            name: v(dims, 1 - unexplained, "fraction of variance explained by the first latents alone"),
+            f"{name}_low": v(dims, 1 - high, "lower end of its interval over documents"),
+            f"{name}_high": v(dims, 1 - low, "upper end of its interval over documents"),
+        },
+        coords={"prefix": ("prefix", np.array(prefixes, np.int64), {"long_name": "latents of the prefix"})},
     )
 
 
@@ -213,12 +237,17 @@ def main(arguments) -> None:
     settings = settings_of(trained)
     cost = pair_cost(coder, settings, float(trained["penalty_coefficient"]))
     backend = backends.choose_for_evaluation(chosen_device(section.device), coder.latents)
-    sums = reconstruction(coder, data, consecutive(data.metadata["document"].values), cost, backend)
+    prefixes = nested_prefixes(settings, coder.sources)
+    sums = reconstruction(coder, data, consecutive(data.metadata["document"].values), cost, backend, prefixes)
     weights = np.array([settings.source_weights.get(name, 1.0) for name in coder.sources])
     dataset = to_dataset(coder, sums, weights, section.bootstrap)
     dataset = dataset.assign(effort(coder, settings))
+    if prefixes:
+        dataset = dataset.merge(prefix_dataset(prefixes, sums, section.bootstrap))
     for name in ("l0_training", "penalty_coefficient", "threshold", "threshold_training"):
-        dataset[name] = trained[name].mean(keep_attrs=True)  # learned thresholds are one per latent
+        dataset[name] = trained[name].mean(
+            keep_attrs=True
+        )  # learned thresholds, and those of blocks, are one per latent
     if arguments.ablations:
         ablations, tokens = artifacts.read(arguments.ablations), artifacts.read(arguments.tokens)
         folders = dict(zip(section.splice.models, arguments.models, strict=True))

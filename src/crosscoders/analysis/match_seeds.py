@@ -1,4 +1,4 @@
-"""Stage match_seeds: for every latent of one training, the latent of each other seed that is most like it."""
+"""Stage match_seeds: for every latent of one training the latent of each other seed most like it, and what both span."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import xarray as xr
 
 from crosscoders import artifacts, stage
 from crosscoders.analysis.sections import MatchSeedsSection
+from crosscoders.analysis.subspaces import Written, compare, to_dataset
 from crosscoders.crosscoder.files import from_dataset
 
 CHUNK = 4096
@@ -42,18 +43,28 @@ def match(
     return cosine, latent
 
 
+def subspace_overlaps(mine: int, written: dict[int, list[Written]], sources: list[str]) -> xr.Dataset:
+    """Overlaps of what ranked latents of one training span in every source with what those of each other seed span."""
+    pairs = [
+        None if seed == mine else [compare(one, two, mine) for one, two in zip(written[mine], others, strict=True)]
+        for seed, others in written.items()
+    ]
+    some = next(pair for pair in pairs if pair)
+    nothing = [tuple(np.full_like(values, np.nan) for values in one) for one in some]
+    parts = [[one[part] for one in pair or nothing] for part in (0, 1) for pair in pairs]
+    overlaps, nulls = np.stack(parts[: len(pairs)]), np.stack(parts[len(pairs) :])
+    return to_dataset(overlaps, nulls, sources)
+
+
 def main(arguments) -> None:
     """Match one training with all others of its crosscoder."""
     section: MatchSeedsSection = arguments.settings
     torch.set_grad_enabled(False)
-    decoders = {
-        seed: from_dataset(artifacts.read(path)).decoder
-        for seed, path in zip(section.seeds, arguments.crosscoders, strict=True)
-    }
-    alive = {
-        seed: artifacts.read(path)["density"].values > 0
-        for seed, path in zip(section.seeds, arguments.latents, strict=True)
-    }
+    decoders, alive, written, sources = {}, {}, {}, []
+    for seed, crosscoder, latents in zip(section.seeds, arguments.crosscoders, arguments.latents, strict=True):
+        coder, known = from_dataset(artifacts.read(crosscoder)), artifacts.read(latents)[["density", "relative_norm"]]
+        decoders[seed], alive[seed], sources = coder.decoder, known["density"].values > 0, coder.sources
+        written[seed] = [Written.of(coder.decoder[:, columns], known) for columns in coder.columns]
     mine = section.seed
     empty = np.full(len(decoders[mine]), np.nan), np.full(len(decoders[mine]), -1)
     matches = [
@@ -75,6 +86,8 @@ def main(arguments) -> None:
         coords={"other_seed": section.seeds},
         attrs=section.provenance() | {"title": "latents matched across seeds"},
     )
+    if len(written) > 1:
+        dataset = dataset.merge(subspace_overlaps(mine, written, sources))
     artifacts.write(dataset, arguments.output)
     median = [f"{np.nanmedian(cosine):.2f}" for cosine, latent in matches if (latent >= 0).any()]
     stage.say(f"match_seeds: median cosine {', '.join(median)}")

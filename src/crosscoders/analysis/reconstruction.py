@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ def reconstruction(
     document: np.ndarray,
     cost: Callable[[sparse_code.Code], torch.Tensor] | None = None,
     backend: Backend | None = None,
+    prefixes: Sequence[int] = (),
 ) -> dict[str, np.ndarray]:
     """Sums within each document from which the measures of evaluation follow.
 
@@ -34,12 +35,14 @@ def reconstruction(
         The penalty of every active pair of a code, (pairs,).
     backend : Backend, optional
         What computes; chosen by the device of the weights where absent.
+    prefixes : list of int
+        Numbers of latents whose reconstruction, by the first so many of the dictionary, is measured too.
 
     Returns
     -------
     dict
         `error` and `variance` (documents, sources), `active`, `penalty` and `tokens` (documents,), `fired`
-        (latents,). The variance is about the split's own mean.
+        (latents,); `prefix_error` (documents, prefixes, sources). The variance is about the split's own mean.
     """
     backend = backend or backends.choose(coder.decoder.device)
     documents, sources = int(document[-1]) + 1, len(coder.widths)
@@ -49,7 +52,9 @@ def reconstruction(
         "active": np.zeros(documents),
         "penalty": np.zeros(documents),
         "tokens": np.bincount(document, minlength=documents).astype(float),
+        "prefix_error": np.zeros((documents, len(prefixes), sources)),
     }
+    decoders = [coder.decoder[:latents] for latents in prefixes]
     fired = np.zeros(coder.latents, np.int64)
     for chosen, x in data.batches(BATCH):
         code = encode_sparse(coder, x, backend)
@@ -59,6 +64,11 @@ def reconstruction(
         for s, columns in enumerate(coder.columns):
             for name, squares in (("error", error), ("variance", variance)):
                 sums[name][:, s] += np.bincount(inside, squares[:, columns].sum(1).numpy(), documents)
+        for p, decoder in enumerate(decoders):
+            part, _ = code.split([len(decoder), coder.latents - len(decoder)])
+            squares = (x - backend.decode(part, decoder, coder.decoder_bias)).double().pow(2)
+            for s, columns in enumerate(coder.columns):
+                sums["prefix_error"][:, p, s] += np.bincount(inside, squares[:, columns].sum(1).numpy(), documents)
         sums["active"] += np.bincount(inside, code.offsets.diff().numpy(), documents)
         if cost is not None:
             sums["penalty"] += np.bincount(inside[code.tokens.numpy()], cost(code).numpy(), documents)

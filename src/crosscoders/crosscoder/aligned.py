@@ -34,6 +34,9 @@ class Aligned:
         How pre-activations become a code, and how many latents per token and source are kept.
     thresholds : (S,)
         Score above which a latent of a source's code is on at inference (batchtopk).
+    global_support : bool
+        Whether all codes of a token have the same active latents, those of the largest scores summed over sources
+        (Global TopK, arXiv 2507.06265); a latent that one of them writes with 0 is off in that code.
     """
 
     encoders: list[torch.Tensor]
@@ -45,6 +48,7 @@ class Aligned:
     activation: str
     k: int | None
     thresholds: torch.Tensor
+    global_support: bool = False
 
     @property
     def selection(self) -> Selection:
@@ -99,10 +103,14 @@ class Aligned:
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Codes at inference, (S, T, m)."""
         f = self.preactivations(x).relu()
-        score = f * self.decoder_norms().sum(1)
+        score = self.ranked_scores(f * self.decoder_norms().sum(1))
         if self.selection.ranked_over == "token":
             return torch.stack([keep_largest(one, rank, self.k) for one, rank in zip(f, score, strict=True)])
         return f * (score > self.thresholds[:, None, None])
+
+    def ranked_scores(self, score: torch.Tensor) -> torch.Tensor:
+        """What decides which latents are on, (S, T, m): scores of every source, or their sum for all alike."""
+        return score.sum(0).expand_as(score) if self.global_support else score
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """x̂_{s→t} for all s and t, (S, T, D), the targets side by side."""
@@ -147,6 +155,7 @@ def create(
         activation=settings.activation.kind,
         k=settings.activation.k,
         thresholds=torch.zeros(len(widths), dtype=dtype),
+        global_support=settings.support == "global",
     )
 
 
@@ -165,7 +174,7 @@ def reference_loss(
     codes : (S, T, m)
     """
     f, norms = coder.preactivations(x).relu(), coder.decoder_norms()
-    score = f * norms.sum(1)
+    score = coder.ranked_scores(f * norms.sum(1))
     z = torch.stack([_selected(coder, one, rank) for one, rank in zip(f, score, strict=True)])
     total = (x - coder.decode(z)).square().sum() / len(x)
     contribution = z * norms.sum(1)

@@ -45,6 +45,10 @@ class Crosscoder:
         Score above which a latent is on at inference, unless its rank within the token decides.
     log_threshold : (m,), optional
         Logarithm of the scores above which latents are on, where they are learned.
+    block : (m,), optional
+        Number of the block of every latent, ascending; known while training.
+    nested : bool
+        Whether every prefix of the list of blocks reconstructs on its own while training.
     """
 
     encoder: torch.Tensor
@@ -61,6 +65,8 @@ class Crosscoder:
     k: int | None
     threshold: float | torch.Tensor = 0.0
     log_threshold: torch.Tensor | None = None
+    block: torch.Tensor | None = None
+    nested: bool = False
 
     @property
     def selection(self) -> Selection:
@@ -106,9 +112,9 @@ class Crosscoder:
 
     def over_latents(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Crosscoder:
         """A copy with other latents: `change` gets every tensor of latents and the axis along which they lie."""
-        names = ("encoder", "encoder_bias", "decoder", "reads", "writes", "tied", "penalty", "log_threshold")
-        rows = {name: getattr(self, name) for name in names}
-        changed = {name: change(tensor, 0) for name, tensor in rows.items() if tensor is not None}
+        names = ("encoder", "encoder_bias", "decoder", "reads", "writes", "tied", "penalty", "log_threshold", "block")
+        rows = {name: getattr(self, name) for name in names} | {"threshold": self.threshold}
+        changed = {name: change(rows, 0) for name, rows in rows.items() if isinstance(rows, torch.Tensor)}
         return replace(self, **changed, decoder_bias=self.decoder_bias.cpu())
 
     def decoder_norms(self) -> torch.Tensor:
@@ -139,6 +145,17 @@ class Crosscoder:
         return [(latents, columns) for latents, columns in masked if latents.any()]
 
     @property
+    def block_rows(self) -> list[slice]:
+        """The latents of every block, of those that this process has."""
+        edges = [0, *torch.bincount(self.block).cumsum(0).tolist()]
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    @property
+    def levels(self) -> list[slice]:
+        """Groups of latents whose prefixes reconstruct: the blocks where they are nested, else all latents as one."""
+        return self.block_rows if self.nested else [slice(0, self.latents)]
+
+    @property
     def unconstrained(self) -> bool:
         """Whether every latent may read and write every source, in a direction of its own in each."""
         return bool(self.reads.all() and self.writes.all() and not self.tied.any())
@@ -163,6 +180,11 @@ def keep_largest(f: torch.Tensor, score: torch.Tensor, k: int) -> torch.Tensor:
     """`f` where `score` is among the k largest of its row, 0 elsewhere; of equal scores the lower index is kept."""
     order = torch.sort(score, dim=1, descending=True, stable=True).indices[:, :k]
     return torch.zeros_like(f).scatter_(1, order, f.gather(1, order))
+
+
+def keep_largest_of_batch(f: torch.Tensor, score: torch.Tensor, k: int) -> torch.Tensor:
+    """`f`, (T, m), where `score` is among the T·k largest of all; of equal scores the earlier token's, or latent's, is kept."""
+    return keep_largest(f.reshape(1, -1), score.reshape(1, -1), k * len(f)).view_as(f)
 
 
 def initial_directions(
@@ -232,9 +254,11 @@ def create(
     Raises
     ------
     UserError
-        A tied block over sources of unequal width.
+        A tied block over sources of unequal width, or a loss on their difference.
     """
-    activation = settings.activation
+    activation, of = settings.activation, settings.delta.of if settings.delta else []
+    if len({widths[sources.index(name)] for name in of}) > 1:
+        raise UserError(f"delta.of: {of}, but the sources {sources} have widths {widths}; expected equal widths")
     decoder = initial_directions(settings.latents, widths, seed, settings.training.decoder_norm, dtype, own)
     m, masks = len(decoder), block_masks(settings, sources, widths)
     if own is not None:
@@ -249,6 +273,7 @@ def create(
         **(masks | {"penalty": masks["penalty"].to(dtype)}),
         activation=activation.kind,
         k=activation.k,
+        nested=settings.nested is not None,
     )
     if crosscoder.selection.learns_threshold:
         crosscoder.log_threshold = torch.full((m,), math.log(activation.initial_threshold), dtype=dtype)
@@ -265,15 +290,17 @@ def _clear_forbidden(crosscoder: Crosscoder) -> None:
 
 
 def block_masks(settings: CrosscoderSettings, sources: list[str], widths: list[int]) -> dict[str, torch.Tensor]:
-    """What every latent gets from its block: `reads`, `writes`, (m, S) bool, `tied`, (m,) bool, and `penalty`, (m,).
+    """What every latent gets from its block.
+
+    `reads` and `writes`, (m, S) bool, `tied`, (m,) bool, the number of the `block`, (m,), and `penalty`, (m,).
 
     Raises
     ------
     UserError
         A tied block over sources of unequal width.
     """
-    reads, writes, tied, penalty = [], [], [], []
-    parts = groups(settings.blocks, sources)
+    reads, writes, tied, penalty, number = [], [], [], [], []
+    parts, names = groups(settings.blocks, sources), [*settings.blocks]
     for part, size in zip(parts, group_sizes(settings.latents, [part.share for part in parts]), strict=True):
         block = settings.blocks[part.block]
         if block.tied and len(set(widths)) > 1:
@@ -282,10 +309,26 @@ def block_masks(settings: CrosscoderSettings, sources: list[str], widths: list[i
         writes += [part.writes] * size
         tied += [block.tied] * size
         penalty += [block.penalty] * size
-    masks = {"reads": reads, "writes": writes, "tied": tied}
+        number += [names.index(part.block)] * size
+    masks = {"reads": reads, "writes": writes, "tied": tied, "block": number}
     return {name: torch.tensor(values) for name, values in masks.items()} | {
         "penalty": torch.tensor(penalty, dtype=torch.float64)
     }
+
+
+@dataclass(frozen=True)
+class DeltaLoss:
+    """λ ‖e_a − e_b‖², where e_a and e_b are the errors of two sources of equal width."""
+
+    coefficient: float
+    first: slice
+    second: slice
+
+    def add(self, error: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add half of the negative gradient at the reconstruction in place; both are (…, D)."""
+        difference = self.coefficient * (error[..., self.first] - error[..., self.second])
+        gradient[..., self.first] += difference
+        gradient[..., self.second] -= difference
 
 
 class StepThreshold(torch.autograd.Function):
@@ -314,14 +357,15 @@ def reference_loss(
     penalty_kind: str,
     coefficient: float,
     weights: torch.Tensor,
-    k: int | None = None,
+    k: int | list[int] | None = None,
     scale: float = 1.0,
     bandwidth: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss in plain operations, for autograd; the tests compare every fast path with it.
 
-    Σ_s w_s ‖x_s − x̂_s‖², mean over tokens, plus a penalty of :mod:`crosscoders.crosscoder.penalties` [L24; A25].
-    BatchTopK keeps the T·k largest scores f_j Σ_s n_{j,s} [B24].
+    Σ_s w_s ‖x_s − x̂_s‖², mean over tokens and, where blocks are nested, over prefixes of blocks (arXiv 2503.17547), plus a
+    penalty of :mod:`crosscoders.crosscoder.penalties` [L24; A25]. BatchTopK keeps the T·k largest scores f_j Σ_s n_{j,s}
+    [B24]; of a list, each number is the k of one block. :func:`reference_delta` is a further term.
 
     Returns
     -------
@@ -333,20 +377,34 @@ def reference_loss(
     f = preactivations.relu()
     score = f * norms.sum(1)
     if selection.ranked_over == "batch":
-        f = keep_largest(f.reshape(1, -1), score.reshape(1, -1), k * len(x)).view_as(f)
+        budgets = zip(crosscoder.block_rows, k, strict=True) if isinstance(k, list) else [(slice(None), k)]
+        f = torch.cat([keep_largest_of_batch(f[:, rows], score[:, rows], count) for rows, count in budgets], dim=1)
     elif selection.ranked_over == "token":
         f = keep_largest(f, score, k)
     elif selection.learns_threshold:
         size = norms.sum(1).detach()
         f = StepThreshold.apply(preactivations, (preactivations * size).detach(), size, crosscoder.on_above, bandwidth)
-    error = x - crosscoder.decode(f)
-    loss = ((error**2).sum(0) * weights).sum() / len(x)
+    errors = torch.stack([x - rebuilt for rebuilt in prefixes(crosscoder, f)])
+    loss = ((errors**2).mean(0).sum(0) * weights).sum() / len(x)
     if penalty_kind != "none":
         penalty = PENALTIES[penalty_kind]
         penalised = f if penalty.penalises_code else f.detach()
         value = penalty.value(penalised * penalty.join(norms), scale)
         loss = loss + coefficient * (value * crosscoder.penalty).sum() / len(x)
     return loss, f
+
+
+def prefixes(crosscoder: Crosscoder, f: torch.Tensor) -> list[torch.Tensor]:
+    """The reconstructions, (T, D), from a code, (T, m), by ever more of the levels; the last one is by all latents."""
+    ends = [rows.stop for rows in crosscoder.levels]
+    return [f[:, :end] @ crosscoder.decoder[:end] + crosscoder.decoder_bias for end in ends]
+
+
+def reference_delta(crosscoder: Crosscoder, x: torch.Tensor, f: torch.Tensor, delta: DeltaLoss) -> torch.Tensor:
+    """λ ‖e_a − e_b‖² of a code, (T, m), in plain operations, mean over tokens and prefixes; a scalar."""
+    errors = torch.stack([x - rebuilt for rebuilt in prefixes(crosscoder, f)])
+    difference = errors[..., delta.first] - errors[..., delta.second]
+    return delta.coefficient * difference.square().sum(-1).mean()
 
 
 def equalise_rates(crosscoder: Crosscoder, x: torch.Tensor, l0: float, latents: int | None = None) -> None:

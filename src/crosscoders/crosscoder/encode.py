@@ -26,10 +26,13 @@ ROUNDING = 1e-6
 
 
 class Whole:
-    """Pre-activations P, (T, m), all of them computed; T and m are those of one process of a mesh."""
+    """Pre-activations P, (T, m), all of them computed; T and m are those of one process of a mesh.
 
-    def __init__(self, values: torch.Tensor, mesh: Alone = ALONE):
-        self.whole, self.mesh = values, mesh
+    Of a block of latents `first` is the place of the first one among those of the process.
+    """
+
+    def __init__(self, values: torch.Tensor, mesh: Alone = ALONE, first: int = 0):
+        self.whole, self.mesh, self.first = values, mesh, first
         self.size = tuple(values.shape)
 
     def above(self, threshold: torch.Tensor | float) -> Pairs:
@@ -54,6 +57,8 @@ class Preactivations(Whole):
     backend : Backend
     precision : torch.dtype, optional
         To which the factors are rounded where all pre-activations are computed.
+    first : int
+        As in :class:`Whole`.
     """
 
     def __init__(
@@ -63,8 +68,10 @@ class Preactivations(Whole):
         bias: torch.Tensor,
         backend: Backend,
         precision: torch.dtype | None = None,
+        first: int = 0,
     ):
         self.x, self.encoder, self.bias, self.backend, self.precision = x, encoder, bias, backend, precision
+        self.first = first
         self.size, self.mesh = (len(x), len(encoder)), backend.mesh
 
     @cached_property
@@ -85,6 +92,11 @@ class Preactivations(Whole):
         """Pairs above a candidate threshold, a number or (m,)."""
         pairs = self.few_above(threshold)
         return super().above(threshold) if pairs is None else pairs
+
+    def of(self, latents: slice) -> Preactivations:
+        """Those of some latents."""
+        weights = self.encoder[latents], self.bias[latents]
+        return Preactivations(self.x, *weights, self.backend, self.precision, latents.start)
 
     def some(self, tokens: slice, latents: torch.Tensor) -> torch.Tensor:
         """Pre-activations of some tokens and latents, (tokens, latents)."""
@@ -130,12 +142,12 @@ def _largest(
     index: torch.Tensor, scores: torch.Tensor, count: int, preactivations: Whole
 ) -> tuple[torch.Tensor, float]:
     """Mask of this process's scores, at flat indices, among the `count` largest of all, and the smallest score kept."""
-    (tokens, m), mesh = preactivations.size, preactivations.mesh
+    (tokens, m), mesh, first = preactivations.size, preactivations.mesh, preactivations.first
     if mesh.alone:
         return largest(scores, count)
 
     def places() -> torch.Tensor:
-        return (index // m + mesh.tokens_before(tokens)) * mesh.latents + mesh.own.to(index.device)[index % m]
+        return (index // m + mesh.tokens_before(tokens)) * mesh.latents + mesh.own.to(index.device)[index % m + first]
 
     return largest_together(scores, places, count, mesh)
 

@@ -122,7 +122,8 @@ def aligned_to_dataset(coder: Aligned, normalisation: xr.Dataset) -> xr.Dataset:
     dataset["encoder_bias"] = _variable(("source", "latent"), coder.encoder_bias.numpy(), "encoder bias")
     thresholds = coder.thresholds.numpy()
     dataset["threshold"] = _variable("source", thresholds, "score above which a latent is on at inference")
-    return dataset.assign_attrs(activation=coder.activation, k=coder.k or 0)
+    shared = {"support": "global"} if coder.global_support else {}
+    return dataset.assign_attrs(activation=coder.activation, k=coder.k or 0, **shared)
 
 
 def aligned_from_dataset(dataset: xr.Dataset) -> Aligned:
@@ -149,6 +150,7 @@ def aligned_from_dataset(dataset: xr.Dataset) -> Aligned:
         activation=dataset.attrs["activation"],
         k=int(dataset.attrs["k"]) or None,
         thresholds=_tensor(dataset["threshold"]),
+        global_support=dataset.attrs.get("support") == "global",
     )
 
 

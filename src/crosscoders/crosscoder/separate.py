@@ -90,6 +90,7 @@ def separate(whole: Crosscoder) -> Separate | None:
                 tied=torch.zeros_like(whole.tied[rows]),
                 penalty=whole.penalty[rows],
                 log_threshold=None if whole.log_threshold is None else whole.log_threshold[rows].clone(),
+                block=None if whole.block is None else whole.block[rows],
             )
         )
         row += count

@@ -82,6 +82,27 @@ def from_flat(index: torch.Tensor, values: torch.Tensor, size: tuple[int, int]) 
     return Code(offsets, index - tokens * size[1], values, size)
 
 
+def beside(codes: list[Code]) -> Code:
+    """Codes of the same tokens as one, the latents of one code after those of the other: the inverse of `Code.split`.
+
+    Parameters
+    ----------
+    codes : list of Code
+        Of (T, m_i) each.
+
+    Returns
+    -------
+    Code
+        Of (T, sum of m_i).
+    """
+    size, first, places = (codes[0].size[0], sum(code.size[1] for code in codes)), 0, []
+    for code in codes:
+        places.append(code.tokens * size[1] + code.latents + first)
+        first += code.size[1]
+    place, order = torch.cat(places).sort()
+    return from_flat(place, torch.cat([code.values for code in codes])[order], size)
+
+
 def joined(codes: list[Code]) -> Code:
     """Codes over the same latents as one, the tokens of one code after those of the other.
 

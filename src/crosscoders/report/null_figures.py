@@ -147,10 +147,15 @@ def _lifts(axis: plt.Axes, lifts: dict[str, tuple[float, ...] | None]) -> None:
     axis.set_ylim(0, None)
 
 
-def stability(summary: xr.Dataset) -> plt.Figure:
-    """ours-stability: how alike latents of two seeds are, how often their class agrees, and class counts by seed."""
+def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None) -> plt.Figure:
+    """ours-stability: latents of two seeds and their classes, and the spaces that latents span, beside nulls."""
     names, seeds = crosscoders(summary), summary["seed"].values
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.4))
+    spanned = "subspace_overlap" in summary
+    figure, rows = plt.subplots(1 + spanned, 3, figsize=(16, 4.4 + 4.8 * spanned), squeeze=False)
+    axes = rows[0]
+    if spanned:
+        _draw_spans(rows[1], summary, controls or {})
+        figure.subplots_adjust(hspace=0.35)
     for c, name in enumerate(names):
         cosines, agreement = _matched(summary, name)
         place = np.linspace(0, 1, len(cosines))
@@ -183,6 +188,64 @@ def stability(summary: xr.Dataset) -> plt.Figure:
     axes[2].legend(fontsize=8)
     sns.despine(figure)
     return figure
+
+
+def spans(summary: xr.Dataset, crosscoder: str, leaning: str, size: int) -> dict[str, np.ndarray]:
+    """Overlaps of what latents of two seeds span, and those of nulls, each (pairs of seeds, 3): value, low, high.
+
+    Latents that lean to the base are compared in what they write to it, all others in what they write to the other
+    source of the contrast. Pairs of which nothing is known are left out.
+    """
+    source = summary.attrs["base" if leaning == "base" else "chat"]
+    one = summary.sel(crosscoder=crosscoder, source=source, subspace_size=size)
+    seeds, found = summary["seed"].values, {}
+    pairs = [(a, b) for a in seeds for b in seeds if a < b]
+    for name in ("overlap", "random_latents", "random_directions"):
+        columns = [one[f"subspace_{name}{end}"] for end in ("", "_low", "_high")]
+        if name == "overlap":
+            columns = [column.sel(leaning=leaning) for column in columns]
+        found[name] = np.array([[float(c.sel(seed=a, other_seed=b)) for c in columns] for a, b in pairs]).reshape(-1, 3)
+    known = np.isfinite(found["overlap"][:, 0])
+    return {name: values[known] for name, values in found.items()}
+
+
+def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> None:
+    """A panel for every size of the span: overlaps by crosscoder and leaning, a mark per pair of seeds."""
+    names, places = crosscoders(summary), {"base": -0.22, "shared": 0.0, "chat": 0.22}
+    colours = {
+        leaning: CLASS_COLOURS[label]
+        for leaning, label in zip(places, ("base-only", "shared", "chat-only"), strict=True)
+    }
+    for axis, size in zip(axes, summary["subspace_size"].values, strict=True):
+        drawn = False
+        for c, name in enumerate(names):
+            for leaning, place in places.items():
+                found = spans(summary, name, leaning, size)
+                for pair, (value, low, high) in enumerate(found["overlap"]):
+                    at, drawn = c + place + 0.05 * pair, True
+                    bars = [[value - low], [high - value]]
+                    axis.errorbar(at, value, yerr=bars, fmt="o", ms=5, capsize=2, color=colours[leaning])
+                    for kind, colour in (("random_latents", "0.6"), ("random_directions", "black")):
+                        _, lowest, highest = found[kind][pair]
+                        axis.fill_between([at - 0.05, at + 0.05], lowest, highest, color=colour, alpha=0.5, lw=0)
+                for other in (
+                    one for one in controls.values() if name in crosscoders(one) and "subspace_overlap" in one
+                ):
+                    values = spans(other, name, leaning, size)["overlap"][:, 0]
+                    axis.scatter([c + place] * len(values), values, marker="x", s=24, color=colours[leaning])
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
+        axis.set(title=f"{size} latents", ylim=(-0.03, 1.03), xlim=(-0.5, len(names) - 0.5))
+        if not drawn:
+            reason = "too few latents are alive in two seeds,\nor they would fill half of the source"
+            axis.text(0.5, 0.5, reason, ha="center", va="center", transform=axis.transAxes)
+    axes[0].set_ylabel("overlap of what two seeds' latents span\n(bars: 95% jackknife)")
+    for leaning, label in {"base": "lowest Δ, in base", "shared": "Δ nearest ½", "chat": "highest Δ"}.items():
+        axes[0].scatter([], [], color=colours[leaning], label=label)
+    axes[0].scatter([], [], marker="s", color="0.6", label="random latents (95%)")
+    axes[0].scatter([], [], marker="s", color="black", label="random directions (95%)")
+    if controls:
+        axes[0].scatter([], [], marker="x", color="black", label="null controls")
+    axes[0].legend(fontsize=8)
 
 
 def _class_counts(axis: plt.Axes, one: xr.Dataset, place: float, labelled: bool) -> None:
@@ -312,8 +375,8 @@ def null_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> str:
     return "\n".join(lines)
 
 
-def stability_sentences(summary: xr.Dataset) -> str:
-    """How many latents come back in another seed."""
+def stability_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None) -> str:
+    """How many latents come back in another seed, and how much of what those of the highest Δ span does."""
     lines = []
     for name in crosscoders(summary):
         cosines, agreement = _matched(summary, name)
@@ -321,9 +384,24 @@ def stability_sentences(summary: xr.Dataset) -> str:
         lines.append(
             f"- **{name}**: {100 * np.mean(cosines > MATCHED_ABOVE):.0f}% of alive latents have one of cosine above "
             f"{MATCHED_ABOVE:g} in another seed (median cosine {np.median(cosines):.2f}); of these, "
-            f"{100 * agree.mean():.0f}% fall into the same class of relative norm."
+            f"{100 * agree.mean():.0f}% fall into the same class of relative norm.{_span_sentence(summary, name)}"
         )
     return "\n".join(lines)
+
+
+def _span_sentence(summary: xr.Dataset, crosscoder: str) -> str:
+    """How much of what the latents of highest Δ span comes back in another seed, for every size that is known."""
+    parts = []
+    for size in summary["subspace_size"].values if "subspace_overlap" in summary else []:
+        found = spans(summary, crosscoder, "chat", size)
+        if len(found["overlap"]):
+            value, latents, directions = (values[:, 0].mean() for values in found.values())
+            low, high = found["overlap"][:, 1].min(), found["overlap"][:, 2].max()
+            parts.append(
+                f"{value:.2f} [{low:.2f}, {high:.2f}] for {size} latents (random latents {latents:.2f}, random directions "
+                f"{directions:.2f})"
+            )
+    return f" What the latents of highest Δ span overlaps between seeds by {', '.join(parts)}." if parts else ""
 
 
 def transfer_sentences(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> str:

@@ -343,10 +343,10 @@ FIGURES = (
     ),
     Figure(
         "ours-stability",
-        "Class counts and matched latents over seeds",
+        "Class counts, matched latents and spanned spaces over seeds",
         "null_figures.stability",
         ("model_diffing", "compare"),
-        PAIR,
+        ("pair", "nulls"),
         words="null_figures.stability_sentences",
         needs=("matched_cosine",),
         absent="This study trains with one seed.",

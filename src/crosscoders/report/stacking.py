@@ -11,25 +11,28 @@ PADDING = {"f": np.nan, "i": -1, "O": ""}
 def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
     """Datasets of single trainings along the dimensions `crosscoder` and `seed`.
 
-    Labelled dimensions hold every label that any training has. Dictionaries and trainings of unequal length are padded:
-    floats with NaN, flags and counts with −1, text with "".
+    Labelled dimensions hold every label that any training has. Dictionaries and trainings of unequal length are padded,
+    and so is what some trainings lack: floats with NaN, flags and counts with −1, text with "".
     """
     names = list(dict.fromkeys(name for name, _ in datasets))
     seeds = sorted({seed for _, seed in datasets})
     dims: dict[str, int] = {}
     labels: dict[str, list] = {}
+    variables: dict[str, xr.DataArray] = {}
     for dataset in datasets.values():
+        variables = dict(dataset.data_vars) | variables
         for dim, size in dataset.sizes.items():
             if dim in dataset.coords:
                 labels[dim] = list(dict.fromkeys([*labels.get(dim, []), *dataset[dim].values.tolist()]))
             dims[dim] = len(labels[dim]) if dim in labels else max(size, dims.get(dim, 0))
-    first = next(iter(datasets.values()))
     stacked = xr.Dataset(coords={"crosscoder": np.array(names, dtype=object), "seed": seeds})
-    for name, variable in first.data_vars.items():
+    for name, variable in variables.items():
         shape = (len(names), len(seeds), *(dims[dim] for dim in variable.dims))
         dtype = np.dtype(object) if variable.dtype.kind in "UTO" else variable.dtype
         values = np.full(shape, PADDING[dtype.kind], dtype=dtype)
         for (crosscoder, seed), dataset in datasets.items():
+            if name not in dataset:
+                continue
             part = dataset[name]
             inside = [
                 [labels[dim].index(label) for label in dataset[dim].values.tolist()] if dim in labels else range(size)
@@ -41,10 +44,10 @@ def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
             else:
                 values[names.index(crosscoder), seeds.index(seed)] = part.values
         stacked[name] = (("crosscoder", "seed", *variable.dims), values, variable.attrs)
-    coordinates = {
-        dim: (dim, np.array(values, dtype=first[dim].dtype), first[dim].attrs) for dim, values in labels.items()
-    }
-    return stacked.assign_coords(coordinates)
+    for dim, values in labels.items():
+        like = next(dataset[dim] for dataset in datasets.values() if dim in dataset.coords)
+        stacked = stacked.assign_coords({dim: (dim, np.array(values, dtype=like.dtype), like.attrs)})
+    return stacked
 
 
 def stack_seeds(datasets: dict[int, xr.Dataset], prefix: str) -> xr.Dataset:

@@ -91,6 +91,26 @@ def group_sizes(latents: int, shares: list[float]) -> list[int]:
     return sizes
 
 
+def block_sizes(settings: CrosscoderSettings, sources: list[str]) -> dict[str, int]:
+    """Latents of every block, which lie side by side in the dictionary, in the order of the blocks.
+
+    Parameters
+    ----------
+    settings : CrosscoderSettings
+    sources : list of str
+        Names of the crosscoder's sources, in order.
+
+    Returns
+    -------
+    dict of int
+        They sum to m.
+    """
+    made, sizes = groups(settings.blocks, sources), dict.fromkeys(settings.blocks, 0)
+    for group, size in zip(made, group_sizes(settings.latents, [one.share for one in made]), strict=True):
+        sizes[group.block] += size
+    return sizes
+
+
 def stored_sources(setting: Setting | PlantedSetting) -> dict[str, Source | SyntheticSource]:
     """Sources that are extracted or drawn, in order; differences are made from them on reading.
 

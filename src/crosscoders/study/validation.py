@@ -10,7 +10,15 @@ import string
 from pathlib import Path
 
 from crosscoders.study import model_folder
-from crosscoders.study.blocks import ACTIVATIONS, crosscoder_sources, differences, group_sizes, groups, stored_sources
+from crosscoders.study.blocks import (
+    ACTIVATIONS,
+    block_sizes,
+    crosscoder_sources,
+    differences,
+    group_sizes,
+    groups,
+    stored_sources,
+)
 from crosscoders.study.settings.base import SPLITS
 from crosscoders.study.settings.comparisons import (
     NullSetting,
@@ -251,6 +259,8 @@ def _aligned_problems(member: AlignedSettings) -> list[str]:
         )
     if member.penalty.target_l0 is not None:
         problems.append("penalty.target_l0: the coefficient of an aligned crosscoder is not steered; remove it")
+    if member.support == "global" and not ACTIVATIONS[member.activation.kind].ranked_over:
+        problems.append(f"support: 'global', but {member.activation.kind} ranks no latents; expected topk or batchtopk")
     return problems
 
 
@@ -269,6 +279,32 @@ def _crosscoder_problems(crosscoder: CrosscoderSettings) -> list[str]:
             problems.append(f"blocks.{name}.writes: {block.writes!r} needs reads: each")
         if block.window is not None and block.writes != "onward":
             problems.append(f"blocks.{name}.window: {block.window} has no meaning without writes: onward")
+    if crosscoder.nested is not None and sorted(crosscoder.nested) != sorted(crosscoder.blocks):
+        problems.append(f"nested: {crosscoder.nested}; expected every block once: {', '.join(crosscoder.blocks)}")
+    elif crosscoder.nested is not None and len(crosscoder.nested) < 2:
+        problems.append(f"nested: {crosscoder.nested} is one block; expected two or more, whose prefixes reconstruct")
+    return problems + _budget_problems(crosscoder)
+
+
+def _budget_problems(crosscoder: CrosscoderSettings) -> list[str]:
+    """Problems of blocks that rank their latents apart."""
+    budgets, activation = {name: block.k for name, block in crosscoder.blocks.items()}, crosscoder.activation
+    given = [k for k in budgets.values() if k is not None]
+    if not given:
+        return []
+    problems = [
+        f"blocks.{name}.k: missing; expected one for every block or for none"
+        for name, k in budgets.items()
+        if k is None
+    ]
+    if activation.kind != "batchtopk":
+        problems.append(f"activation.kind: {activation.kind}, but blocks have a k of their own; expected batchtopk")
+    elif not problems and activation.k is not None and sum(given) != activation.k:
+        problems.append(f"blocks: their k sum to {sum(given)}; expected activation.k = {activation.k}")
+    if activation.initial_k is not None:
+        problems.append(
+            f"activation.initial_k: {activation.initial_k} is not available where blocks have a k; remove it"
+        )
     return problems
 
 
@@ -362,8 +398,9 @@ def _null_problems(study: Study, setting: NullSetting) -> list[str]:
         )
     problems += _read_problems(study, setting, "expected ones that are trained on the changed activations")
     for name in setting.crosscoders:
-        if study.crosscoders.get(name) is None:
+        if not isinstance(study.crosscoders.get(name), CrosscoderSettings):
             continue
+        problems += _block_problems(f"crosscoders ({name!r})", study.crosscoders[name], other)
         lacking = set(other.contrast) - set(crosscoder_sources(other, study.crosscoders[name]))
         if lacking:
             problems.append(f"crosscoders: {name!r} does not read {sorted(lacking)}, which a null needs")
@@ -414,18 +451,30 @@ def _planted_problems(study: Study, setting: PlantedSetting) -> list[str]:
     return problems + _width_problems(study, setting, widths)
 
 
-def _width_problems(study: Study, setting: PlantedSetting, widths: dict[str, int]) -> list[str]:
-    """Tied blocks over sources of unequal width."""
+def _model_widths(study: Study, setting: Setting) -> dict[str, int]:
+    """Widths of the sources whose models' widths are known before they are fetched."""
+    models = {name: source.model for name, source in stored_sources(setting).items() if isinstance(source, Source)}
+    widths = {name: model_width(study, study.models.get(model)) for name, model in models.items()}
+    return {name: width for name, width in widths.items() if width is not None}
+
+
+def _width_problems(study: Study, setting: Setting | PlantedSetting, widths: dict[str, int]) -> list[str]:
+    """Tied blocks over sources of unequal width, and losses on their difference."""
     problems = []
     for name in setting.crosscoders:
         member = study.crosscoders.get(name)
-        for block_name, block in member.blocks.items() if isinstance(member, CrosscoderSettings) else ():
-            unequal = {widths[source] for source in crosscoder_sources(setting, member) if source in widths}
+        if not isinstance(member, CrosscoderSettings):
+            continue
+        unequal = {widths[source] for source in crosscoder_sources(setting, member) if source in widths}
+        for block_name, block in member.blocks.items():
             if block.tied and len(unequal) > 1:
                 problems.append(
                     f"crosscoders ({name!r}): blocks.{block_name}.tied: sources of unequal widths {sorted(unequal)} cannot share"
                     " a decoder direction"
                 )
+        two = [widths[name] for name in member.delta.of if name in widths] if member.delta else []
+        if len(set(two)) > 1:
+            problems.append(f"crosscoders ({name!r}): delta.of: sources of widths {two}; expected equal widths")
     return problems
 
 
@@ -447,6 +496,7 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
             problems.append(f"sources.{name}.layer: {source.layer} is not below the depth {depth} of {source.model!r}")
         if context is not None and setting.context > context:
             problems.append(f"context: {setting.context} exceeds the {context} tokens that {source.model!r} takes")
+    problems += _width_problems(study, setting, _model_widths(study, setting))
     for name in setting.aligned:
         problems += _unknown("aligned", name, study.aligned)
     if setting.null_of is not None:
@@ -572,6 +622,12 @@ def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting
             problems.append(f"{where}: blocks.{block_name}.window: {block.window} is longer than {following}")
     for name in crosscoder.source_weights:
         problems += _unknown(f"{where}: source_weights", name, known)
+    for name in crosscoder.delta.of if crosscoder.delta else ():
+        problems += _unknown(f"{where}: delta.of", name, known)
+    for block_name, size in block_sizes(crosscoder, list(known)).items():
+        k = crosscoder.blocks[block_name].k
+        if k is not None and k > size:
+            problems.append(f"{where}: blocks.{block_name}.k: {k} exceeds the block's {size} latents")
     return problems + _rank_problems(where, crosscoder, list(known))
 
 

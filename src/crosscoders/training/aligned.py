@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 
 from crosscoders.crosscoder.aligned import Aligned
-from crosscoders.crosscoder.encode import BatchTopK, Preactivations, ranked_code
+from crosscoders.crosscoder.encode import BatchTopK, Preactivations, Whole, ranked_code
 from crosscoders.kernels.interface import Backend, Gradient, Reconstruction
 from crosscoders.kernels.sparse_code import Code, from_flat, joined
 from crosscoders.study.blocks import Selection
-from crosscoders.training.gradients import Objective, Path, Result, path_of, penalise, stored
+from crosscoders.training.gradients import Objective, Result, penalise, stored
+from crosscoders.training.paths import Path, path_of
 
 
 def compute(
@@ -29,7 +30,7 @@ def compute(
     objective : Objective
         Its `alignment` is λ_align.
     selections : list of BatchTopK
-        One per source; each carries the threshold of its last batch.
+        One per source, or one where all have the same support; each carries the threshold of its last batch.
     backend : Backend
     """
     mesh, sources, norms = backend.mesh, len(coder.sources), coder.decoder_norms()
@@ -37,7 +38,8 @@ def compute(
     parts = [part.contiguous() for part in x.split(coder.widths, dim=1)]
     inputs = zip(parts, coder.encoders, coder.encoder_bias, strict=True)
     preactivations = [Preactivations(*given, backend) for given in inputs]
-    codes, threshold = source_codes(coder.selection, preactivations, norms.sum(1), objective.k, selections)
+    choose = common_codes if coder.global_support else source_codes
+    codes, threshold = choose(coder.selection, preactivations, norms.sum(1), objective.k, selections)
     path = path_of(joined(codes), backend)
     # `reconstruct` takes the mean over S·T tokens; the loss is a mean over T, hence the weights S.
     reconstruction = path.reconstruct(coder, x.repeat(sources, 1), torch.full_like(x[0], sources))
@@ -91,6 +93,32 @@ def source_codes(
         codes.append(code)
         thresholds.append(threshold)
     return codes, sum(thresholds) / len(thresholds)
+
+
+def common_codes(
+    rule: Selection, preactivations: list[Preactivations], norms: torch.Tensor, k: int, selections: list[BatchTopK]
+) -> tuple[list[Code], float]:
+    """The codes of all sources over one support, and the smallest sum of scores kept (Global TopK, arXiv 2507.06265).
+
+    Parameters
+    ----------
+    rule : Selection
+        Over tokens or batches, from which it takes ranks of the scores summed over sources.
+    preactivations : per source, (T, m)
+    norms : (m,)
+        N_j = Σ_s n_{j,s}.
+    k : int
+        Latents per token, the same for all sources.
+    selections : list of one BatchTopK
+    """
+    rectified, mesh = [one.whole.relu() for one in preactivations], preactivations[0].mesh
+    common, threshold = ranked_code(rule, Whole(torch.stack(rectified).sum(0), mesh), norms, k, selections[0])
+    index, codes = common.tokens * common.size[1] + common.latents, []
+    for f in rectified:
+        values = f.reshape(-1)[index]
+        on = values > 0
+        codes.append(from_flat(index[on], values[on], common.size))
+    return codes, threshold
 
 
 def _alignment(

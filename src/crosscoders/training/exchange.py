@@ -76,10 +76,11 @@ def bytes_per_step(state: State) -> dict[str, int]:
     mesh, trainee, training = state.backend.mesh, state.crosscoder, state.recipe.settings.training
     many_ranks, many_replicas = mesh.ranks > 1, mesh.replicas > 1
     number, codes = trainee.parameters[0].element_size(), len(state.selections)
+    rebuilt = state.recipe.reconstructions(trainee)
     tokens, k = training.batch_tokens // mesh.replicas, state.recipe.settings.activation.k
     selection = {"batch": number * (8 << DIGIT) + 8, "token": many_ranks * number * tokens * ((k or 0) + 1)}
     sizes = {
-        "reconstruction": many_ranks * number * codes * tokens * len(state.column_weights),
+        "reconstruction": many_ranks * number * rebuilt * tokens * len(state.column_weights),
         "selection": codes * selection.get(trainee.parts[0].selection.ranked_over, 0),
         "gradients": many_replicas * sum(parameter.nbytes for parameter in trainee.parameters),
         "fired": many_replicas * len(state.silent_tokens),

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from crosscoders.crosscoder.crosscoder import Crosscoder
+from crosscoders.crosscoder.crosscoder import Crosscoder, DeltaLoss
 from crosscoders.crosscoder.encode import BatchTopK, Preactivations, Whole, ranked_code
 from crosscoders.crosscoder.penalties import PENALTIES
 from crosscoders.crosscoder.separate import Separate
-from crosscoders.kernels.interface import Backend, Gradient, Reconstruction
+from crosscoders.kernels.interface import Backend, Gradient
 from crosscoders.kernels.mesh import Alone
 from crosscoders.kernels.ranking import nth_largest_of_rows
-from crosscoders.kernels.sparse_code import ByLatent, Code, from_flat, parted
+from crosscoders.kernels.sparse_code import Code, beside, from_flat
+from crosscoders.training.paths import DensePath, Path, dense_pays, path_of
 
 AUXILIARY_TOKENS = 4
 """AuxK uses one in so many tokens of a batch, which are enough to give dead latents a direction."""
@@ -46,6 +47,10 @@ class Objective:
     """λ_align of the aligned crosscoder."""
     precision: torch.dtype | None = None
     """Precision of the factors of large products, except of those that decide which latents of a sparse code are on."""
+    budgets: list[int] | None = None
+    """k of every block, where each ranks its latents apart."""
+    delta: DeltaLoss | None = None
+    """The loss on the difference of two sources, if any."""
 
 
 @dataclass
@@ -69,7 +74,11 @@ class Result:
 
 
 def compute(
-    crosscoder: Crosscoder | Separate, x: torch.Tensor, objective: Objective, selection: BatchTopK, backend: Backend
+    crosscoder: Crosscoder | Separate,
+    x: torch.Tensor,
+    objective: Objective,
+    selections: list[BatchTopK],
+    backend: Backend,
 ) -> Result:
     """Loss and gradients of one step.
 
@@ -80,13 +89,13 @@ def compute(
     x : (T, D)
         Normalised activations.
     objective : Objective
-    selection : BatchTopK
-        Carries the threshold of the last batch.
+    selections : list of BatchTopK
+        One, or one per block where each ranks its latents apart; each carries the threshold of its last batch.
     backend : Backend
     """
     parts, mesh = crosscoder.parts, backend.mesh
     inputs = [_inputs(part, rows, objective, backend) for part, rows in zip(parts, _split(x, parts), strict=True)]
-    paths, threshold = _select(inputs, objective, selection, backend)
+    paths, threshold = _select(inputs, objective, selections, backend)
     weights = objective.weights.split([sum(part.widths) for part in parts])
     dead, all_dead = _dead_of(parts, objective, mesh)
     results = [
@@ -143,18 +152,16 @@ def _inputs(part: Crosscoder, x: torch.Tensor, objective: Objective, backend: Ba
 def _compute_part(given: _Part, path: Path, objective: Objective) -> Result:
     """Loss and gradients of one part, whose code has been chosen."""
     crosscoder = given.crosscoder
-    reconstruction = path.reconstruct(crosscoder, given.x, objective.weights)
-    result = _backward(given, reconstruction, path, objective)
-    squares = (reconstruction.error * reconstruction.at_output).sum(0) / -2
-    if path.backend.mesh.rank > 0:  # the processes of a replica have the same error, and the first of them counts it
-        squares.zero_()
-    result.squared_error = torch.stack([squares[columns].sum() for columns in crosscoder.columns])
-    result.loss = float(squares.sum()) + result.parts.get("penalty", 0.0)
+    rebuilt = _rebuild(given, path, objective)
+    result, counted = _backward(given, rebuilt, path, objective), path.backend.mesh.rank == 0
+    # The processes of a replica have the same error, and the first of them counts it.
+    result.squared_error = torch.stack([rebuilt.squares[columns].sum() for columns in crosscoder.columns]) * counted
+    result.loss = rebuilt.value * counted + result.parts.get("penalty", 0.0)
     revived = objective.all_dead > 0
     if revived or not crosscoder.unconstrained:
         result.gradients = [stored(gradient) for gradient in result.gradients]
     if revived:
-        add_auxiliary(crosscoder, reconstruction.error, given.preactivations, objective, result.gradients)
+        add_auxiliary(crosscoder, rebuilt.error, given.preactivations, objective, result.gradients)
     if not crosscoder.unconstrained:
         crosscoder.constrain(result.gradients[0], result.gradients[2])
     return result
@@ -164,21 +171,40 @@ def _compute_part(given: _Part, path: Path, objective: Objective) -> Result:
 
 
 def _select(
-    given: list[_Part], objective: Objective, selection: BatchTopK, backend: Backend
+    given: list[_Part], objective: Objective, selections: list[BatchTopK], backend: Backend
 ) -> tuple[list[Path], float]:
     """How the codes of all parts are worked with, and the smallest score kept where a batch is ranked."""
     rule, sizes = given[0].crosscoder.selection, [one.crosscoder.latents for one in given]
     norms = [one.norms.sum(1) for one in given]
+    if objective.budgets:
+        code, threshold = _by_block(given[0], norms[0], objective.budgets, selections)
+        return [_path(code, given[0].crosscoder, backend, objective)], threshold
     if rule.ranked_over:
         parts = [one.preactivations for one in given]
         whole = parts[0] if len(parts) == 1 else _side_by_side(parts)
-        code, threshold = ranked_code(rule, whole, torch.cat(norms), objective.k, selection)
+        code, threshold = ranked_code(rule, whole, torch.cat(norms), objective.k, selections[0])
         codes = [code] if len(given) == 1 else code.split(sizes)
-        return [path_of(one, backend, objective.precision) for one in codes], threshold
+        with_codes = zip(codes, given, strict=True)
+        return [_path(code, one.crosscoder, backend, objective) for code, one in with_codes], threshold
     if rule.learns_threshold:
         with_norms = zip(given, norms, strict=True)
-        return [_thresholded(one.preactivations, n, one.crosscoder.on_above, objective) for one, n in with_norms], 0.0
-    return [_positive(one.preactivations, objective.precision) for one in given], 0.0
+        return [_thresholded(one, n, objective) for one, n in with_norms], 0.0
+    return [_positive(one, objective) for one in given], 0.0
+
+
+def _by_block(given: _Part, norms: torch.Tensor, budgets: list[int], selections: list[BatchTopK]) -> tuple[Code, float]:
+    """The code in which every block has its own k, and the smallest score kept, averaged over blocks."""
+    codes, thresholds = [], []
+    for rows, k, selection in zip(given.crosscoder.block_rows, budgets, selections, strict=True):
+        code, threshold = selection(given.preactivations.of(rows), norms[rows], k)
+        codes.append(code)
+        thresholds.append(threshold)
+    return beside(codes), sum(thresholds) / len(thresholds)
+
+
+def _path(code: Code, crosscoder: Crosscoder, backend: Backend, objective: Objective) -> Path:
+    """How a code is worked with."""
+    return path_of(code, backend, objective.precision, crosscoder.levels)
 
 
 def _side_by_side(parts: list[Preactivations]) -> Whole:
@@ -186,141 +212,101 @@ def _side_by_side(parts: list[Preactivations]) -> Whole:
     return Whole(torch.cat([part.whole for part in parts], dim=1), parts[0].mesh)
 
 
-def path_of(code: Code, backend: Backend, precision: torch.dtype | None = None) -> Path:
-    """A code worked with over its active pairs, or densely where it has so many that dense products cost less."""
-    if _dense_pays(len(code.values), code.size, backend):
-        return DensePath(code.dense(), backend, precision)
-    return SparsePath(code, backend, precision)
-
-
-def _dense_pays(pairs: int, size: tuple[int, int], backend: Backend) -> bool:
-    return pairs > backend.dense_above * size[0] * size[1]
-
-
-def _positive(preactivations: Preactivations, precision: torch.dtype | None) -> Path:
+def _positive(given: _Part, objective: Objective) -> Path:
     """The code in which all positive pre-activations are on."""
-    backend = preactivations.backend
+    preactivations, backend = given.preactivations, given.preactivations.backend
     pairs = preactivations.few_above(0.0)
     if pairs is None:
         wanted = preactivations.whole > 0
-        if _dense_pays(int(wanted.count_nonzero()), preactivations.size, backend):
-            return DensePath(preactivations.whole.relu(), backend, precision)
+        if dense_pays(int(wanted.count_nonzero()), preactivations.size, backend):
+            return DensePath(preactivations.whole.relu(), backend, objective.precision)
         pairs = preactivations.at(wanted)
-    return path_of(from_flat(*pairs, preactivations.size), backend, precision)
+    return _path(from_flat(*pairs, preactivations.size), given.crosscoder, backend, objective)
 
 
-def _thresholded(
-    preactivations: Preactivations, norms: torch.Tensor, theta: torch.Tensor, objective: Objective
-) -> Path:
+def _thresholded(given: _Part, norms: torch.Tensor, objective: Objective) -> Path:
     """The code above learned thresholds. Pairs just below them are kept with value 0, as thresholds learn from them."""
-    bandwidth = objective.bandwidth
+    preactivations, theta, bandwidth = given.preactivations, given.crosscoder.on_above, objective.bandwidth
     index, values = preactivations.above((theta - bandwidth / 2) / norms.clamp_min(1e-30))
     latents = index % len(norms)
     score = values * norms[latents] - theta[latents]
     code = from_flat(index, values.clamp_min(0) * (score > 0), preactivations.size)
-    path = path_of(code, preactivations.backend, objective.precision)
+    path = _path(code, given.crosscoder, preactivations.backend, objective)
     near = from_flat(index, (score.abs() < bandwidth / 2).to(values.dtype), preactivations.size)
-    path.near = near.values if isinstance(path, SparsePath) else near.dense()
+    path.near = path.arranged(near)
     return path
 
 
 # -- reconstruct and gradients -----------------------------------------------------------------------------------------
 
 
-class SparsePath:
-    """A code worked with over its active pairs.
+@dataclass
+class _Rebuilt:
+    """A reconstruction, its part of the loss, and the gradients of that part.
 
     Attributes
     ----------
-    values : (pairs,)
-    counts : (m,)
-        Tokens on which each latent is on.
-    near : (pairs,), optional
-        1 where a score lies near its learned threshold.
+    error : (T, D)
+        x − x̂ of all latents.
+    squares : (D,)
+        Weighted square of `error`, mean over tokens.
+    value : float
+        The part of the loss.
+    at_output, at_decoder : (T, D), (m, D)
+        Gradients at the reconstruction, whose sum over tokens is that at the decoder bias, and at the decoder.
+    at_values : (pairs,) or (T, m)
+        Gradient at the values of the code.
     """
 
-    def __init__(self, code: Code, backend: Backend, precision: torch.dtype | None = None):
-        self.code, self.backend, self.precision = code, backend, precision
-        self.by_latent, self.values = ByLatent(code), code.values
-        self.counts = torch.zeros_like(self.by_latent.counts).index_add_(0, code.latents, (code.values > 0).long())
-        self.near: torch.Tensor | None = None
-
-    def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor) -> Reconstruction:
-        """Error on x, (T, D), and its gradients at the reconstruction and at `values`."""
-        decoder = self.backend.rounded(crosscoder.decoder, self.precision)
-        return self.backend.reconstruct(self.code, self.by_latent, x, decoder, crosscoder.decoder_bias, weights)
-
-    def active(self, per_latent: torch.Tensor) -> torch.Tensor:
-        """Numbers per latent, (m,), looked up for every one of `values`."""
-        return per_latent[self.code.latents]
-
-    def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
-        """Σ_t value_tj rows_t, (m, D)."""
-        return self.backend.weight_gradient(self.by_latent, values, rows)
-
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Σ_t value_tj, (m,)."""
-        return self.by_latent.total(values)
-
-    def over_copies(self, values: torch.Tensor, count: int) -> torch.Tensor:
-        """For every value the sum over all `count` copies of its token and latent, which follow one another."""
-        place = self.code.tokens % (self.code.size[0] // count) * self.code.size[1] + self.code.latents
-        place, inverse = place.unique(return_inverse=True)
-        return values.new_zeros(len(place)).index_add_(0, inverse, values)[inverse]
-
-    def copies(self, values: torch.Tensor, count: int) -> list[tuple[SparsePath, torch.Tensor]]:
-        """The path of every copy, and those of `values` that belong to it."""
-        ends = self.code.offsets[:: self.code.size[0] // count].tolist()
-        codes = zip(parted(self.code, count), ends, ends[1:], strict=False)
-        return [(SparsePath(code, self.backend), values[a:b]) for code, a, b in codes]
+    error: torch.Tensor
+    squares: torch.Tensor
+    value: float
+    at_output: torch.Tensor
+    at_decoder: Gradient
+    at_values: torch.Tensor
 
 
-class DensePath:
-    """The same over a dense code; `values` and `near` are (T, m)."""
-
-    def __init__(self, code: torch.Tensor, backend: Backend, precision: torch.dtype | None = None):
-        self.values, self.backend, self.precision = code, backend, precision
-        self.counts = (code > 0).sum(0)
-        self.near: torch.Tensor | None = None
-
-    def reconstruct(self, crosscoder: Crosscoder, x: torch.Tensor, weights: torch.Tensor) -> Reconstruction:
-        """Error on x, (T, D), and its gradients at the reconstruction and at `values`."""
-        mesh = self.backend.mesh
-        rebuilt = mesh.add(self.backend.product(self.values, crosscoder.decoder, self.precision), "reconstruction")
-        error = x - rebuilt - crosscoder.decoder_bias
-        at_output = error * weights * (-2 / (len(x) * mesh.replicas))
-        return Reconstruction(error, at_output, self.backend.product(at_output, crosscoder.decoder.T, self.precision))
-
-    def active(self, per_latent: torch.Tensor) -> torch.Tensor:
-        """Numbers per latent, (m,), which broadcast over `values`."""
-        return per_latent
-
-    def weight_gradient(self, values: torch.Tensor, rows: torch.Tensor) -> Gradient:
-        """Σ_t value_tj rows_t, (m, D)."""
-        return self.backend.product(values.T, rows, self.precision)
-
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Σ_t value_tj, (m,)."""
-        return values.sum(0)
-
-    def over_copies(self, values: torch.Tensor, count: int) -> torch.Tensor:
-        """For every value the sum over all `count` copies of its token and latent, which follow one another."""
-        return values.view(count, -1, values.shape[1]).sum(0).repeat(count, 1)
-
-    def copies(self, values: torch.Tensor, count: int) -> list[tuple[DensePath, torch.Tensor]]:
-        """The path of every copy, and those of `values` that belong to it."""
-        parts = zip(self.values.chunk(count), values.chunk(count), strict=True)
-        return [(DensePath(code, self.backend), part) for code, part in parts]
+def _rebuild(given: _Part, path: Path, objective: Objective) -> _Rebuilt:
+    """Reconstruction of one part, whose code has been chosen."""
+    crosscoder = given.crosscoder
+    if crosscoder.nested or objective.delta is not None:
+        return _rebuild_prefixes(given, path, objective)
+    rebuilt = path.reconstruct(crosscoder, given.x, objective.weights)
+    squares = (rebuilt.error * rebuilt.at_output).sum(0) / -2
+    at_decoder = path.weight_gradient(path.values, rebuilt.at_output)
+    return _Rebuilt(rebuilt.error, squares, float(squares.sum()), rebuilt.at_output, at_decoder, rebuilt.at_values)
 
 
-Path = SparsePath | DensePath
+def _rebuild_prefixes(given: _Part, path: Path, objective: Objective) -> _Rebuilt:
+    """The mean over all prefixes of the levels, with the loss on a difference where there is one.
+
+    Latents of one level take part in the reconstructions of the prefixes that end with it or later, and so their gradient
+    is taken at the sum of the gradients of those.
+    """
+    crosscoder, mesh, levels = given.crosscoder, path.backend.mesh, given.crosscoder.levels
+    decoder, count = path.rounded(crosscoder.decoder), len(levels)
+    partial = path.decoded(decoder, levels).cumsum(0)
+    errors = given.x - mesh.add(partial, "reconstruction") - crosscoder.decoder_bias  # (prefixes, T, D)
+    at_prefix, tokens = errors * objective.weights, len(given.x) * mesh.replicas
+    if objective.delta is not None:
+        objective.delta.add(errors, at_prefix)
+    at_prefix *= -2 / (tokens * count)
+    value = float((errors * at_prefix).sum()) / -2
+    at_level = at_prefix.flip(0).cumsum(0).flip(0)
+    return _Rebuilt(
+        error=errors[-1],
+        squares=errors[-1].square().sum(0) * objective.weights / tokens,
+        value=value,
+        at_output=at_level[0],
+        at_decoder=path.decoder_gradient(at_level, levels),
+        at_values=path.value_gradients(at_level, decoder, levels),
+    )
 
 
-def _backward(given: _Part, reconstruction: Reconstruction, path: Path, objective: Objective) -> Result:
-    """Gradients of reconstruction and penalty, given those at the reconstruction, (T, D), and at the code."""
+def _backward(given: _Part, rebuilt: _Rebuilt, path: Path, objective: Objective) -> Result:
+    """Gradients of reconstruction and penalty at all parameters."""
     crosscoder, x, norms, f = given.crosscoder, given.x, given.norms, path.values
-    at_values, parts = reconstruction.at_values, {}
-    decoder_gradient = path.weight_gradient(f, reconstruction.at_output)
+    at_values, parts, decoder_gradient = rebuilt.at_values, {}, rebuilt.at_decoder
     if objective.penalty != "none":
         cost = penalise(path, norms, crosscoder.penalty, objective, len(x) * path.backend.mesh.replicas)
         at_values = at_values if cost.at_values is None else at_values + cost.at_values
@@ -332,7 +318,7 @@ def _backward(given: _Part, reconstruction: Reconstruction, path: Path, objectiv
     at_step = at_values
     at_values = at_values * (f > 0)
     gradients = [path.weight_gradient(at_values, x), path.total(at_values), decoder_gradient]
-    gradients.append(reconstruction.at_output.sum(0))
+    gradients.append(rebuilt.at_output.sum(0))
     if crosscoder.log_threshold is not None:  # as in crosscoder.StepThreshold, times dθ / d log θ = θ
         theta = crosscoder.on_above
         reached = path.total(at_step * path.near)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 
 from crosscoders.crosscoder import aligned as aligned_crosscoder
 from crosscoders.crosscoder.aligned import Aligned
-from crosscoders.crosscoder.crosscoder import Crosscoder, create, equalise_rates
+from crosscoders.crosscoder.crosscoder import Crosscoder, DeltaLoss, create, equalise_rates
 from crosscoders.crosscoder.encode import BatchTopK
 from crosscoders.crosscoder.separate import Separate, separate
 from crosscoders.kernels.interface import Backend
@@ -50,6 +50,9 @@ class Recipe(Protocol):
     def selections(self, trainee: Trainee) -> list[BatchTopK]:
         """Fresh thresholds to carry from batch to batch."""
 
+    def reconstructions(self, trainee: Trainee) -> int:
+        """Reconstructions of a token at a step."""
+
     def column_weights(self, trainee: Trainee) -> torch.Tensor:
         """Weight of every column's squared error, (D,)."""
 
@@ -84,11 +87,30 @@ class CrosscoderRecipe:
         """The crosscoder itself, or its parts where they share nothing."""
         if self.settings.training.initial_l0:
             equalise_rates(coder, some_tokens(), self.settings.training.initial_l0, self.settings.latents)
+        if self.settings.nested or self.settings.delta or self.budgets:
+            return coder
         return separate(coder) or coder
 
+    @property
+    def budgets(self) -> list[int]:
+        """The k of every block, where each ranks its latents apart; else empty."""
+        return [block.k for block in self.settings.blocks.values() if block.k is not None]
+
+    def delta(self, trainee: Crosscoder | Separate) -> DeltaLoss | None:
+        """The loss on the difference of two sources, if any."""
+        chosen = self.settings.delta
+        if chosen is None:
+            return None
+        columns = dict(zip(trainee.sources, trainee.columns, strict=True))
+        return DeltaLoss(chosen.coefficient, *(columns[name] for name in chosen.of))
+
     def selections(self, trainee: Crosscoder | Separate) -> list[BatchTopK]:
-        """One threshold, as ranks are taken over all latents."""
-        return [BatchTopK()]
+        """One threshold, or one per block where each ranks its latents apart."""
+        return [BatchTopK() for _ in self.budgets or [None]]
+
+    def reconstructions(self, trainee: Crosscoder | Separate) -> int:
+        """One, or one per level where blocks are nested."""
+        return len(self.settings.blocks) if self.settings.nested else 1
 
     def column_weights(self, trainee: Crosscoder | Separate) -> torch.Tensor:
         """w_s of every column, (D,)."""
@@ -107,16 +129,21 @@ class CrosscoderRecipe:
         backend: Backend,
     ) -> Result:
         """Loss and gradients of one step."""
-        return gradients.compute(trainee, x, objective, selections[0], backend)
+        objective = replace(objective, budgets=self.budgets, delta=self.delta(trainee))
+        return gradients.compute(trainee, x, objective, selections, backend)
 
     def finish(
         self, coder: Crosscoder, trainee: Crosscoder | Separate, held_out: Iterable[torch.Tensor], mesh: Alone = ALONE
     ) -> None:
-        """Join parts and fit the threshold of a ranked batch."""
+        """Join parts and fit the threshold of a ranked batch, or that of every block."""
         if isinstance(trainee, Separate):
             trainee.join(coder)
         if coder.selection.ranked_over == "batch":
-            coder.threshold = fit_threshold(coder, held_out, coder.k, mesh)
+            coder.threshold = (
+                fit_block_thresholds(coder, held_out, self.budgets, mesh)
+                if self.budgets
+                else fit_threshold(coder, held_out, coder.k, mesh)
+            )
 
 
 @dataclass
@@ -144,8 +171,12 @@ class AlignedRecipe:
         return coder
 
     def selections(self, trainee: Aligned) -> list[BatchTopK]:
-        """One threshold per source."""
-        return [BatchTopK() for _ in trainee.sources]
+        """One threshold per source, or one where all have the same support."""
+        return [BatchTopK() for _ in trainee.sources[: 1 if trainee.global_support else None]]
+
+    def reconstructions(self, trainee: Aligned) -> int:
+        """One from the code of every source."""
+        return len(trainee.sources)
 
     def column_weights(self, trainee: Aligned) -> torch.Tensor:
         """One everywhere, (D,)."""
@@ -163,8 +194,8 @@ class AlignedRecipe:
             return
         norms, fits = coder.decoder_norms().sum(1), [ThresholdFit(coder.k, mesh) for _ in coder.sources]
         for x in held_out:
-            for fit, preactivations in zip(fits, coder.preactivations(x), strict=True):
-                fit.add(preactivations.relu() * norms)
+            for fit, scores in zip(fits, coder.ranked_scores(coder.preactivations(x).relu() * norms), strict=True):
+                fit.add(scores)
         values = torch.tensor([fit.value() for fit in fits], dtype=coder.thresholds.dtype)
         coder.thresholds = values.to(coder.thresholds.device)
 
@@ -175,3 +206,15 @@ def fit_threshold(coder: Crosscoder, held_out: Iterable[torch.Tensor], k: int, m
     for x in held_out:
         fit.add(coder.preactivations(x).relu() * norms)
     return fit.value()
+
+
+def fit_block_thresholds(
+    coder: Crosscoder, held_out: Iterable[torch.Tensor], budgets: list[int], mesh: Alone = ALONE
+) -> torch.Tensor:
+    """For every latent, (m,), the score above which the latents of its block are on, k of the block per token."""
+    norms, fits = coder.decoder_norms().sum(1), [ThresholdFit(k, mesh) for k in budgets]
+    for x in held_out:
+        scores = coder.preactivations(x).relu() * norms
+        for fit, rows in zip(fits, coder.block_rows, strict=True):
+            fit.add(scores[:, rows])
+    return norms.new_tensor([fit.value() for fit in fits])[coder.block]

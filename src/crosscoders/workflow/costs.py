@@ -29,6 +29,7 @@ from crosscoders.study.queries import (
     trained_setting,
 )
 from crosscoders.study.settings.comparisons import PlantedSetting
+from crosscoders.study.settings.crosscoders import CrosscoderSettings
 from crosscoders.study.settings.models import NoisedModel, WheelModel
 from crosscoders.study.settings.study import Study
 
@@ -47,6 +48,8 @@ ADAM_BYTES = 16
 """Bytes per weight that the optimizer moves, gradients fused in."""
 EXPLAINED_TOKENS = 200
 """About how many tokens a question about a label has."""
+SPAN, SPANNED = 128, 10**7
+"""Most latents whose span is compared over seeds, and about the operations of doing so per column and pair of seeds."""
 DOCUMENT_TOKENS = 60
 """About how many tokens a document has, where sums are kept per document."""
 TRIES = 3
@@ -293,7 +296,8 @@ def _training(study: Study, setting: str, name: str) -> Cost:
     training = member.training
     moments = 8 if training.adam_moments == "float32" else 4
     weights = (8 + moments) * coder.stored  # weights, gradients and both moments
-    batch = training.batch_tokens * (3 * coder.latents + 8 * coder.width) * 4
+    prefixes = len(member.blocks) if isinstance(member, CrosscoderSettings) and member.nested else 1
+    batch = training.batch_tokens * (3 * coder.latents + 8 * coder.width * prefixes) * 4
     # The encoder's product is dense and all others are sparse; a latent has `reads` columns on average.
     reads = coder.used / (2 * coder.latents)
     dense = 2.0 * training.tokens * coder.latents * reads
@@ -392,7 +396,7 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
 
 def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     coder, seeds = _crosscoder(study, setting, crosscoder), len(study.seeds)
-    work = 2.0 * coder.latents**2 * coder.width * (seeds - 1)
+    work = (2.0 * coder.latents**2 + SPANNED + 80.0 * SPAN * coder.latents) * coder.width * (seeds - 1)
     memory = TORCH + 4 * coder.stored + 2 * seeds * coder.stored + 8 * coder.latents * min(coder.latents, 4096)
     return Cost(memory, START[TORCH], products=work, disk=MB)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from crosscoders.study.settings.base import (
     Coefficient,
@@ -20,6 +20,11 @@ from crosscoders.study.settings.base import (
     Text,
     distinct,
 )
+
+
+def _is_absent(value: object) -> bool:
+    """Whether stages get a section without a part, as those of studies that do not know it do."""
+    return value is None
 
 
 class Block(Section):
@@ -38,6 +43,9 @@ class Block(Section):
     """One decoder direction for all written sources."""
     penalty: Coefficient = 1.0
     """Factor on the sparsity penalty of these latents."""
+    k: Count | None = Field(None, exclude_if=_is_absent)
+    """Latents per token of this block, ranked apart from the others (batchtopk); those of all blocks sum to
+    `activation.k`."""
 
 
 class Activation(Section):
@@ -66,6 +74,19 @@ class Penalty(Section):
     ramp_share: Share = 0.0
     target_l0: Positive | None = None
     """Latents per token to steer the coefficient to."""
+
+
+class Delta(Section):
+    """A loss on the difference of two sources a and b: λ ‖(x_a − x_b) − (x̂_a − x̂_b)‖², mean over tokens.
+
+    It makes the crosscoder explain what changes between the sources, which is small beside what they share (compare the
+    Delta crosscoder, arXiv 2603.04426). Activations are normalised.
+    """
+
+    of: Annotated[Names, Field(min_length=2, max_length=2)]
+    """[a, b], two sources of the crosscoder of equal width."""
+    coefficient: Positive = 1.0
+    """λ, beside the weight 1 of the error of a source."""
 
 
 def _is_one(number: int) -> bool:
@@ -154,12 +175,28 @@ class CrosscoderSettings(Section):
     blocks: dict[Name, Block]
     activation: Activation
     penalty: Penalty = Penalty()
+    nested: Names | None = Field(None, exclude_if=_is_absent)
+    """All blocks, in the order in which they are nested: every prefix of this list reconstructs on its own, and the loss is
+    the mean over prefixes (Matryoshka, arXiv 2503.17547)."""
+    delta: Delta | None = Field(None, exclude_if=_is_absent)
+    """A loss on the difference of two sources; none where absent."""
     source_weights: dict[Name, Positive] = {}
     """Weights of the sources' reconstruction errors, 1 where absent."""
     training: Training
     exports: Exports = []
     """Formats of docs/formats.md in which every training of it is written for other tools; none where absent."""
     RULES = (_START, _RANKS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _order_blocks(cls, content: Any) -> Any:
+        """Nested blocks in the order of `nested`; keys may come in any order, as stages get them sorted."""
+        blocks, nested = (content.get(key) if isinstance(content, dict) else None for key in ("blocks", "nested"))
+        if not isinstance(blocks, dict) or not isinstance(nested, list):
+            return content
+        if all(isinstance(name, str) for name in (*blocks, *nested)) and sorted(blocks) == sorted(nested):
+            return content | {"blocks": {name: blocks[name] for name in nested}}
+        return content
 
 
 class PublishedSettings(Section):
@@ -207,12 +244,19 @@ AnyCrosscoder = Annotated[
 ]
 
 
+def _is_each(support: str) -> bool:
+    return support == "each"
+
+
 class AlignedSettings(Section):
     """The aligned crosscoder: an encoder per source, codes drawn towards each other."""
 
     latents: Count
     activation: Activation
     penalty: Penalty = Penalty()
+    support: Literal["each", "global"] = Field("each", exclude_if=_is_each)
+    """`each`: every source chooses its own active latents; `global`: all have the same, those of the largest scores summed
+    over sources (Global TopK, arXiv 2507.06265)."""
     alignment: Coefficient
     """Coefficient of the squared distance between two sources' codes."""
     training: Training
