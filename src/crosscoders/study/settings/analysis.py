@@ -63,7 +63,9 @@ class Page(Section):
     """A page per crosscoder to read its latents in."""
 
     examples: Count = 4
-    """Strongest test examples of each latent."""
+    """Test examples of each latent in each group: the strongest, and some of each quantile of its activations."""
+    quantiles: Annotated[int, Field(ge=0, le=20)] = 3
+    """Equal groups, by rank, of a latent's activations that examples are drawn from besides the strongest."""
     promoted: Count = 8
     """Tokens that each decoder direction promotes, and as many that it suppresses."""
 
