@@ -13,7 +13,9 @@ def faults(browser) -> list[str]:
     if not AXE.is_file():
         pytest.skip(f"no {AXE}; `make test` installs it where npm and its registry can be reached")
     browser.execute_script(AXE.read_text(encoding="utf-8"))
-    found = browser.execute_async_script("const done = arguments[0]; axe.run().then(result => done(result.violations));")
+    found = browser.execute_async_script(
+        "const done = arguments[0]; axe.run().then(result => done(result.violations));"
+    )
     return [
         f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]}"
         for one in found

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import xarray as xr
+from selenium import webdriver
+from selenium.webdriver.common.keys import Keys
 from tests.accessibility import faults
 
 from crosscoders import storage
-from crosscoders.analysis import latent_examples, latent_page
+from crosscoders.analysis import latent_examples
 from crosscoders.analysis.latent_examples import UNKNOWN, Firings, OwnTokens, Reads
 from crosscoders.analysis.page_files import LATENTS_PER_PART, Parts, render, signs
 from crosscoders.crosscoder.crosscoder import create
+from crosscoders.errors import UserError
 from crosscoders.language_models.unembedding import logit_effects
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "latents.html"
@@ -56,7 +60,7 @@ class Rows:
     """Activations of kept tokens, as a stage reads them."""
 
     def __init__(self, x: torch.Tensor, token_index: np.ndarray):
-        self.x, self.metadata = x, {"token_index": torch.from_numpy(token_index)}
+        self.x, self.metadata = x, xr.Dataset({"token_index": ("token", token_index)})
 
     def __len__(self) -> int:
         return len(self.x)
@@ -69,7 +73,7 @@ def test_what_sources_add_is_the_preactivation_without_its_bias(firings, member)
     given, _ = firings
     generator = torch.Generator().manual_seed(0)
     kept = np.delete(np.arange(400), [5, 17])  # two sinks
-    coder, x = create(member(latents=7), ["base", "chat"], [6, 4], generator), torch.randn(398, 10, generator=generator)
+    coder, x = create(member(latents=7), ["base", "chat"], [6, 4], seed=0), torch.randn(398, 10, generator=generator)
     reads = Reads(coder, Rows(x, kept), ["base", "chat"], 400)
     expected = np.full(400, np.nan)
     for latent, _, groups in latent_examples.examples(given, 2, 2):
@@ -117,7 +121,7 @@ def test_promoted_tokens_are_those_of_the_unembedding():
     assert up.tolist() == logits.topk(4).indices.tolist()
     assert down.tolist() == (-logits).topk(4).indices.tolist()
     norm = direction.square().mean(1, keepdim=True).add(config.rms_norm_eps).rsqrt()
-    np.testing.assert_allclose(changes[0], (norm * logits).topk(4).values, rtol=1e-4)
+    np.testing.assert_allclose(changes[0], (norm * logits).topk(4).values.detach(), rtol=1e-4)
 
 
 def detail(generator: np.random.Generator, latents: int, hostile: bool) -> dict:
@@ -126,7 +130,7 @@ def detail(generator: np.random.Generator, latents: int, hostile: bool) -> dict:
 
     def example(strength: float) -> list:
         words = generator.integers(1, 500, 12).tolist()
-        return [[0, *words[1:]] if hostile else words, 4, strength, "00050zA00000", beside]
+        return [[0, *words[1:]] if hostile else words, 4, strength, "0005zA000000", beside]
 
     return {
         "norms": [0.5, 1.0],
@@ -143,17 +147,23 @@ def detail(generator: np.random.Generator, latents: int, hostile: bool) -> dict:
     }
 
 
-def written(folder: Path, latents: int, in_parts: bool = False) -> Path:
-    """The page of a crosscoder of random latents; the first has the largest Δ and a hostile token."""
+def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | None = None) -> Path:
+    """The page of a crosscoder of random latents; the first has the largest Δ and a hostile token.
+
+    Only the first `detailed` parts are made up where that is given.
+    """
     generator, texts = np.random.default_rng(0), [HOSTILE, *(f" word{i}" for i in range(500))]
     delta = np.round(0.05 + generator.random(latents) * 0.8, 3)
     delta[0] = 0.95
-    kinds = ["chat-only" if d >= 0.9 else "base-only" if d <= 0.1 else "shared" if 0.4 <= d <= 0.6 else "other" for d in delta]
+    kinds = [
+        "chat-only" if d >= 0.9 else "base-only" if d <= 0.1 else "shared" if 0.4 <= d <= 0.6 else "other"
+        for d in delta
+    ]
     nu = np.round(generator.normal(0.8, 0.3, latents), 3)
     intervals = list(zip(np.round(nu - 0.1, 3).tolist(), np.round(nu + 0.1, 3).tolist(), strict=True))
     parts = Parts(folder / "seed-0" if in_parts else None)
     each = parts.latents or latents
-    for number, first in enumerate(range(0, latents, each)):
+    for number, first in enumerate(range(0, latents, each)[:detailed]):
         inside = range(first, min(first + each, latents))
         content = {"texts": texts, "latents": [detail(generator, latents, j == 0) for j in inside]}
         parts.add(f"details-{number:04d}", content)
@@ -189,3 +199,202 @@ def written(folder: Path, latents: int, in_parts: bool = False) -> Path:
     page = folder / "seed-0.html"
     storage.write_sealed(render(TEMPLATE.read_text(encoding="utf-8"), content), page)
     return page
+
+
+def test_no_text_ends_a_script_and_all_of_it_comes_back(tmp_path):
+    rendered = written(tmp_path / "one", 5).read_text(encoding="utf-8")
+    assert HOSTILE not in rendered
+    assert not set("\u2028\u2029") & set(rendered)
+    (inside,) = re.findall(r'id="data">(.*?)</script>', rendered, flags=re.DOTALL)
+    content = json.loads(inside)
+    assert content["setting"] == HOSTILE
+    assert content["parts"]["details-0000"]["texts"][0] == HOSTILE
+    written(tmp_path / "several", 5, in_parts=True)
+    (part,) = (tmp_path / "several/seed-0").glob("details-*.js")
+    name, text = re.fullmatch(r'part\("(.*?)",(.*)\);\n', storage.read_sealed(part).decode()).groups()
+    assert (name, "<" in text) == ("details-0000", False)
+    assert json.loads(text) == content["parts"]["details-0000"]
+
+
+def test_parts_are_whole_sealed_and_the_same_each_time(tmp_path):
+    for folder in ("a", "b"):
+        written(tmp_path / folder, LATENTS_PER_PART + 3, in_parts=True)
+    (tmp_path / "a/seed-0/details-0009.js").write_text("of an earlier, larger crosscoder")
+    written(tmp_path / "a", LATENTS_PER_PART + 3, in_parts=True)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert [file.name for file in files] == ["details-0000.js", "details-0001.js", "search.js", "seed-0.html"]
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        storage.verify(tmp_path / "a" / file)
+    damaged = tmp_path / "a" / files[0]
+    damaged.write_bytes(damaged.read_bytes().replace(b"word", b"ward", 1))
+    with pytest.raises(UserError, match="corrupt"):
+        storage.verify(damaged)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A page in one file, and the same page with parts beside it."""
+    folder = tmp_path_factory.mktemp("pages")
+    return [written(folder / name, 600, in_parts) for name, in_parts in (("one", False), ("several", True))]
+
+
+@pytest.fixture
+def page(browser, files, request):
+    """A page, opened from disk in a window of a desk's size; no error may reach the browser's log."""
+    browser.set_window_size(1400, 1000)
+    browser.get(files[getattr(request, "param", 0)].as_uri())
+    ready(browser)
+    yield browser
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def ready(page) -> None:
+    eventually(lambda: page.find_element("css selector", "html").get_attribute("data-ready") == "true")
+
+
+def eventually(condition) -> None:
+    """Wait up to ten seconds for what the page does after it has answered."""
+    ending = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < ending
+        time.sleep(0.02)
+
+
+def status(page) -> str:
+    return page.find_element("id", "count").text
+
+
+def title(page) -> str:
+    return page.find_element("css selector", "#detail").text.split("\n")[0]
+
+
+def column(page, key: str) -> list[str]:
+    """What a column of the table shows."""
+    place = 1 + [head.get_attribute("data-key") for head in page.find_elements("css selector", "#table th")].index(key)
+    script = "return [...document.querySelectorAll(arguments[0])].map(cell => cell.textContent)"
+    return page.execute_script(script, f"#table tbody td:nth-child({place})")
+
+
+def press(page, *keys: str) -> None:
+    webdriver.ActionChains(page).send_keys(*keys).perform()
+
+
+@pytest.mark.parametrize("page", [0, 1], ids=["one file", "parts"], indirect=True)
+def test_a_reader_opens_a_latent_and_hostile_text_stays_text(page):
+    page.find_element("css selector", "#table tbody a").click()
+    eventually(lambda: title(page).startswith("Latent 0: ▲ chat-only"))
+    detail = page.find_element("id", "detail").text
+    assert HOSTILE[:-2] + "⟨2028⟩⟨202e⟩" in detail, (
+        "the hostile token is shown as text, and what has no shape by its number"
+    )
+    assert "owned" in page.title
+    assert page.title != "owned"
+    assert not page.find_elements("css selector", "#detail img")
+    for words in ("Strongest test examples", "Nearest latents", "Most alike with seed 1", "1.50"):
+        assert words in detail
+    assert "from the 50th to the 100th percentile" in detail
+    tokens = page.find_elements("css selector", ".example .tokens")[0].find_elements("tag name", "span")
+    assert "--level: 8" in tokens[3].get_attribute("style")
+    assert "--level: 100" in tokens[4].get_attribute("style")
+    assert tokens[4].get_attribute("class") == "at"
+    assert tokens[0].get_attribute("style") == ""
+    beside = page.find_elements("css selector", ".example .by")[0].text
+    assert "word6 word7 word8" in " ".join(beside.split()), "a model with a tokenizer of its own shows its tokens"
+
+
+def test_the_address_holds_latent_filter_and_order(page):
+    page.find_element("css selector", "#class option[value=shared]").click()
+    page.find_element("css selector", "th[data-key=density] button").click()
+    falling = [float(value) for value in column(page, "density")]
+    assert falling == sorted(falling, reverse=True)
+    shared, first = status(page), column(page, "latent")[:2]
+    page.find_element("css selector", "#table tbody a").click()
+    eventually(lambda: title(page).startswith(f"Latent {first[0]}:"))
+    press(page, "j")
+    eventually(lambda: title(page).startswith(f"Latent {first[1]}:"))
+    page.back()
+    eventually(lambda: title(page).startswith(f"Latent {first[0]}:"))
+    address = page.current_url
+    assert f"latent={first[0]}" in address
+    page.get("about:blank")
+    page.get(address)
+    ready(page)
+    eventually(lambda: title(page).startswith(f"Latent {first[0]}:"))
+    assert (status(page), column(page, "latent")[:2]) == (shared, first)
+
+
+@pytest.mark.parametrize("page", [1], ids=["parts"], indirect=True)
+def test_a_reader_searches_and_turns_pages(page):
+    assert status(page) == "1–100 of 600 latents (600 alive)"
+    page.find_element("id", "next").click()
+    assert status(page) == "101–200 of 600 latents (600 alive)"
+    press(page, "/")
+    press(page, "onerror")
+    eventually(lambda: status(page) == "1–1 of 1 latents (600 alive)")
+    page.find_element("id", "text").clear()
+    page.find_element("id", "text").send_keys("no such words")
+    eventually(lambda: status(page) == "no latent fits")
+
+
+def test_the_scatter_picks_by_line_by_keys_and_by_ranges(page):
+    plot = page.find_element("id", "plot")
+    width, height = plot.size["width"], plot.size["height"]
+    actions = webdriver.ActionChains(page).move_to_element_with_offset(plot, 0.4 * width, -0.45 * height)
+    actions.click_and_hold()
+    for x, y in ((0.08, 0), (0, 0.8), (-0.08, 0)):
+        actions.move_by_offset(x * width, y * height)
+    actions.release().perform()
+    assert status(page) == "1–1 of 1 latents (1 picked)"
+    assert column(page, "delta") == ["0.95"], "the line encloses the one latent at the right"
+    eventually(lambda: title(page).startswith("Latent 0:"))
+    page.find_element("id", "clear").click()
+    assert status(page) == "1–100 of 600 latents (600 alive)"
+    plot.click()
+    page.execute_script("clearPicks()")
+    press(page, *[Keys.ARROW_LEFT] * 3, Keys.ENTER)
+    picked = column(page, "latent")
+    assert 0 < len(picked) < 100
+    press(page, Keys.ESCAPE)
+    assert status(page) == "1–100 of 600 latents (600 alive)"
+    page.find_element("css selector", "#ranges").find_element("xpath", "..").find_element("tag name", "summary").click()
+    for name, value in (("x0", "0.6"), ("y1", "0.7")):
+        page.find_element("name", name).send_keys(value)
+    page.find_element("css selector", "#ranges button").click()
+    delta, nu = (column(page, key) for key in ("delta", "nu_error"))
+    assert delta
+    assert all(float(one) >= 0.6 for one in delta)
+    assert all(float(one.split(" ")[0]) <= 0.7 for one in nu)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_readers_with_other_eyes_and_small_screens_can_read_it(browser, files, theme):
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    phone = {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.get(files[0].as_uri() + "#latent=0")
+    ready(browser)
+    eventually(lambda: title(browser).startswith("Latent 0:"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    for one in browser.find_elements("css selector", "main details"):
+        browser.execute_script("arguments[0].open = true", one)
+    assert faults(browser) == []
+
+
+def test_many_latents_open_soon(browser, tmp_path):
+    """The page holds the whole table of 73,728 latents. Opening it reads the first part alone, so only that is made up."""
+    file = written(tmp_path, 73728, in_parts=True, detailed=1)
+    began = time.monotonic()
+    browser.get(file.as_uri())
+    ready(browser)
+    browser.find_element("css selector", "#table tbody a").click()
+    eventually(lambda: title(browser).startswith("Latent 0:"))
+    seconds = time.monotonic() - began
+    assert status(browser) == "1–100 of 73728 latents (73728 alive)"
+    assert seconds < 3, f"{seconds:.1f} s to the first latent of 73,728"
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir() and path.name == "seed-0")
+    (folder / "details-0000.js").unlink()
+    browser.refresh()
+    ready(browser)
+    eventually(lambda: "cannot be read; it must lie beside this page" in browser.find_element("id", "detail").text)
