@@ -23,7 +23,7 @@ study: $(VENV)/installed
 	@study=$$(sed -n 's/^study: *//p' "$(CONFIG)"); \
 	printf 'start here: results/%s/index.html\n' "$$study"
 
-test: $(VENV)/installed $(VENV)/kernels
+test: $(VENV)/installed $(VENV)/kernels $(VENV)/axe
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile tests
 
 # The long version of the tests that damage, interrupt and mutate; `make test` runs a short one.
@@ -62,6 +62,12 @@ $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/m
 $(VENV)/kernels: $(VENV)/installed envs/kernels.txt
 	"$(BIN)/python" -c "import triton" 2>/dev/null || $(INSTALL) --no-deps -r envs/kernels.txt
 	touch $@
+
+# axe-core judges pages in the tests that drive a browser. Where npm or its registry is missing, those tests skip and say so.
+$(VENV)/axe: $(VENV)/installed envs/axe/package.json envs/axe/package-lock.json
+	rm -rf $@
+	cp -R envs/axe $@
+	npm ci --prefix $@ --ignore-scripts --no-audit --no-fund --silent || echo "no axe-core: tests of accessibility skip"
 
 # The lock is made for Linux and macOS and every Python from 3.11 on. uv keeps the versions and hashes that stand in the files;
 # `make lock UPGRADE="--upgrade-package NAME"` takes the newest version of a package.

@@ -116,7 +116,7 @@ rule latent_page:
         settings=settings_of("latent_page"),
         optional=lambda wildcards, input, output: " ".join(
             [f"--stability {path}" for path in [input.stability] if path]
-            + [f"--parts {path}" for path in [output.get("parts")] if path]
+            + ["--parts" for path in [output.get("parts")] if path]
         ),
     shell:
         "python -m crosscoders analysis.latent_page --settings {params.settings:q} --crosscoder {input.crosscoder:q}"

@@ -161,7 +161,7 @@ def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | 
     ]
     nu = np.round(generator.normal(0.8, 0.3, latents), 3)
     intervals = list(zip(np.round(nu - 0.1, 3).tolist(), np.round(nu + 0.1, 3).tolist(), strict=True))
-    parts = Parts(folder / "seed-0" if in_parts else None)
+    parts = Parts(folder / "seed-0.html", in_parts)
     each = parts.latents or latents
     for number, first in enumerate(range(0, latents, each)[:detailed]):
         inside = range(first, min(first + each, latents))

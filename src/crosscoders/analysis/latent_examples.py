@@ -100,7 +100,8 @@ def chosen(latent: int, token: np.ndarray, value: np.ndarray, document: np.ndarr
     token, value : (firings,)
     document : (tokens,)
     count : int
-        Firings of each group, each in a document of its own that no earlier group shows; fewer where there are none.
+        Strongest firings, each in a document of its own. Half as many, at least one, are drawn from each group, in documents
+        that are not shown yet; fewer where there are none.
     quantiles : int
 
     Returns
@@ -108,13 +109,14 @@ def chosen(latent: int, token: np.ndarray, value: np.ndarray, document: np.ndarr
     list of (indices into the firings)
         The strongest, strongest first; then the groups from the largest activations to the smallest, in the order drawn.
     """
+    of_each = max(1, count // 2)
     generator, falling = np.random.default_rng(latent), np.argsort(-value, kind="stable")
     first = np.sort(np.unique(document[token[falling]], return_index=True)[1])[:count]
     shown, groups = set(document[token[falling[first]]].tolist()), [falling[first]]
     for group in np.array_split(falling, quantiles) if quantiles else []:
         drawn = []
-        for place in group[generator.permutation(len(group))[: SPREAD * count]].tolist():
-            if len(drawn) < count and document[token[place]] not in shown:
+        for place in group[generator.permutation(len(group))[: SPREAD * of_each]].tolist():
+            if len(drawn) < of_each and document[token[place]] not in shown:
                 shown.add(int(document[token[place]]))
                 drawn.append(place)
         groups.append(np.array(drawn, np.int64))

@@ -265,7 +265,7 @@ def main(arguments) -> None:
     normalisation, latents = artifacts.read(arguments.normalisation), artifacts.read(arguments.latents)
     data = Activations(arguments.activations, normalisation, coder.sources)
     firings = Firings.of(coder, data, artifacts.read(arguments.tokens)["document"].values)
-    alive, parts = np.unique(firings.latent), Parts(arguments.parts)
+    alive, parts = np.unique(firings.latent), Parts(arguments.output, arguments.parts)
     details = gathered(section, arguments, coder, data, alive)
     shown = latent_examples.examples(firings, settings.examples, settings.quantiles)
     write_details(details, shown, len(alive), parts)
@@ -279,7 +279,7 @@ def main(arguments) -> None:
         "sources": coder.sources,
         "contrast": section.contrast,
         "columns": columns(latents, alive),
-        "folder": arguments.parts.name if arguments.parts else None,
+        "folder": parts.folder.name if parts.folder else None,
         "latentsPerPart": parts.latents,
         "parts": parts.inline,
     }
@@ -292,7 +292,5 @@ if __name__ == "__main__":
     flags = ("crosscoder", "latents", "normalisation", "tokens", "template", "output")
     parser = stage.parser(LatentPageSection, __doc__, *flags, lists=("activations", "models"))
     parser.add_argument("--stability", type=Path, help="latents matched across seeds, where the study has several")
-    parser.add_argument(
-        "--parts", type=Path, help="folder for the details of latents, where one file would be too large"
-    )
+    parser.add_argument("--parts", action="store_true", help="details of latents in files in a folder beside the page")
     stage.run(main, parser.parse_args())

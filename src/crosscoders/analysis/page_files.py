@@ -56,14 +56,15 @@ class Parts:
 
     Parameters
     ----------
-    folder : Path, optional
-        Where parts are written; what lies there is removed. None keeps everything within the page.
+    page : Path
+        The page. What an earlier one left in the folder of the same name is removed.
+    beside : bool
+        Whether parts are written to that folder.
     """
 
-    def __init__(self, folder: Path | None):
-        self.folder, self.inline = folder, {}
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    def __init__(self, page: Path, beside: bool):
+        self.folder, self.inline = page.with_suffix("") if beside else None, {}
+        shutil.rmtree(page.with_suffix(""), ignore_errors=True)
 
     @property
     def latents(self) -> int | None:

@@ -204,7 +204,7 @@ def paged_in_parts(study: Study) -> list[str]:
     """
     if study.page is None:
         return []
-    each, large = study.page.examples * (1 + study.page.quantiles), {}
+    each, large = study.page.shown, {}
     for setting in paged(study):
         for name in study.settings[setting].crosscoders:
             large[name] = large.get(name, False) or crosscoder_size(study, setting, name).latents * each > PAGE_EXAMPLES

@@ -413,7 +413,7 @@ def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> Cost
     coder = _crosscoder(study, setting, crosscoder)
     tokens = sizes.split_tokens(study, setting, "test")
     vocabulary = max(sizes.model_size(study, name).vocabulary for name in setting_models(study, setting))
-    shown = coder.latents * study.page.examples * (1 + study.page.quantiles) if study.page else 0
+    shown = coder.latents * study.page.shown if study.page else 0
     work = 2.0 * coder.latents * vocabulary * coder.width + 2 * _pass(coder, tokens)
     work += 2.0 * coder.latents**2 * coder.width + EXAMPLE_TOKENS * shown * 2.0 * coder.width
     memory = MODELS + 1.5 * _largest(study, setting, _weights) + 4 * coder.stored + 80 * tokens * coder.active

@@ -63,11 +63,17 @@ class Page(Section):
     """A page per crosscoder to read its latents in."""
 
     examples: Count = 4
-    """Test examples of each latent in each group: the strongest, and some of each quantile of its activations."""
+    """Strongest test examples of each latent."""
     quantiles: Annotated[int, Field(ge=0, le=20)] = 3
-    """Equal groups, by rank, of a latent's activations that examples are drawn from besides the strongest."""
+    """Equal groups, by rank, of a latent's activations; half as many examples as of the strongest are drawn from each."""
+
     promoted: Count = 8
     """Tokens that each decoder direction promotes, and as many that it suppresses."""
+
+    @property
+    def shown(self) -> int:
+        """Examples of a latent at most."""
+        return self.examples + self.quantiles * max(1, self.examples // 2)
 
 
 class Behaviours(Section):
