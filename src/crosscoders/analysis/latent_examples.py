@@ -226,7 +226,7 @@ def nearest(decoder: torch.Tensor, alive: np.ndarray, count: int) -> tuple[np.nd
         Nearest first.
     """
     directions = torch.nn.functional.normalize(decoder[alive], dim=1)
-    count = min(count, len(alive) - 1)
+    count = max(0, min(count, len(alive) - 1))
     latents, cosines = np.empty((len(alive), count), np.int64), np.empty((len(alive), count), np.float32)
     for first in range(0, len(alive), BATCH):
         likeness = directions[first : first + BATCH] @ directions.T
