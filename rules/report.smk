@@ -122,6 +122,7 @@ rule html:
 rule report:
     input:
         findings="results/{study}/summary/findings.html",
+        description=of_project("report/workflow.rst"),
         pages=[*executed("html"), *pages()],
         code=code("report.report"),
     output:

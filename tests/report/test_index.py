@@ -82,6 +82,8 @@ def test_the_report_of_the_workflow_opens_with_the_findings(finished_project, pa
     captions = re.findall(r"<article class=\"finding\">.*?<h3>(.*?)</h3>", page, re.DOTALL)
     found = browser.execute_script("return document.body.innerText")
     assert all(caption in found for caption in captions)
+    top = "return document.querySelector('.prose p').getBoundingClientRect().top"
+    assert browser.execute_script(top) >= 0, "the beginning can be reached"
     links = browser.execute_script("return [...document.querySelectorAll('a')].map(one => one.getAttribute('href'))")
     pages = {
         str(path.relative_to(finished_project / RESULTS))
