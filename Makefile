@@ -23,7 +23,7 @@ study: $(VENV)/installed
 	@study=$$(sed -n 's/^study: *//p' "$(CONFIG)"); \
 	printf 'start here: results/%s/index.html\n' "$$study"
 
-test: $(VENV)/installed $(VENV)/kernels $(VENV)/docs
+test: $(VENV)/installed $(VENV)/kernels $(VENV)/docs $(VENV)/axe
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile tests
 
 # The long version of the tests that damage, interrupt and mutate; `make test` runs a short one.
@@ -70,6 +70,12 @@ $(VENV)/kernels: $(VENV)/installed envs/kernels.txt
 $(VENV)/docs: $(VENV)/installed envs/docs.txt
 	$(INSTALL) --no-deps -r envs/docs.txt
 	touch $@
+
+# axe-core judges pages in the tests that drive a browser. Where npm or its registry is missing, those tests skip and say so.
+$(VENV)/axe: $(VENV)/installed envs/axe/package.json envs/axe/package-lock.json
+	rm -rf $@
+	cp -R envs/axe $@
+	npm ci --prefix $@ --ignore-scripts --no-audit --no-fund --silent || echo "no axe-core: tests of accessibility skip"
 
 # The lock is made for Linux and macOS and every Python from 3.11 on. uv keeps the versions and hashes that stand in the files;
 # `make lock UPGRADE="--upgrade-package NAME"` takes the newest version of a package.

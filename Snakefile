@@ -12,6 +12,9 @@ include: "rules/inputs.smk"
 container: IMAGE
 
 
+report: "report/workflow.rst"
+
+
 wildcard_constraints:
     study=STUDY.study,
     setting="|".join(STUDY.settings),

@@ -6,7 +6,7 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from crosscoders.errors import UserError
 from crosscoders.report import registry
-from crosscoders.study import loading, places, queries, surroundings
+from crosscoders.study import loading, places, queries, sizes, surroundings
 from crosscoders.workflow import costs, dependencies, jobs, sections, slurm
 
 PROJECT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
@@ -45,6 +45,7 @@ PLANTED = queries.planted_settings(STUDY)
 PUBLISHED = queries.published(STUDY)
 OF_THIS_STUDY = "|".join(name for name in STUDY.crosscoders if name not in PUBLISHED) or "none"
 PUBLISHED_SUFFIXES = (".json", ".safetensors", ".pt", ".nc")
+IN_PARTS = sizes.paged_in_parts(STUDY)
 GPU = int(STUDY.device == "cuda")
 WINDOWED = [name for name in STUDY.settings if name not in PLANTED and queries.windowed(STUDY, name)]
 WHOLE = sorted(set(STUDY.settings) - {*WINDOWED, *PLANTED})

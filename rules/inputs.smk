@@ -146,6 +146,13 @@ def matched(wildcards):
     return over_trainings("stability")(wildcards) if several else []
 
 
+def matched_training(wildcards):
+    """Latents of one training matched across seeds, where there are several."""
+    several = len(STUDY.seeds) > 1
+    folder = f"{RESULTS}/stability/{wildcards.setting}/{wildcards.crosscoder}"
+    return [f"{folder}/seed-{wildcards.seed}.nc"] if several else []
+
+
 def patched(wildcards):
     """Causal patching of a setting's crosscoders, where it is asked for."""
     return over_trainings("causal")(wildcards) if queries.patched(STUDY, wildcards.setting) else []

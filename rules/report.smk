@@ -1,6 +1,7 @@
 # Summaries, notebooks, figures, exports, report and manifest.
 # Needs: latents/, evaluation/ and crosscoders/ of a setting, behaviours/
-# Gives: summary/{setting}.nc, notebooks/{notebook}-{setting}.ipynb and .html, figures/, exports/, manifest.json, report.html
+# Gives: summary/{setting}.nc, summary/findings.html, notebooks/{notebook}-{setting}.ipynb and .html, figures/, exports/,
+# index.html, report.html, manifest.json
 
 
 rule collate:
@@ -130,6 +131,8 @@ rule html:
 
 rule report:
     input:
+        findings="results/{study}/summary/findings.html",
+        description=of_project("report/workflow.rst"),
         pages=[*executed("html"), *pages()],
         code=code("report.report"),
     output:
@@ -145,7 +148,7 @@ rule report:
     params:
         settings=settings_of("report"),
     shell:
-        "python -m crosscoders report.report --settings {params.settings:q} --pages {input.pages:q}"
+        "python -m crosscoders report.report --settings {params.settings:q} --findings {input.findings:q} --pages {input.pages:q}"
         " --output {output:q} --log {log:q}"
 
 
@@ -155,9 +158,11 @@ rule index:
         html=executed("html"),  # its pictures and pages are those that the front page shows and names
         pages=pages(),
         template=of_project("report/index.html"),
+        findings_template=of_project("report/findings.html"),
         code=code("report.index", *registry.modules()),
     output:
-        "results/{study}/index.html",
+        page="results/{study}/index.html",
+        findings="results/{study}/summary/findings.html",
     log:
         "results/{study}/logs/index.log",
     benchmark:
@@ -170,7 +175,8 @@ rule index:
         settings=settings_of("index"),
     shell:
         "python -m crosscoders report.index --settings {params.settings:q} --summaries {input.summaries:q}"
-        " --template {input.template:q} --output {output:q} --log {log:q}"
+        " --template {input.template:q} --findings_template {input.findings_template:q}"
+        " --output {output.page:q} --findings {output.findings:q} --log {log:q}"
 
 
 rule export:

@@ -119,6 +119,7 @@ rule latent_page:
     input:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
         latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        stability=matched_training,
         activations=shards("test"),
         normalisation=normalisation,
         tokens=test_tokens,
@@ -126,22 +127,37 @@ rule latent_page:
         template=of_project("report/latents.html"),
         code=code("analysis.latent_page"),
     output:
-        "results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.html",
+        page="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.html",
     log:
         "results/{study}/logs/latent_page/{setting}/{crosscoder}/seed-{seed}.log",
     benchmark:
         "results/{study}/benchmarks/latent_page/{setting}/{crosscoder}/seed-{seed}.tsv"
+    wildcard_constraints:
+        crosscoder="|".join(name for name in STUDY.crosscoders if name not in IN_PARTS) or "none",
     conda:
         "../envs/crosscoders.yaml"
     resources:
         **asks("latent_page"),
     params:
         settings=settings_of("latent_page"),
+        optional=lambda wildcards, input, output: " ".join(
+            [f"--stability {path}" for path in [input.stability] if path]
+            + ["--parts" for path in [output.get("parts")] if path]
+        ),
     shell:
         "python -m crosscoders analysis.latent_page --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
         " --tokens {input.tokens:q} --models {input.models:q} --template {input.template:q} --threads {threads}"
-        " --output {output:q} --log {log:q}"
+        " {params.optional} --output {output.page:q} --log {log:q}"
+
+
+# A page of many latents lies in one file with the table, and a folder beside it with the details of latents.
+use rule latent_page as latent_page_in_parts with:
+    output:
+        page="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.html",
+        parts=directory("results/{study}/latents/{setting}/{crosscoder}/seed-{seed}"),
+    wildcard_constraints:
+        crosscoder="|".join(IN_PARTS) or "none",
 
 
 rule explain_latents:

@@ -22,11 +22,11 @@ from crosscoders.errors import UserError
 
 SEAL = b"\nblake2b:"
 DIGEST_CHARACTERS = 128
-COMMENT = {".html": (b"\n<!--", b"\n-->\n"), ".svg": (b"\n<!--", b"\n-->\n")}
+COMMENT = {".html": (b"\n<!--", b"\n-->\n"), ".svg": (b"\n<!--", b"\n-->\n"), ".js": (b"\n/*", b"\n*/\n")}
 """What stands around the seal in files that are text for people, so that it is a comment."""
 KEY = "content_sha256"
 """The seal of JSON: SHA-256 of the content without this key, keys sorted."""
-SEALED = (".nc", ".html", ".svg", ".png", ".ipynb")
+SEALED = (".nc", ".html", ".js", ".svg", ".png", ".ipynb")
 """Suffixes of files of results that :func:`verify` can judge by themselves; JSON stands in model folders unsealed."""
 PNG = b"\x89PNG\r\n\x1a\n"
 PROVENANCE = "provenance.json"

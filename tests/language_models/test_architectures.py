@@ -11,11 +11,11 @@ from tests.architectures import ARCHITECTURES, SHIFTED, save
 
 from crosscoders import stage
 from crosscoders.activations import extract_activations
-from crosscoders.analysis import latent_page
 from crosscoders.errors import UserError
 from crosscoders.interventions import patching
 from crosscoders.language_models import anatomy, fetch_model, hooks, snapshots, splicing
 from crosscoders.language_models.sections import FetchModelSection
+from crosscoders.language_models.unembedding import promoted
 from crosscoders.study.settings.models import FolderModel
 
 DEPTH, TOKENS = 4, 24
@@ -103,7 +103,7 @@ def test_promoted_tokens_are_those_of_the_models_own_head(loaded):
     with torch.inference_mode():
         logits = model(input_ids=ids(), use_cache=False).logits[:, -1]
     handle.remove()
-    top, _ = latent_page.promoted(model, seen[0][:, -1], 1)
+    top, _ = promoted(model, seen[0][:, -1], 1)
     shifted = anatomy.anatomy_of(model).final_norm
     assert shifted is not None
     if not any(getattr(part, "bias", None) is not None for part in shifted):

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.accessibility import faults
 from tests.project import copy_finished, snakemake
 
 from crosscoders import artifacts
@@ -76,11 +77,31 @@ def test_what_a_name_holds_is_shown_and_not_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1400, 400])
-def test_a_browser_shows_it_without_a_fault(finished_project, browser, width):
+def test_the_report_of_the_workflow_opens_with_the_findings(finished_project, page, browser):
+    browser.get((finished_project / RESULTS / "report.html").as_uri())
+    captions = re.findall(r"<article class=\"finding\">.*?<h3>(.*?)</h3>", page, re.DOTALL)
+    found = browser.execute_script("return document.body.innerText")
+    assert all(caption in found for caption in captions)
+    top = "return document.querySelector('.prose p').getBoundingClientRect().top"
+    assert browser.execute_script(top) >= 0, "the beginning can be reached"
+    links = browser.execute_script("return [...document.querySelectorAll('a')].map(one => one.getAttribute('href'))")
+    pages = {
+        str(path.relative_to(finished_project / RESULTS))
+        for path in finished_project.glob("results/*/latents/*/*/*.html")
+    }
+    assert pages
+    assert pages <= set(links)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "theme"), [(1400, "light"), (400, "dark")])
+def test_a_browser_shows_it_without_a_fault(finished_project, browser, width, theme):
     browser.set_window_size(width, 900)
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get((finished_project / RESULTS / "index.html").as_uri())
     assert browser.execute_script("return [...document.images].every(one => one.complete && one.naturalWidth > 0)")
     wide = browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 1  # nothing sticks out
     assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
+    assert faults(browser) == []

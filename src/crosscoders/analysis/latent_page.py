@@ -2,85 +2,175 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 import xarray as xr
 
 from crosscoders import artifacts, stage, storage
 from crosscoders.activations.dataset import Activations
+from crosscoders.analysis import latent_examples
 from crosscoders.analysis.classification import NORM_CLASSES, SPECIFIC
+from crosscoders.analysis.latent_examples import Example, Firings, OwnTokens, Reads
+from crosscoders.analysis.page_files import Parts, Texts, render, signs
 from crosscoders.analysis.sections import LatentPageSection
 from crosscoders.crosscoder.crosscoder import Crosscoder
-from crosscoders.crosscoder.encode import encode_sparse
 from crosscoders.crosscoder.files import from_dataset
 from crosscoders.data.tokenizer import load_tokenizer, piece_text
 from crosscoders.errors import UserError
 from crosscoders.language_models import snapshots
-from crosscoders.language_models.unembedding import known_ids, promoted
-from crosscoders.study.settings.comparisons import Source
+from crosscoders.language_models.unembedding import known_ids, logit_effects
 
-BATCH = 2048
-BEFORE, AFTER = 16, 6
-"""Tokens shown before and after the strongest token of an example."""
-LEVELS = 99
-"""Activations in examples are whole numbers up to this one, which the strongest token of a latent has."""
-MARK = "/*DATA*/"
-"""Place in the template that the data take."""
+NEAREST = 6
+"""Latents of the same crosscoder that are named as nearest to each."""
 
 
-def activations(coder: Crosscoder, data: Activations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All active pairs, sorted by latent and then by token of the split: latent, token, value."""
-    index, parts = data.metadata["token_index"].values, []
-    for chosen, x in data.batches(BATCH):
-        code = encode_sparse(coder, x)
-        parts.append((code.latents.numpy(), index[chosen][code.tokens.numpy()], code.values.numpy()))
-    latent, token, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    order = np.lexsort((token, latent))
-    return latent[order], token[order], value[order]
+@dataclass(frozen=True)
+class Effects:
+    """What the decoder vectors of some latents do to the logits of a model.
+
+    Attributes
+    ----------
+    row : {latent: int}
+        Rows of the latents that have their strongest source of the model here.
+    ids, logits : (2, rows, count)
+        Tokens that each promotes, then those that it suppresses, with the change of their logits.
+    text : function
+        The text of a token id.
+    """
+
+    row: dict[int, int]
+    ids: np.ndarray
+    logits: np.ndarray
+    text: Callable[[int], str]
+
+    def of(self, latent: int, texts: Texts) -> list[list] | None:
+        """[promoted, suppressed] of a latent, each a list of [number of the text, change of the logit]."""
+        if latent not in self.row:
+            return None
+        at = self.row[latent]
+        return [
+            [[texts.number(self.text(token)), round(change, 3)] for token, change in zip(*side, strict=True)]
+            for side in zip(self.ids[:, at].tolist(), self.logits[:, at].tolist(), strict=True)
+        ]
 
 
-def strongest(
-    latent: np.ndarray, token: np.ndarray, value: np.ndarray, document: np.ndarray, count: int
-) -> dict[int, list[int]]:
-    """Of each latent, the tokens of its strongest firings in `count` different documents, strongest first."""
-    tokens: dict[int, list[int]] = {}
-    edges = np.flatnonzero(np.r_[True, latent[1:] != latent[:-1], True])
-    for first, last in zip(edges, edges[1:], strict=False):
-        order = first + np.argsort(-value[first:last], kind="stable")
-        places = np.sort(np.unique(document[token[order]], return_index=True)[1])[:count]
-        tokens[int(latent[first])] = token[order[places]].tolist()
-    return tokens
+def piece_texts(tokenizer: transformers.PreTrainedTokenizerBase) -> Callable[[int], str]:
+    """The texts of token ids, each made once."""
+    return cache(lambda token: piece_text(tokenizer, token))
 
 
-def examples(
-    latent: np.ndarray, token: np.ndarray, value: np.ndarray, document: np.ndarray, count: int
-) -> dict[int, list[list]]:
-    """Per latent, its examples as [first token, place of the strongest, activations of the tokens shown]."""
-    keys, tokens = latent.astype(np.int64) * len(document) + token, len(document)
-    by_latent: dict[int, list[list]] = {}
-    largest = np.zeros(int(latent.max()) + 1)
-    np.maximum.at(largest, latent, value)
-    for j, places in strongest(latent, token, value, document, count).items():
-        by_latent[j] = []
-        for at in places:
-            shown = np.arange(max(0, at - BEFORE), min(tokens, at + AFTER + 1))
-            shown = shown[document[shown] == document[at]]
-            where = np.searchsorted(keys, j * tokens + shown).clip(max=len(keys) - 1)
-            levels = np.where(keys[where] == j * tokens + shown, np.ceil(LEVELS * (value[where] / largest[j])), 0)
-            by_latent[j].append([int(shown[0]), int(at - shown[0]), levels.astype(int).tolist()])
-    return by_latent
+def unembedded(
+    coder: Crosscoder, alive: np.ndarray, sources: dict[str, str], folders: dict[str, Path], count: int
+) -> dict[str, Effects]:
+    """Per source, what the decoder vectors of alive latents promote and suppress in its model; `sources` name models.
+
+    Of the sources of one model, a latent has tokens at the one where its decoder norm is largest and none at the
+    others. Their weaker directions say less, and the unembedding takes most of the time of a page.
+    """
+    effects: dict[str, Effects] = {}
+    for model_name, folder in folders.items():
+        own = [s for s, name in enumerate(coder.sources) if sources.get(name) == model_name]
+        if not own:
+            continue  # the source of an SAE on a difference belongs to no model
+        model, tokenizer = snapshots.load_model(folder.parent, "cpu", torch.float32), load_tokenizer(folder.parent)
+        known, text = known_ids(tokenizer, model), piece_texts(tokenizer)
+        strongest = coder.decoder_norms()[alive][:, own].argmax(1).numpy()
+        for i, s in enumerate(own):
+            latents = alive[np.flatnonzero(strongest == i)]
+            try:
+                ids, logits = logit_effects(model, coder.decoder[latents, coder.columns[s]], count, known)
+            except UserError as error:
+                stage.say(f"latent_page: {model_name}: {error}; its page shows no promoted tokens")
+                break
+            rows = {latent: row for row, latent in enumerate(latents.tolist())}
+            effects[coder.sources[s]] = Effects(rows, ids, logits, text)
+    return effects
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a page shows of every latent besides the columns of its table.
+
+    Attributes
+    ----------
+    text : (tokens,)
+        Texts of the tokens of the split.
+    norms : (m, S)
+    effects : {source: Effects}
+    near : {latent: list of [latent, cosine]}
+    matched : {seed: {latent: [latent, cosine]}}
+        The latent of each other seed that is most like one.
+    reads : Reads
+    own : {source: (OwnTokens, function that gives the text of an id)}
+        Sources whose model has a tokenizer of its own.
+    """
+
+    text: np.ndarray
+    norms: np.ndarray
+    effects: dict[str, Effects]
+    near: dict[int, list]
+    matched: dict[str, dict[int, list]]
+    reads: Reads
+    own: dict[str, tuple[OwnTokens, Callable[[int], str]]]
+
+    def of(self, latent: int, value: np.ndarray, groups: list[list[Example]], texts: Texts) -> dict:
+        """The details of one latent."""
+        added, levels = self.reads.of(latent, groups)
+        effects = {source: effect.of(latent, texts) for source, effect in self.effects.items()}
+        shown = [
+            [self._example(*both, texts) for both in zip(*group, strict=True)]
+            for group in zip(groups, levels, strict=True)
+        ]
+        return {
+            "norms": numbers(self.norms[latent], 4),
+            "firings": len(value),
+            "largest": float(f"{value.max():.4g}"),
+            "added": float(f"{added:.4g}"),
+            "bars": latent_examples.histogram(value),
+            "effects": {source: sides for source, sides in effects.items() if sides},
+            "near": self.near[latent],
+            "matched": {seed: matches[latent] for seed, matches in self.matched.items() if latent in matches},
+            "groups": shown,
+        }
+
+    def _example(self, example: Example, added: dict[str, np.ndarray], texts: Texts) -> list:
+        """[texts, place of the firing, its activation, levels, {source: [own texts or 0, levels of what it adds]}]."""
+        beside = {}
+        for source, levels in added.items():
+            own, words = 0, levels
+            if source in self.own:
+                tokens, text = self.own[source]
+                ids, words = tokens.beside(example, levels)
+                own = [texts.number(text(token)) for token in ids.tolist()]
+            beside[source] = [own, signs(words, latent_examples.READ_LEVELS, latent_examples.UNKNOWN)]
+        numbered = [texts.number(text) for text in self.text[example.tokens].tolist()]
+        return [numbered, example.at, float(f"{example.value:.4g}"), signs(example.levels), beside]
+
+    def searched(self, latent: int, groups: list[list[Example]]) -> str:
+        """The text that a search looks through: tokens that the latent promotes, and its strongest example."""
+        promoted = [
+            effect.text(token)
+            for effect in self.effects.values()
+            if latent in effect.row
+            for token in effect.ids[0, effect.row[latent]].tolist()
+        ]
+        return "\n".join([" ".join(promoted), *("".join(self.text[one.tokens]) for one in groups[0][:1])])
+
+
+def numbers(values: np.ndarray, digits: int) -> list:
+    """Values rounded, with None for those that are not known."""
+    rounded = np.round(values.astype(float), digits)
+    return [value if np.isfinite(value) else None for value in rounded.tolist()]
 
 
 def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
     """What the table shows of every alive latent; numbers rounded, NaN as null."""
-
-    def numbers(values: np.ndarray, digits: int) -> list:
-        rounded = np.round(values.astype(float), digits)
-        return [value if np.isfinite(value) else None for value in rounded.tolist()]
-
     table = {
         "latent": alive.tolist(),
         "class": [NORM_CLASSES[i] for i in latents["norm_class"].values[alive]],
@@ -90,7 +180,6 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
         "density": numbers(latents["density"].values[alive], 6),
         "template_share": numbers(latents["template_share"].values[alive], 3),
         "persistence": latents["persistence"].values[alive].tolist(),
-        "norms": [numbers(row, 4) for row in latents["decoder_norm"].values[alive]],
     }
     for target in ("error", "reconstruction"):
         name = f"nu_{target}"
@@ -103,76 +192,96 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
     return table
 
 
-def unembedded(
-    coder: Crosscoder, alive: np.ndarray, sources: dict[str, Source], folders: dict[str, Path], count: int
-) -> tuple[dict[str, list], list[str]]:
-    """Per source, [promoted, suppressed] of every alive latent as indices into a list of token texts; and that list.
-
-    Of the sources of one model, a latent has tokens at the one where its decoder norm is largest, and empty lists at
-    the others. Their weaker directions say less, and the unembedding takes most of the time of a page.
-    """
-    effects: dict[str, list] = {}
-    texts: dict[str, int] = {}
-    for model_name, folder in folders.items():
-        own = [s for s, name in enumerate(coder.sources) if name in sources and sources[name].model == model_name]
-        if not own:
-            continue  # the source of an SAE on a difference belongs to no model
-        model, tokenizer = snapshots.load_model(folder.parent, "cpu", torch.float32), load_tokenizer(folder.parent)
-        strongest = coder.decoder_norms()[alive][:, own].argmax(1).numpy()
-        for i, s in enumerate(own):
-            rows = np.flatnonzero(strongest == i)
-            directions = coder.decoder[alive[rows], coder.columns[s]]
-            try:
-                both = promoted(model, directions, count, known_ids(tokenizer, model))
-            except UserError as error:
-                stage.say(f"latent_page: {model_name}: {error}; its page shows no promoted tokens")
-                break
-            effects[coder.sources[s]] = [[[] for _ in alive] for _ in range(2)]
-            for side, tokens in zip(effects[coder.sources[s]], both, strict=True):
-                for row, ids in zip(rows, tokens.tolist(), strict=True):
-                    side[row] = [texts.setdefault(piece_text(tokenizer, token), len(texts)) for token in ids]
-    return effects, list(texts)
-
-
-def render(template: str, content: dict) -> str:
-    """The page: data as JSON in which no text can end the script or begin a tag."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    for character, escape in (
-        ("<", "\\u003c"),
-        (">", "\\u003e"),
-        ("&", "\\u0026"),
-        ("\u2028", "\\u2028"),
-        ("\u2029", "\\u2029"),
+def matched_latents(path: Path | None) -> dict[str, dict[int, list]]:
+    """Per other seed and latent, [the latent most like it, decoder cosine]; empty for a study of one seed."""
+    if path is None:
+        return {}
+    stability, matches = artifacts.read(path), {}
+    for seed, latents, cosines in zip(
+        stability["other_seed"].values,
+        stability["matched_latent"].values,
+        stability["matched_cosine"].values,
+        strict=True,
     ):
-        text = text.replace(character, escape)
-    before, after = template.split(MARK)
-    return before + text + after
+        known = np.flatnonzero(latents >= 0).tolist()
+        if known:
+            matches[str(seed)] = {j: [int(latents[j]), round(float(cosines[j]), 3)] for j in known}
+    return matches
+
+
+def neighbours(coder: Crosscoder, alive: np.ndarray) -> dict[int, list]:
+    """Per alive latent, [latent, decoder cosine] of those that are nearest to it."""
+    latents, cosines = latent_examples.nearest(coder.decoder, alive, NEAREST)
+    return {
+        j: [[other, round(cosine, 3)] for other, cosine in zip(*row, strict=True)]
+        for j, *row in zip(alive.tolist(), latents.tolist(), cosines.tolist(), strict=True)
+    }
+
+
+def write_details(
+    details: Details, shown: Iterator[tuple[int, np.ndarray, list[list[Example]]]], alive: int, parts: Parts
+) -> None:
+    """Add the details of all latents part by part, and then the texts to search in."""
+    progress, searched = stage.Progress("latent_page", alive, "latents"), []
+    texts, latents, number = Texts(), [], 0
+    for latent, value, groups in shown:
+        latents.append(details.of(latent, value, groups, texts))
+        searched.append(details.searched(latent, groups))
+        progress.update(1)
+        if len(latents) == (parts.latents or alive) or len(searched) == alive:
+            parts.add(f"details-{number:04d}", {"texts": texts.listed(), "latents": latents})
+            texts, latents, number = Texts(), [], number + 1
+    parts.add("search", searched)
+
+
+def gathered(section: LatentPageSection, arguments, coder: Crosscoder, data: Activations, alive: np.ndarray) -> Details:
+    """What the details of latents are made from."""
+    tokens = artifacts.read(arguments.tokens)
+    folders = dict(zip(section.models, arguments.models, strict=True))
+    models = {name: source.model for name, source in section.sources.items()}
+    own = {}
+    for name in section.contrast:
+        columns_of_own = OwnTokens.of(tokens, models[name]) if name in models else None
+        if columns_of_own is not None:
+            own[name] = columns_of_own, piece_texts(load_tokenizer(folders[models[name]].parent))
+    read = [name for name in section.contrast if name in coder.sources]
+    return Details(
+        text=tokens["token_text"].values.astype(object),
+        norms=coder.decoder_norms().numpy(),
+        effects=unembedded(coder, alive, models, folders, section.page.promoted),
+        near=neighbours(coder, alive),
+        matched=matched_latents(arguments.stability),
+        reads=Reads(coder, data, read, tokens.sizes["token"]),
+        own=own,
+    )
 
 
 def main(arguments) -> None:
-    """Write the page of one crosscoder."""
+    """Write the page of one crosscoder, and the parts beside it where it has some."""
     section: LatentPageSection = arguments.settings
     settings = section.page
     torch.set_grad_enabled(False)
     coder = from_dataset(artifacts.read(arguments.crosscoder))
     normalisation, latents = artifacts.read(arguments.normalisation), artifacts.read(arguments.latents)
-    tokens = artifacts.read(arguments.tokens)
     data = Activations(arguments.activations, normalisation, coder.sources)
-    latent, token, value = activations(coder, data)
-    alive = np.unique(latent)
-    shown = examples(latent, token, value, tokens["document"].values, settings.examples)
-    folders = dict(zip(section.models, arguments.models, strict=True))
-    texts, index = np.unique(tokens["token_text"].values.astype(str), return_inverse=True)
-    effects, vocabulary = unembedded(coder, alive, section.sources, folders, settings.promoted)
+    firings = Firings.of(coder, data, artifacts.read(arguments.tokens)["document"].values)
+    alive, parts = np.unique(firings.latent), Parts(arguments.output, arguments.parts)
+    details = gathered(section, arguments, coder, data, alive)
+    shown = latent_examples.examples(firings, settings.examples, settings.quantiles)
+    write_details(details, shown, len(alive), parts)
     content = {
-        "title": f"{section.study} · {section.setting_name} · {section.crosscoder_name} · seed {section.seed}",
+        "study": section.study,
+        "setting": section.setting_name,
+        "crosscoder": section.crosscoder_name,
+        "seed": section.seed,
+        "siblings": section.siblings,
+        "seeds": section.seeds,
         "sources": coder.sources,
+        "contrast": section.contrast,
         "columns": columns(latents, alive),
-        "examples": [shown[j] for j in alive.tolist()],
-        "texts": texts.tolist(),
-        "tokens": index.tolist(),
-        "effects": effects,
-        "vocabulary": vocabulary,
+        "folder": parts.folder.name if parts.folder else None,
+        "latentsPerPart": parts.latents,
+        "parts": parts.inline,
     }
     page = render(arguments.template.read_text(encoding="utf-8"), content)
     storage.write_sealed(page, arguments.output)
@@ -181,4 +290,7 @@ def main(arguments) -> None:
 
 if __name__ == "__main__":
     flags = ("crosscoder", "latents", "normalisation", "tokens", "template", "output")
-    stage.run(main, stage.parser(LatentPageSection, __doc__, *flags, lists=("activations", "models")).parse_args())
+    parser = stage.parser(LatentPageSection, __doc__, *flags, lists=("activations", "models"))
+    parser.add_argument("--stability", type=Path, help="latents matched across seeds, where the study has several")
+    parser.add_argument("--parts", action="store_true", help="details of latents in files in a folder beside the page")
+    stage.run(main, parser.parse_args())

@@ -165,8 +165,12 @@ class LatentPageSection(TrainingSection):
 
     stage: ClassVar[str] = "latent_page"
     sources: dict[Name, Source]
+    contrast: list[Name]
     models: list[Name]
     page: Page
+    siblings: list[Name]
+    """Crosscoders of the setting, whose pages are named at the top."""
+    seeds: list[Seed]
 
     @classmethod
     def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> LatentPageSection:
@@ -177,8 +181,11 @@ class LatentPageSection(TrainingSection):
             crosscoder_name=crosscoder,
             seed=int(seed),
             sources=stored_sources(study.settings[setting]),
+            contrast=study.settings[setting].contrast,
             models=setting_models(study, setting),
             page=study.page,
+            siblings=study.settings[setting].crosscoders,
+            seeds=study.seeds,
         )
 
 

@@ -155,7 +155,7 @@ def render(template: str, **content: object) -> str:
 
 
 def main(arguments) -> None:
-    """Write the front page."""
+    """Write the front page, and its findings alone for the report of the workflow."""
     section: IndexSection = arguments.settings
     folder = arguments.output.parent
     files = {path.stem: path for path in arguments.summaries}
@@ -168,11 +168,13 @@ def main(arguments) -> None:
         heads=[*(head for head, _, _ in COLUMNS), "chat-only", "chat-specific"],
     )
     storage.write_sealed(page, arguments.output)
+    findings = render(arguments.findings_template.read_text(encoding="utf-8"), chapters=chapters)
+    storage.write_sealed(findings, arguments.findings)
     said = [f"  {one.name}: {finding.first}" for one in chapters for finding in one.findings]
     for line in ["what was found, among other things:", *said[:SAID]]:
         stage.say(line)
 
 
 if __name__ == "__main__":
-    lists = ("summaries",)
-    stage.run(main, stage.parser(IndexSection, __doc__, "template", "output", lists=lists).parse_args())
+    flags = ("template", "findings_template", "output", "findings")
+    stage.run(main, stage.parser(IndexSection, __doc__, *flags, lists=("summaries",)).parse_args())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -14,8 +15,19 @@ from crosscoders.errors import UserError
 from crosscoders.report.sections import ReportSection
 from crosscoders.report.verification import verify_documents
 
+PLACE = "<p>The findings of the study stand in its front page.</p>"
+"""Of `report/workflow.rst`: where the findings go that the stage `index` wrote."""
 LINES = 20
 """Lines of Snakemake's output that are shown where it fails."""
+
+
+def with_findings(page: bytes, findings: bytes) -> bytes:
+    """The report with findings, HTML, in its description, which lies in the page as JSON within a script.
+
+    A report whose description is another's, as that of a workflow which uses this one as a module, stays as it is.
+    """
+    text = json.dumps(findings.decode())[1:-1].replace("</", "<\\/")
+    return page.replace(PLACE.encode(), text.encode())
 
 
 def main(arguments) -> None:
@@ -32,9 +44,10 @@ def main(arguments) -> None:
         lines = done.stdout.decode(errors="replace").splitlines()
         if done.returncode or not page.is_file():
             raise UserError("\n".join([f"{arguments.output}: Snakemake could not write its report", *lines[-LINES:]]))
-        storage.write_sealed(page.read_bytes(), arguments.output)
+        findings = storage.read_sealed(arguments.findings)
+        storage.write_sealed(with_findings(page.read_bytes(), findings), arguments.output)
     stage.say(f"report: {arguments.output.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    stage.run(main, stage.parser(ReportSection, __doc__, "output", lists=("pages",)).parse_args())
+    stage.run(main, stage.parser(ReportSection, __doc__, "findings", "output", lists=("pages",)).parse_args())

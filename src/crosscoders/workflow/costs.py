@@ -36,6 +36,10 @@ from crosscoders.study.settings.study import Study
 MB, GB = 10**6, 10**9
 PLAIN, TORCH, MODELS = 170 * MB, 420 * MB, 640 * MB
 """Memory of a process that has loaded numpy and xarray, torch besides, and transformers besides."""
+EXAMPLE_TOKENS = 23
+"""Tokens of an example on a page of latents."""
+EXAMPLE_BYTES = 230
+"""Of an example on a page of latents, measured on the pair of the embedded study."""
 START = {PLAIN: 0.5, TORCH: 0.8, MODELS: 1.5}
 """Time until such a process begins its work and after it ends, as multiples of what loading torch and transformers takes."""
 LARGEST_MAPPED = 4 * GB
@@ -444,9 +448,11 @@ def _latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> Cost
     coder = _crosscoder(study, setting, crosscoder)
     tokens = sizes.split_tokens(study, setting, "test")
     vocabulary = max(sizes.model_size(study, name).vocabulary for name in setting_models(study, setting))
+    shown = coder.latents * study.page.shown if study.page else 0
     work = 2.0 * coder.latents * vocabulary * coder.width + 2 * _pass(coder, tokens)
+    work += 2.0 * coder.latents**2 * coder.width + EXAMPLE_TOKENS * shown * 2.0 * coder.width
     memory = MODELS + 1.5 * _largest(study, setting, _weights) + 4 * coder.stored + 80 * tokens * coder.active
-    disk = coder.latents * (study.page.examples * 700 + study.page.promoted * 30) if study.page else 0.0
+    disk = shown * EXAMPLE_BYTES + coder.latents * (study.page.promoted * 50 + 300) if study.page else 0.0
     return Cost(memory + _mapped(study, setting, "test"), START[MODELS], products=work, disk=disk, tokens=tokens)
 
 

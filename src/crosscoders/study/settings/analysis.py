@@ -64,8 +64,16 @@ class Page(Section):
 
     examples: Count = 4
     """Strongest test examples of each latent."""
+    quantiles: Annotated[int, Field(ge=0, le=20)] = 3
+    """Equal groups, by rank, of a latent's activations; half as many examples as of the strongest are drawn from each."""
+
     promoted: Count = 8
     """Tokens that each decoder direction promotes, and as many that it suppresses."""
+
+    @property
+    def shown(self) -> int:
+        """Examples of a latent at most."""
+        return self.examples + self.quantiles * max(1, self.examples // 2)
 
 
 class Behaviours(Section):
