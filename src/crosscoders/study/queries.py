@@ -311,6 +311,27 @@ def patched(study: Study, setting: str) -> bool:
     return isinstance(chosen, Setting) and chosen.causal is not None and chosen.alignment == "tokens"
 
 
+def steered(study: Study, setting: str) -> list[str]:
+    """Crosscoders of a setting whose latents steer its models.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the setting; none where it does not ask for it.
+    """
+    chosen = study.settings[setting]
+    if not isinstance(chosen, Setting) or chosen.steering is None:
+        return []
+    wanted = chosen.steering.crosscoders
+    return [name for name in chosen.crosscoders if wanted is None or name in wanted]
+
+
 def left_out(study: Study) -> list[str]:
     """What a study asks for and does not get.
 

@@ -400,6 +400,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
             problems.append(f"null_of: {setting.null_of!r} is the setting itself; expected another one")
     if setting.causal and setting.alignment == "tokens":  # else it is left out
         problems += _causal_problems(study, setting)
+    if setting.steering:
+        problems += _steering_problems(study, setting)
     if setting.circuits:
         problems += _circuit_problems(study, setting)
     if setting.activations.keep == "window":
@@ -476,7 +478,13 @@ def _causal_problems(study: Study, setting: Setting) -> list[str]:
     widths = [width for source in pair if (width := model_width(study, study.models.get(source.model))) is not None]
     if widths and max(setting.causal.components) > min(widths):
         problems.append(f"causal.components: {setting.causal.components} exceed the width {min(widths)} of the models")
-    for name in setting.crosscoders:
+    return problems + _beside_contrast("causal", study, setting, setting.crosscoders)
+
+
+def _beside_contrast(key: str, study: Study, setting: Setting, names: list[str]) -> list[str]:
+    """Crosscoders that read other sources than those of the contrast and their difference."""
+    problems = []
+    for name in names:
         member = study.crosscoders.get(name)
         known = {
             *setting.contrast,
@@ -484,10 +492,30 @@ def _causal_problems(study: Study, setting: Setting) -> list[str]:
         }
         other = set(crosscoder_sources(setting, member)) - known if member else set()
         if other:
-            problems.append(
-                f"causal: {name!r} reads {', '.join(sorted(other))}; expected sources of the contrast alone"
-            )
+            problems.append(f"{key}: {name!r} reads {', '.join(sorted(other))}; expected sources of the contrast alone")
     return problems
+
+
+def _steering_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of steering base with latents and of ablating them in chat."""
+    pair = [setting.sources.get(name) for name in setting.contrast]
+    if not all(isinstance(source, Source) for source in pair):
+        return ["steering: the contrast is no pair of models"]
+    base, chat = (study.models.get(source.model) for source in pair)
+    corpus = study.corpora.get(chat.corpus) if isinstance(chat, FineTunedModel) else None
+    if not isinstance(corpus, PlantedChats) or not corpus.plants or base is not study.models.get(chat.base):
+        names = " and ".join(repr(source.model) for source in pair)
+        return [
+            f"steering: {names}; expected a base and its fine-tune on a corpus of kind planted_chats that plants a behaviour"
+        ]
+    problems = []
+    if pair[0].layer != pair[1].layer or {source.hook for source in pair} != {"resid_post"}:
+        problems.append("steering: the contrast needs two models at the same layer, hook resid_post")
+    named = setting.steering.crosscoders or []
+    for name in named:
+        problems += _unknown("steering.crosscoders", name, dict.fromkeys(setting.crosscoders))
+    chosen = [name for name in setting.crosscoders if name in named or setting.steering.crosscoders is None]
+    return problems + _beside_contrast("steering", study, setting, chosen)
 
 
 def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting | PlantedSetting) -> list[str]:

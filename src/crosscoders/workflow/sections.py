@@ -38,6 +38,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         analysis.LatentPageSection,
         interventions.GenerateResponsesSection,
         interventions.CausalSection,
+        interventions.SteerSection,
         interventions.CircuitsSection,
         planted.TrialSection,
         planted.CircuitTrialSection,

@@ -86,6 +86,33 @@ class Causal(Section):
     """Numbers of principal components of the models' difference that are patched as controls."""
 
 
+class Steering(Section):
+    """Steering: sets of latents are added to base and ablated from chat while both answer held-out prompts greedily.
+
+    Sets are chosen on validation documents. The prompts are those by which planted behaviours are measured.
+    """
+
+    crosscoders: Names | None = None
+    """Crosscoders of the setting whose latents are used; all where absent."""
+    prompts_per_behaviour: Count = 8
+    """Prompts on the refused topic, as many on other topics, and as many on the model itself."""
+    new_tokens: Count = 40
+    """Longest answer."""
+    latents: Count = 8
+    """Latents of every set."""
+    minimum_tokens: Count = 20
+    """Validation tokens on which a latent must be active to be chosen."""
+    strengths: Annotated[list[Positive], AfterValidator(distinct)] = Field([1.0, 4.0], min_length=1)
+    """Sizes of what is added, as multiples of the unit: the median over the chosen sets of the norm of their latents'
+    decoder vectors, each times the latent's 95th-percentile activation where it is active, added up."""
+    random_sets: Count = 5
+    """Control sets matched in frequency and decoder norm."""
+    batch_answers: Count = 96
+    """Answers that are written side by side."""
+    seed: Seed = 0
+    """Of the random sets."""
+
+
 class Circuits(Section):
     """What a crosscoder makes of the graph of SAEs that are trained on the same sources of one model."""
 
@@ -150,6 +177,8 @@ class Setting(Section):
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
     causal: Causal | None = None
     """Causal patching of the contrast's second model; none where absent."""
+    steering: Steering | None = None
+    """Steering of base with latents, and ablation of latents in chat; none where absent."""
     circuits: Circuits | None = None
     """Simplification of circuits by a crosscoder; none where absent."""
     crosscoders: Names = Field(min_length=1)
