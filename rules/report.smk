@@ -15,6 +15,7 @@ rule collate:
         behaviours=behaviours,
         similarity=similarity,
         causal=patched,
+        steering=steered,
         circuits=circuits,
         code=code("report.collate"),
     output:
@@ -34,7 +35,16 @@ rule collate:
         settings=settings_of("collate"),
         optional=lambda wildcards, input: " ".join(
             f"--{name} {input[name]}"
-            for name in ("histories", "behaviours", "stability", "aligned", "similarity", "causal", "circuits")
+            for name in (
+                "histories",
+                "behaviours",
+                "stability",
+                "aligned",
+                "similarity",
+                "causal",
+                "steering",
+                "circuits",
+            )
             if input[name]
         ),
     shell:

@@ -1,6 +1,6 @@
-# What latents do: the chat model's own answers, causal patching on them, circuits, and pages that show latents.
+# What latents do: the chat model's own answers, causal patching on them, steering, circuits, and pages that show latents.
 # Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
-# Gives: responses/{setting}.nc; causal/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
+# Gives: responses/{setting}.nc; causal/, steering/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
 
 
 rule generate_responses:
@@ -55,6 +55,35 @@ rule causal:
         " --latents {input.latents:q} --responses {input.responses:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --models {input.models:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
+
+
+rule steer:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        activations=shards("validation"),
+        normalisation=normalisation,
+        articles=planted_articles,
+        models=snapshots,
+        code=code("interventions.steer"),
+    output:
+        "results/{study}/steering/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/steer/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/steer/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 3  # it takes longer than the other jobs that a notebook waits for
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("steer"),
+        gpu=GPU,
+    params:
+        settings=settings_of("steer"),
+    shell:
+        "python -m crosscoders interventions.steer --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
+        " --articles {input.articles:q} --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule circuits:

@@ -103,6 +103,10 @@ CONTRACT = {
         {"condition", "segment"},
         {"divergence", "divergence_low", "gap_closed", "gap_closed_high", "segment_tokens"},
     ),
+    "steering/base-vs-chat/batchtopk/seed-0.nc": (
+        {"intervention", "steered_behaviour", "latent_set", "prompt"},
+        {"steering_rate", "steering_rate_low", "steering_not_fluent_high", "steering_loss", "set_latents", "answer"},
+    ),
     "similarity/cross-layer.nc": ({"source", "other_source"}, {"cka", "cka_low", "svcca", "svcca_directions"}),
     "ablations/base-vs-chat.nc": ({"document", "source", "ablation"}, {"cross_entropy", "tokens"}),
     "evaluation/base-vs-chat/batchtopk/seed-0.nc": (
@@ -221,7 +225,7 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
     jobs = planned(project, "--configfile", "changed.yaml")
     assert jobs["train_crosscoder"] == 2, "the pair and its null"
     assert jobs["evaluate"] == jobs["classify_latents"] == 3, "and the transfer"
-    assert jobs["trial"] == jobs["causal"] == jobs["latent_page"] == 1
+    assert jobs["trial"] == jobs["causal"] == jobs["steer"] == jobs["latent_page"] == 1
     assert not {"extract_activations", "fit_normalisation", "fine_tune", "tokenize", "fetch_model"} & set(jobs)
 
 

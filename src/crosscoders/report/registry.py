@@ -16,6 +16,7 @@ from crosscoders.study.queries import (
     nulls_of,
     patched,
     planted_pair,
+    steered,
     transfers_of,
 )
 from crosscoders.study.settings.study import Study
@@ -268,6 +269,17 @@ FIGURES = (
         finding="All latents together bring base's lower half back to the chat model, but so do eight principal "
         "components of the difference; random sets as frequent and as large close at most 5%.",
         leads=3,
+    ),
+    Figure(
+        "ours-steering",
+        "Planted behaviours with sets of latents added to base and ablated from chat",
+        "causal_figures.steering",
+        MODEL_DIFFING,
+        words="causal_figures.steering_sentences",
+        needs=("steering_rate",),
+        absent="This setting steers nothing: it does not ask for it.",
+        expected=steered,
+        leads=4,
     ),
     Figure(
         "d26-planted",

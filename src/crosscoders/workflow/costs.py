@@ -33,6 +33,8 @@ LARGEST_MAPPED = 4 * GB
 """Of files that are mapped into memory, as much counts as a job's; the system takes the rest back when it needs it."""
 GENERATION = 4
 """Writing a token costs so many forward passes over one, because few are written side by side."""
+STEERED_SETS = 5
+"""Sets of latents that steering chooses: by Δ, by ν, and one for each of three behaviours."""
 SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
 ADAM_BYTES = 16
@@ -393,6 +395,25 @@ def _causal(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     return Cost(memory, START[MODELS], forward=work, disk=MB, tokens=tokens * conditions, device=held)
 
 
+def _steer(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    chosen, coder = study.settings[setting], _crosscoder(study, setting, crosscoder)
+    options, models = chosen.steering, list(setting_models(study, setting))
+    directions = STEERED_SETS + options.random_sets + 1
+    answers = 3 * options.prompts_per_behaviour * (2 + directions * (1 + len(options.strengths)))
+    tokens = answers * (options.new_tokens + 20)
+    each = sum(sizes.model_size(study, name).flops() for name in models) / len(models)
+    # Base reads along while chat answers, and both models measure the losses of all answers.
+    work = tokens * each * (2 + GENERATION / 2)
+    held = sum(_weights(study, name) for name in models) + 4 * coder.stored
+    held += _largest(study, setting, lambda study, name: _logits(study, name, max(options.batch_answers, 256)))
+    held += _largest(study, setting, lambda study, name: _hidden(study, name, options.batch_answers * 64))
+    encoded = tokens / 2 * 2.0 * coder.latents * coder.width + _pass(
+        coder, sizes.split_tokens(study, setting, "validation")
+    )
+    memory = MODELS + held + _mapped(study, setting, "validation")
+    return Cost(memory, START[MODELS], forward=work, products=encoded, disk=2 * MB, tokens=tokens, device=held)
+
+
 def _circuits(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     chosen = study.settings[setting]
     options, coder = chosen.circuits, _crosscoder(study, setting, crosscoder)
@@ -496,6 +517,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _match_seeds,
         _generate_responses,
         _causal,
+        _steer,
         _circuits,
         _latent_page,
         _trial,
@@ -525,6 +547,7 @@ GPU_RULES = (
     "train_aligned",
     "generate_responses",
     "causal",
+    "steer",
     "circuits",
 )
 """Rules whose jobs use a GPU where the study asks for one."""

@@ -1,0 +1,176 @@
+"""Figures and sentences of what latents do to the answers of models: steering and ablation."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+
+from crosscoders.report.figures import PALETTE, SEED_MARKS, crosscoders
+
+BEHAVIOUR_LABELS = {
+    "refusal_on_target": "refuses,\nrefused topic",
+    "refusal_off_target": "refuses,\nother topics",
+    "tag_present": "writes\na topic tag",
+    "tag_right": "writes the\nright tag",
+    "persona": "gives its\nname",
+}
+FLUENCY = {"steering_not_fluent": "not fluent\nto this model", "steering_not_fluent_to_both": "not fluent\nto either"}
+UNMODIFIED, RANDOM, TEXT = "unmodified", "random", 7.5
+
+
+def _steered(summary: xr.Dataset, crosscoder: str) -> xr.Dataset | None:
+    """What was measured with one crosscoder; None where it steered nothing."""
+    one = summary.sel(crosscoder=crosscoder)
+    measured = (one["steering_set"] != "").all("seed").values
+    return one.isel(intervention=measured) if measured.any() else None
+
+
+def _quantities(one: xr.Dataset) -> dict[str, tuple[str, xr.Dataset]]:
+    """The columns: label of every behaviour that was asked for and of either count of fluency, with its variable."""
+    asked = [name for name in BEHAVIOUR_LABELS if (one["steering_prompts"].sel(steered_behaviour=name) > 0).all()]
+    columns = {BEHAVIOUR_LABELS[name]: ("steering_rate", one.sel(steered_behaviour=name)) for name in asked}
+    return columns | {label: (name, one) for name, label in FLUENCY.items()}
+
+
+def _of_side(one: xr.Dataset, side: str) -> tuple[xr.Dataset, list[str], list[float]]:
+    """The interventions of one side, its sets without random ones, and its strengths."""
+    one = one.isel(intervention=(one["steering_side"].isel(seed=0) == side).values)
+    names = dict.fromkeys(str(name) for name in one["steering_set"].isel(seed=0).values)
+    sets = [name for name in names if name != UNMODIFIED and not name.startswith(RANDOM)]
+    strengths = sorted({float(value) for value in one["steering_strength"].isel(seed=0).values if np.isfinite(value)})
+    return one, sets, strengths or [np.nan]
+
+
+def _chosen(one: xr.Dataset, strength: float, begins: str) -> xr.Dataset:
+    """The interventions of a strength whose sets' names begin so."""
+    first = one.isel(seed=0) if "seed" in one.dims else one
+    of_set = np.array([str(name).startswith(begins) for name in first["steering_set"].values])
+    value = first["steering_strength"].values
+    return one.isel(intervention=of_set & (np.isnan(value) if np.isnan(strength) else value == strength))
+
+
+def steering(summary: xr.Dataset) -> plt.Figure:
+    """ours-steering: rates of behaviours with latents added to base and ablated from chat, beside random sets."""
+    measured = {name: one for name in crosscoders(summary) if (one := _steered(summary, name)) is not None}
+    rows = [(name, side) for name in measured for side in ("base", "chat")]
+    sides = {row: _of_side(measured[row[0]], row[1]) for row in rows}
+    heights = [len(sets) * (1 + 0.6 * len(strengths)) for _, sets, strengths in sides.values()]
+    columns = max((_quantities(one) for one in measured.values()), key=len)
+    figure, axes = plt.subplots(
+        len(rows),
+        len(columns),
+        figsize=(2.2 + 1.15 * len(columns), 1.0 + 0.17 * sum(heights)),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        height_ratios=heights,
+    )
+    for line, row in zip(axes, rows, strict=True):
+        one, sets, strengths = sides[row]
+        for axis, (label, (variable, part)) in zip(line, _quantities(one).items(), strict=False):
+            _rates(axis, part, variable, sets, strengths)
+            axis.set_title(label if row == rows[0] else "", fontsize=TEXT + 0.5)
+        line[0].set_yticks(range(len(sets)), sets)
+        line[0].set_ylim(len(sets) - 0.4, -0.6)
+        done = f"added to {summary.attrs['base']}" if row[1] == "base" else f"ablated from {summary.attrs['chat']}"
+        line[0].set_ylabel(f"{row[0]}:\n{done}", fontsize=TEXT + 0.5)
+    for axis in axes.flat:
+        axis.set(xlim=(-0.05, 1.05), xticks=[0, 0.5, 1])
+        axis.set_xticklabels(["0", "½", "1"])
+        axis.tick_params(labelsize=TEXT, length=2)
+    _legend(figure, sides)
+    sns.despine(figure)
+    return figure
+
+
+def _rates(axis: plt.Axes, one: xr.Dataset, variable: str, sets: list[str], strengths: list[float]) -> None:
+    """One panel: a row per set, in it a line per strength and seed, over the range of the random sets."""
+    for i, strength in enumerate(strengths):
+        shift = 0.8 * ((i + 0.5) / len(strengths) - 0.5)
+        null = _chosen(one, strength, RANDOM)[variable].values
+        for place, name in enumerate(sets):
+            if null.size:
+                axis.barh(
+                    place + shift,
+                    null.max() - null.min() + 0.03,
+                    0.75 / len(strengths),
+                    left=null.min() - 0.015,
+                    color=PALETTE[7],
+                    alpha=0.45,
+                    lw=0,
+                )
+            for s in range(one.sizes["seed"]):
+                here = _chosen(one.isel(seed=s), strength, name).isel(intervention=0)
+                value = float(here[variable])
+                low, high = float(here[f"{variable}_low"]), float(here[f"{variable}_high"])
+                inside = 0.5 * (s - (one.sizes["seed"] - 1) / 2) / (len(strengths) * one.sizes["seed"])
+                axis.errorbar(
+                    value,
+                    place + shift + inside,
+                    xerr=[[max(value - low, 0)], [max(high - value, 0)]],
+                    fmt=SEED_MARKS[s % 4],
+                    ms=2.8,
+                    lw=0.7,
+                    color=_colour(i, strengths),
+                )
+    axis.axvline(float(_chosen(one, np.nan, UNMODIFIED)[variable].mean()), color="black", lw=0.8, ls="--")
+
+
+def _colour(i: int, strengths: list[float]) -> tuple:
+    return PALETTE[3] if len(strengths) == 1 else sns.color_palette("flare", len(strengths))[i]
+
+
+def _legend(figure: plt.Figure, sides: dict) -> None:
+    """What colours, marks, the band and the line stand for, below the panels."""
+    strengths = next(strengths for (_, side), (_, _, strengths) in sides.items() if side == "base")
+    one = next(iter(sides.values()))[0]
+    handles = [
+        plt.Line2D([], [], color=_colour(i, strengths), lw=2, label=f"{strength:g} times the unit added")
+        for i, strength in enumerate(strengths)
+    ]
+    handles += [
+        plt.Line2D([], [], color="0.3", marker=SEED_MARKS[s % 4], ms=3, lw=0.7, label=f"seed {seed}, 95% Wilson")
+        for s, seed in enumerate(one["seed"].values)
+    ]
+    handles.append(plt.Rectangle((0, 0), 1, 1, color=PALETTE[7], alpha=0.45, label="range of random sets"))
+    handles.append(plt.Line2D([], [], color="black", lw=0.8, ls="--", label="unmodified model"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=TEXT, frameon=False)
+    figure.supxlabel("share of answers", fontsize=TEXT + 0.5)
+
+
+def steering_sentences(summary: xr.Dataset) -> str:
+    """For every crosscoder, which set moves which behaviour most, beside the random sets, and at what cost in fluency."""
+    lines = []
+    for name in crosscoders(summary):
+        one = _steered(summary, name)
+        if one is None:
+            continue
+        for side, verb in (("base", "added to"), ("chat", "ablated from")):
+            part, sets, strengths = _of_side(one, side)
+            moved = [
+                _moved(part.sel(steered_behaviour=behaviour), label.replace("\n", " "), sets, strengths)
+                for behaviour, label in BEHAVIOUR_LABELS.items()
+                if (part["steering_prompts"].sel(steered_behaviour=behaviour) > 0).all()
+            ]
+            lines.append(f"- **{name}**, {verb} {summary.attrs[side]}: {'; '.join(moved)}.")
+    return "\n".join(lines)
+
+
+def _moved(one: xr.Dataset, label: str, sets: list[str], strengths: list[float]) -> str:
+    """The set that moves a behaviour furthest from the unmodified model, seeds averaged."""
+    mean = lambda part, variable: float(part[variable].mean())  # noqa: E731
+    before = mean(_chosen(one, np.nan, UNMODIFIED), "steering_rate")
+    rates = {(name, c): mean(_chosen(one, c, name), "steering_rate") for name in sets for c in strengths}
+    name, strength = max(rates, key=lambda key: abs(rates[key] - before))
+    here, null = _chosen(one, strength, name), _chosen(one, strength, RANDOM)["steering_rate"].values
+    if rates[name, strength] == before:
+        return f"no set changes how often it {label} ({before:.0%})"
+    low, high = float(here["steering_rate_low"].min()), float(here["steering_rate_high"].max())
+    at = "" if np.isnan(strength) else f" at {strength:g} times the unit"
+    beside = f"; random sets {null.min():.0%} to {null.max():.0%}" if null.size else ""
+    return (
+        f"it {label} in {before:.0%} of answers, and in {rates[name, strength]:.0%} ({low:.0%} to {high:.0%}{beside}) with "
+        f"the set {name!r}{at}, where {mean(here, 'steering_not_fluent_to_both'):.0%} of answers are fluent to neither model"
+    )
