@@ -158,6 +158,12 @@ def steered(wildcards):
     return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
 
 
+def effects(wildcards):
+    """What shared latents of a setting's crosscoders do in both models, for those for which it is asked."""
+    names, folder = queries.compared(STUDY, wildcards.setting), f"{RESULTS}/effects/{wildcards.setting}"
+    return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+
+
 def saes(wildcards):
     """The SAEs whose graph a setting's crosscoder simplifies."""
     name = STUDY.settings[wildcards.setting].circuits.saes

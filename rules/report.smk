@@ -16,6 +16,7 @@ rule collate:
         similarity=similarity,
         causal=patched,
         steering=steered,
+        effects=effects,
         circuits=circuits,
         code=code("report.collate"),
     output:
@@ -43,6 +44,7 @@ rule collate:
                 "similarity",
                 "causal",
                 "steering",
+                "effects",
                 "circuits",
             )
             if input[name]

@@ -1,6 +1,8 @@
-# What latents do: the chat model's own answers, causal patching on them, steering, circuits, and pages that show latents.
+# What latents do: the chat model's own answers, causal patching on them, steering, the effects of
+# shared latents in both models, circuits, and pages that show latents.
 # Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
-# Gives: responses/{setting}.nc; causal/, steering/, circuits/ and latents/ at {setting}/{crosscoder}/seed-{seed}.nc and .html
+# Gives: responses/{setting}.nc; causal/, steering/, effects/, circuits/ and latents/ at
+# {setting}/{crosscoder}/seed-{seed}.nc and .html
 
 
 rule generate_responses:
@@ -84,6 +86,35 @@ rule steer:
         "python -m crosscoders interventions.steer --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
         " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
         " --articles {input.articles:q} --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule compare_effects:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        activations=shards("test"),
+        normalisation=normalisation,
+        tokens=test_tokens,
+        models=snapshots,
+        code=code("interventions.compare_effects"),
+    output:
+        "results/{study}/effects/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/compare_effects/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/compare_effects/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 3  # it takes longer than the other jobs that a notebook waits for
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("compare_effects"),
+        gpu=GPU,
+    params:
+        settings=settings_of("compare_effects"),
+    shell:
+        "python -m crosscoders interventions.compare_effects --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
+        " --tokens {input.tokens:q} --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule circuits:

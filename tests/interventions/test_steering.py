@@ -91,14 +91,12 @@ def test_answers_side_by_side_are_those_of_one_prompt_at_a_time_without_a_cache(
 def test_an_answer_is_not_fluent_above_the_unmodified_models_own_losses(reader):
     found, _, _ = given(reader, {"planted": [0], "random 1": [3]})
     made = [steering.Intervention(side, name, np.nan, None, None) for side, name in found]
-    losses = np.stack(
-        [steer.answer_losses(model, PROMPTS, list(found.values()), 64) for model in (reader.base, reader.chat)]
-    )
-    prompt, answer = PROMPTS[1], found["base", "random 1"][1]
+    losses = steer.losses_of(reader, made, PROMPTS, list(found.values()), 64)
+    prompt, answer = PROMPTS[1], found["chat", "random 1"][1]
     with torch.inference_mode():
         logits = reader.chat(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
-    assert losses[1, list(found).index(("base", "random 1")), 1] == pytest.approx(expected, rel=1e-4)
+    assert losses[1, list(found).index(("chat", "random 1")), 1] == pytest.approx(expected, rel=1e-4)
     thresholds, own, both = steer.fluency(losses, made)
     by_name = dict(zip(found, own, strict=True))
     assert by_name["base", "planted"].all()

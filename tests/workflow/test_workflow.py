@@ -107,6 +107,10 @@ CONTRACT = {
         {"intervention", "steered_behaviour", "latent_set", "prompt"},
         {"steering_rate", "steering_rate_low", "steering_not_fluent_high", "steering_loss", "set_latents", "answer"},
     ),
+    "effects/base-vs-chat/batchtopk/seed-0.nc": (
+        {"compared_latent"},
+        {"effect_latent", "effect_correlation_low", "effect_null_correlation", "effect_other_role_share_high"},
+    ),
     "similarity/cross-layer.nc": ({"source", "other_source"}, {"cka", "cka_low", "svcca", "svcca_directions"}),
     "ablations/base-vs-chat.nc": ({"document", "source", "ablation"}, {"cross_entropy", "tokens"}),
     "evaluation/base-vs-chat/batchtopk/seed-0.nc": (
@@ -225,7 +229,8 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
     jobs = planned(project, "--configfile", "changed.yaml")
     assert jobs["train_crosscoder"] == 2, "the pair and its null"
     assert jobs["evaluate"] == jobs["classify_latents"] == 3, "and the transfer"
-    assert jobs["trial"] == jobs["causal"] == jobs["steer"] == jobs["latent_page"] == 1
+    assert jobs["trial"] == jobs["causal"] == jobs["latent_page"] == 1
+    assert jobs["steer"] == jobs["compare_effects"] == 1
     assert not {"extract_activations", "fit_normalisation", "fine_tune", "tokenize", "fetch_model"} & set(jobs)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from crosscoders.activations.sections import ModelReading
 from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.base import Count, Name, Share
-from crosscoders.study.settings.comparisons import Causal, Circuits, Source, Steering
+from crosscoders.study.settings.comparisons import Causal, Circuits, Equivalence, Source, Steering
 from crosscoders.study.settings.corpora import AnyTemplate, PlantedChats
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import Part, StageSection, TrainingSection
@@ -120,6 +120,25 @@ class SteerSection(PairSection):
             chat_template=study.chat_template,
             split=study.splits["test"],
         )
+
+
+class CompareEffectsSection(PairSection):
+    """What the shared latents of one crosscoder do in both models."""
+
+    stage: ClassVar[str] = "compare_effects"
+    equivalence: Equivalence
+    bootstrap: Bootstrap
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> CompareEffectsSection:
+        """The section of one job.
+
+        The models run in float32 unless the setting names another type: an effect is a small difference of large logits.
+        """
+        fields = cls.pair(study, setting, crosscoder, seed)
+        dtype = "float32" if fields["dtype"] == "auto" else fields["dtype"]
+        equivalence = study.settings[setting].equivalence.model_copy(update={"crosscoders": None})
+        return cls(**fields | {"dtype": dtype}, equivalence=equivalence, bootstrap=study.classification.bootstrap)
 
 
 class CircuitsSection(TrainingSection):

@@ -41,9 +41,13 @@ FLUENT = 0.95
 
 
 def answer_losses(
-    model: transformers.PreTrainedModel, asked: list[list[int]], given: list[list[list[int]]], batch_tokens: int
+    model: transformers.PreTrainedModel,
+    asked: list[list[int]],
+    given: list[list[list[int]]],
+    wanted: np.ndarray,
+    batch_tokens: int,
 ) -> np.ndarray:
-    """Mean cross-entropy (nats) of the tokens of every answer under an unmodified model, (interventions, prompts).
+    """Mean cross-entropy (nats) of the tokens of answers under an unmodified model, (interventions, prompts).
 
     Parameters
     ----------
@@ -51,10 +55,15 @@ def answer_losses(
     asked : list of list of int
         Token ids of the prompts, of which the first is the sink.
     given : list, per intervention, of lists, per prompt, of token ids
+    wanted : (interventions, prompts) bool
+        Answers that are measured; the others get NaN.
     batch_tokens : int
         Tokens per forward pass.
     """
-    different = dict.fromkeys((p, tuple(answer)) for row in given for p, answer in enumerate(row))  # many are alike
+    found = np.full(wanted.shape, np.nan)
+    different = dict.fromkeys((p, tuple(given[i][p])) for i, p in np.argwhere(wanted))  # many are alike
+    if not different:
+        return found
     texts = [asked[p][1:] + list(answer) for p, answer in different]
     position = np.concatenate([np.arange(1, 1 + len(text)) for text in texts])
     ids, spans = np.concatenate(texts), windows(position)
@@ -62,7 +71,27 @@ def answer_losses(
     means = {
         key: losses[span.stop - len(key[1]) : span.stop].mean() for key, span in zip(different, spans, strict=True)
     }
-    return np.array([[means[p, tuple(answer)] for p, answer in enumerate(row)] for row in given])
+    for i, p in np.argwhere(wanted):
+        found[i, p] = means[p, tuple(given[i][p])]
+    return found
+
+
+def losses_of(
+    reader: Reader, made: list[Intervention], asked: list[list[int]], given: list[list[list[int]]], batch_tokens: int
+) -> np.ndarray:
+    """Losses of all answers under unmodified base and chat, (2, interventions, prompts).
+
+    Those of the other side's model are measured where the side's own model finds an answer not fluent, and NaN elsewhere.
+    """
+    models, side = (reader.base, reader.chat), np.array([SIDES.index(one.side) for one in made])
+    shape = (len(made), len(asked))
+    own = [np.broadcast_to((side == s)[:, None], shape) for s in (0, 1)]
+    losses = np.stack([answer_losses(models[s], asked, given, own[s], batch_tokens) for s in (0, 1)])
+    _, above, _ = fluency(losses, made)
+    for s in (0, 1):
+        other = answer_losses(models[s], asked, given, above & ~own[s], batch_tokens)
+        losses[s] = np.where(own[s], losses[s], other)
+    return losses
 
 
 def fluency(losses: np.ndarray, made: list[Intervention]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,7 +100,7 @@ def fluency(losses: np.ndarray, made: list[Intervention]) -> tuple[np.ndarray, n
     Parameters
     ----------
     losses : (2, interventions, prompts)
-        Under unmodified base and chat.
+        Under unmodified base and chat; NaN where not measured, which is above no threshold.
     made : list of Intervention
 
     Returns
@@ -187,9 +216,7 @@ def main(arguments) -> None:
     reader = Reader(*load_pair(section, folders), section.contrast, section.layer, coder, scale, norms_of_sinks)
     label = f"steer {section.label}"
     given = steering.answers(reader, decoder, made, asked, settings, writer.stop, label)
-    losses = np.stack(
-        [answer_losses(model, asked, given, section.batch_tokens) for model in (reader.base, reader.chat)]
-    )
+    losses = losses_of(reader, made, asked, given, section.batch_tokens)
     texts = [[_text(answer, writer) for answer in row] for row in given]
     dataset = to_dataset(made, questions, texts, losses, section.corpus)
     dataset = dataset.merge(sets_dataset(named, activity, norms, unit)).merge(trained[["training_tokens"]])

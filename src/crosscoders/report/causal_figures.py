@@ -1,4 +1,4 @@
-"""Figures and sentences of what latents do to the answers of models: steering and ablation."""
+"""Figures and sentences of what latents cause: steering, ablation, and their effects in two models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, SEED_MARKS, crosscoders
+from crosscoders.report.figures import PALETTE, SEED_MARKS, NothingToDraw, crosscoders
 
 BEHAVIOUR_LABELS = {
     "refusal_on_target": "refuses,\nrefused topic",
@@ -174,3 +174,70 @@ def _moved(one: xr.Dataset, label: str, sets: list[str], strengths: list[float])
         f"it {label} in {before:.0%} of answers, and in {rates[name, strength]:.0%} ({low:.0%} to {high:.0%}{beside}) with "
         f"the set {name!r}{at}, where {mean(here, 'steering_not_fluent_to_both'):.0%} of answers are fluent to neither model"
     )
+
+
+# -- causal equivalence ------------------------------------------------------------------------------------------------
+
+
+def _compared(summary: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The crosscoders whose latents were compared."""
+    every = {name: summary.sel(crosscoder=name) for name in crosscoders(summary)}
+    return {name: one for name, one in every.items() if np.isfinite(one["effect_correlation"]).any()}
+
+
+def cosine_against_causal(summary: xr.Dataset) -> plt.Figure:
+    """ours-cosine-vs-causal: correlation of a latent's effects in two models against the cosine of its decoder vectors."""
+    measured = _compared(summary)
+    if not measured:
+        raise NothingToDraw("No shared latent of this setting is active on enough test documents to be compared.")
+    figure, axes = plt.subplots(1, len(measured), figsize=(0.6 + 4.2 * len(measured), 4), squeeze=False, sharey=True)
+    for axis, (name, one) in zip(axes[0], measured.items(), strict=True):
+        for s, seed in enumerate(one["seed"].values):
+            _effects(axis, one.sel(seed=seed), SEED_MARKS[s % 4], f"seed {seed}")
+            axis.axhline(
+                float(one["effect_null_limit"].sel(seed=seed)),
+                color="black",
+                lw=0.8,
+                ls="--",
+                label="95% of the null" if s == 0 else None,
+            )
+        axis.set(xlabel="cosine of the two decoder vectors", title=name, ylim=(-1.05, 1.05))
+    axes[0, 0].set_ylabel("correlation of the effects on the logits")
+    axes[0, 0].legend(fontsize=8, loc="lower left", title="bars: 95% over documents", title_fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def _effects(axis: plt.Axes, one: xr.Dataset, mark: str, label: str) -> None:
+    """The compared latents of one training: their null in grey, themselves with intervals."""
+    cosine = one["effect_cosine"].values
+    for name, colour, shown in (
+        ("effect_null_correlation", PALETTE[7], f"{label}, another latent of the token"),
+        ("effect_correlation", PALETTE[3], label),
+    ):
+        value = one[name].values
+        bars = np.abs([value - one[f"{name}_low"].values, one[f"{name}_high"].values - value])
+        axis.errorbar(cosine, value, yerr=bars, fmt=mark, ms=3, lw=0.5, alpha=0.7, color=colour, label=shown)
+
+
+def equivalence_sentences(summary: xr.Dataset) -> str:
+    """How alike latents' effects are, beside the null, and how often one direction is another role."""
+    lines = []
+    for name, one in _compared(summary).items():
+        for seed in one["seed"].values:
+            here = one.sel(seed=seed)
+            medians = [float(here[f"effect_{key}"].median()) for key in ("cosine", "correlation", "null_correlation")]
+            share = [float(here[f"effect_other_role_share{end}"]) for end in ("", "_low", "_high")]
+            compared, same = int(np.isfinite(here["effect_correlation"]).sum()), int(here["effect_same_direction"])
+            line = (
+                f"- **{name}, seed {seed}**: over {compared} shared latents the decoder vectors' cosine has median "
+                f"{medians[0]:.2f}, the correlation of their effects {medians[1]:.2f}, and that of different latents at one "
+                f"token {medians[2]:.2f}."
+            )
+            if np.isfinite(share[0]):
+                line += (
+                    f" Of {same} latents of one direction, {share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}] have effects that "
+                    "are no more alike than 95% of the null's."
+                )
+            lines.append(line)
+    return "\n".join(lines)

@@ -24,8 +24,9 @@ def main(arguments) -> None:
     for paths in (arguments.stability, arguments.causal):
         if paths:
             parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
-    if arguments.steering:
-        parts.append(of_some(arguments.steering, section.crosscoders, "steering_"))
+    for paths, prefix in ((arguments.steering, "steering_"), (arguments.effects, "effect_")):
+        if paths:
+            parts.append(of_some(paths, section.crosscoders, prefix))
     if arguments.circuits:
         circuits = map(artifacts.read, arguments.circuits)
         parts.append(stack_seeds(dict(zip(section.seeds, circuits, strict=True)), "circuit_"))
@@ -95,6 +96,6 @@ if __name__ == "__main__":
     flags = stage.parser(CollateSection, __doc__, "normalisation", "tokens", "output", lists=("latents", "evaluations"))
     for flag in ("--behaviours", "--similarity"):
         flags.add_argument(flag, type=stage.Path)
-    for flag in ("--histories", "--stability", "--aligned", "--causal", "--steering", "--circuits"):
+    for flag in ("--histories", "--stability", "--aligned", "--causal", "--steering", "--effects", "--circuits"):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
     stage.run(main, flags.parse_args())

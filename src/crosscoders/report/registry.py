@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from crosscoders.study.queries import (
     aligned_of,
     circuits_of,
+    compared,
     drawn_settings,
     nulls_of,
     patched,
@@ -279,6 +280,17 @@ FIGURES = (
         needs=("steering_rate",),
         absent="This setting steers nothing: it does not ask for it.",
         expected=steered,
+        leads=4,
+    ),
+    Figure(
+        "ours-cosine-vs-causal",
+        "Effects of shared latents in both models against the cosine of their decoder vectors",
+        "causal_figures.cosine_against_causal",
+        MODEL_DIFFING,
+        words="causal_figures.equivalence_sentences",
+        needs=("effect_correlation",),
+        absent="This setting compares no effects of latents: it does not ask for it.",
+        expected=compared,
         leads=4,
     ),
     Figure(

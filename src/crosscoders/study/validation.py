@@ -402,6 +402,8 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         problems += _causal_problems(study, setting)
     if setting.steering:
         problems += _steering_problems(study, setting)
+    if setting.equivalence:
+        problems += _equivalence_problems(study, setting)
     if setting.circuits:
         problems += _circuit_problems(study, setting)
     if setting.activations.keep == "window":
@@ -516,6 +518,29 @@ def _steering_problems(study: Study, setting: Setting) -> list[str]:
         problems += _unknown("steering.crosscoders", name, dict.fromkeys(setting.crosscoders))
     chosen = [name for name in setting.crosscoders if name in named or setting.steering.crosscoders is None]
     return problems + _beside_contrast("steering", study, setting, chosen)
+
+
+def _equivalence_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of comparing what latents do in the two models of the contrast."""
+    pair = [setting.sources.get(name) for name in setting.contrast]
+    if not all(isinstance(source, Source) for source in pair):
+        return ["equivalence: the contrast is no pair of models"]
+    problems, named = [], setting.equivalence.crosscoders or []
+    if setting.alignment != "tokens":
+        problems.append("equivalence: the models need one tokenizer, and alignment is 'characters'")
+    if pair[0].layer != pair[1].layer or pair[0].model == pair[1].model or {s.hook for s in pair} != {"resid_post"}:
+        problems.append("equivalence: the contrast needs two models at the same layer, hook resid_post")
+    for name in named:
+        problems += _unknown("equivalence.crosscoders", name, dict.fromkeys(setting.crosscoders))
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        lacking = set(setting.contrast) - set(crosscoder_sources(setting, member)) if member else set()
+        if name in named and lacking:
+            sources = ", ".join(sorted(lacking))
+            problems.append(
+                f"equivalence.crosscoders: {name!r} does not read {sources}; expected both sources of the contrast"
+            )
+    return problems
 
 
 def _block_problems(where: str, crosscoder: CrosscoderSettings, setting: Setting | PlantedSetting) -> list[str]:

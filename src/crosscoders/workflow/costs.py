@@ -35,6 +35,8 @@ GENERATION = 4
 """Writing a token costs so many forward passes over one, because few are written side by side."""
 STEERED_SETS = 5
 """Sets of latents that steering chooses: by Δ, by ν, and one for each of three behaviours."""
+FLOAT32 = 3
+"""A forward pass in float32 does so many times fewer operations per second than one in bfloat16."""
 SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
 ADAM_BYTES = 16
@@ -414,6 +416,24 @@ def _steer(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     return Cost(memory, START[MODELS], forward=work, products=encoded, disk=2 * MB, tokens=tokens, device=held)
 
 
+def _compare_effects(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    chosen, coder = study.settings[setting], _crosscoder(study, setting, crosscoder)
+    options, models = chosen.equivalence, list(setting_models(study, setting))
+    windows = options.latents * options.tokens_per_latent
+    tokens = windows * min(0.6 * options.ablated_before, chosen.context)
+    # Both models run once to the site and from there twice; chat a third time, with another latent ablated.
+    work = FLOAT32 * tokens * 3.5 * _largest(study, setting, lambda study, name: sizes.model_size(study, name).flops())
+    held = sum(_weights(study, name) for name in models) * (1 if study.device == "cpu" else 2) + 4 * coder.stored
+    batch = chosen.batch_tokens / 4
+    held += _largest(
+        study, setting, lambda study, name: _hidden(study, name, batch) + 4 * _logits(study, name, batch / 16)
+    )
+    encoded = _pass(coder, sizes.split_tokens(study, setting, "test"))
+    pairs = 24.0 * coder.active * sizes.split_tokens(study, setting, "test")
+    memory = MODELS + held + pairs + _mapped(study, setting, "test")
+    return Cost(memory, START[MODELS], forward=work, products=encoded, disk=MB, tokens=tokens, device=held)
+
+
 def _circuits(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     chosen = study.settings[setting]
     options, coder = chosen.circuits, _crosscoder(study, setting, crosscoder)
@@ -518,6 +538,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _generate_responses,
         _causal,
         _steer,
+        _compare_effects,
         _circuits,
         _latent_page,
         _trial,
@@ -548,6 +569,7 @@ GPU_RULES = (
     "generate_responses",
     "causal",
     "steer",
+    "compare_effects",
     "circuits",
 )
 """Rules whose jobs use a GPU where the study asks for one."""

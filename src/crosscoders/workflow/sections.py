@@ -39,6 +39,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         interventions.GenerateResponsesSection,
         interventions.CausalSection,
         interventions.SteerSection,
+        interventions.CompareEffectsSection,
         interventions.CircuitsSection,
         planted.TrialSection,
         planted.CircuitTrialSection,

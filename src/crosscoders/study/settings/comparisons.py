@@ -102,15 +102,34 @@ class Steering(Section):
     """Latents of every set."""
     minimum_tokens: Count = 20
     """Validation tokens on which a latent must be active to be chosen."""
-    strengths: Annotated[list[Positive], AfterValidator(distinct)] = Field([1.0, 4.0], min_length=1)
+    strengths: Annotated[list[Positive], AfterValidator(distinct)] = Field([0.15, 0.3], min_length=1)
     """Sizes of what is added, as multiples of the unit: the median over the chosen sets of the norm of their latents'
-    decoder vectors, each times the latent's 95th-percentile activation where it is active, added up."""
+    decoder vectors, each times the latent's 95th-percentile activation where it is active, added up. At 1 hardly any answer is fluent."""
     random_sets: Count = 5
     """Control sets matched in frequency and decoder norm."""
     batch_answers: Count = 96
     """Answers that are written side by side."""
     seed: Seed = 0
     """Of the random sets."""
+
+
+class Equivalence(Section):
+    """Causal equivalence: whether a shared latent does the same in both models, whatever its two decoder vectors say."""
+
+    crosscoders: Names | None = None
+    """Crosscoders of the setting whose latents are compared; all that read both sources of the contrast where absent."""
+    latents: Count = 64
+    """Most shared latents that are compared, evenly spaced by the cosine of their decoder vectors."""
+    tokens_per_latent: Count = 8
+    """Test tokens, each of another document, on which a latent is ablated."""
+    minimum_density: Share = 0.001
+    """Share of test tokens on which a latent must be active to be compared."""
+    ablated_before: Count = 48
+    """Last position in a window at which a latent is ablated."""
+    same_direction_above: Annotated[float, Field(gt=-1, lt=1)] = 0.9
+    """Cosine from which two decoder vectors are called one direction."""
+    seed: Seed = 0
+    """Of the tokens, and of the latents of the null."""
 
 
 class Circuits(Section):
@@ -179,6 +198,8 @@ class Setting(Section):
     """Causal patching of the contrast's second model; none where absent."""
     steering: Steering | None = None
     """Steering of base with latents, and ablation of latents in chat; none where absent."""
+    equivalence: Equivalence | None = None
+    """Comparison of what shared latents do in the two models of the contrast; none where absent."""
     circuits: Circuits | None = None
     """Simplification of circuits by a crosscoder; none where absent."""
     crosscoders: Names = Field(min_length=1)
