@@ -13,7 +13,7 @@ from crosscoders.interventions.patching import Directions
 from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.comparisons import Equivalence
 
-WIDTH, LATENTS, LAYER, TOKENS, WINDOW = 32, 6, 3, 60, 10
+WIDTH, LATENTS, LAYER, TOKENS, WINDOW = 32, 20, 3, 160, 10
 OPTIONS = Bootstrap(bootstrap_replicates=40, confidence=0.95)
 SETTINGS = Equivalence(latents=LATENTS, tokens_per_latent=4)
 TEXT = xr.Dataset(
@@ -82,19 +82,20 @@ def test_an_effect_is_the_change_of_the_models_own_logits(small_llama, ablations
 
 
 def test_a_latent_whose_direction_is_unembedded_otherwise_is_found(small_llama, ablations):
-    """The chat model's unembedding is permuted along the direction of latent 5 alone; the others are orthogonal to it."""
+    """The chat model's unembedding is permuted along the direction of the last latent alone; the others are orthogonal to it."""
     decoder = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(0))).Q[:LATENTS]
     chat = copy.deepcopy(small_llama)
     with torch.no_grad():
-        along = chat.lm_head.weight @ decoder[5]
-        other = along[torch.randperm(len(along), generator=torch.Generator().manual_seed(1))]
-        chat.lm_head.weight += torch.outer(other - along, decoder[5])
+        along = chat.lm_head.weight @ decoder[-1]
+        order, other = along.argsort(), torch.empty_like(along)
+        other[order] = along[order.flip(0)]
+        chat.lm_head.weight += torch.outer(other - along, decoder[-1])
     drawn, cosine = ablations
     found = compared((small_llama, chat), decoder, drawn)
     dataset = effects.to_dataset(found, drawn.latent, DOCUMENT[drawn.token], cosine, SETTINGS, OPTIONS)
     correlations = dataset["effect_correlation"].values
-    assert correlations[:5].min() > 0.9
-    assert correlations[5] < dataset["effect_null_limit"]
-    assert dataset["effect_same_direction"] == 2, "cosines 0.9 and 1"
-    assert dataset["effect_other_role_share"] == 0.5
-    assert dataset["effect_correlation_high"][5] < dataset["effect_correlation_low"][:5].min()
+    assert correlations[:-1].min() > 0.9
+    assert correlations[-1] < dataset["effect_null_limit"]
+    assert dataset["effect_same_direction"] == 4, "of cosines from 0.5 to 1"
+    assert dataset["effect_other_role_share"] == 0.25
+    assert dataset["effect_correlation_high"][-1] < dataset["effect_correlation_low"][:-1].min()
