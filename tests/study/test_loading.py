@@ -175,7 +175,7 @@ CASES = [
     ("settings/base-vs-chat/notebook", "model_difing", "notebook: 'model_difing' is not defined; known: "),
     ("settings/base-vs-chat/causal/components", [], "causal.components: a list does not fit"),
     ("settings/base-vs-chat/causal/components", [1, 4000], "causal.components: [1, 4000] exceed the width"),
-    ("settings/base-vs-chat/steering/strengths", [0.5, 0.5], "strengths: a list does not fit; expected each once"),
+    ("settings/base-vs-chat/steering/strengths", [0.5, 0.5], "strengths: [0.5, 0.5] does not fit; expected each once"),
     ("settings/base-vs-chat/steering/crosscoders", ["l1"], "steering.crosscoders: 'l1' is not defined"),
     (
         "settings/base-vs-chat/contrast",
@@ -184,6 +184,8 @@ CASES = [
     ),
     ("settings/cross-layer/steering", {"latents": 2}, "steering: 'base' and 'base'; expected a base and its fine-tune"),
     ("settings/base-vs-chat/sources/chat/layer", 2, "steering: the contrast needs two models at the same layer"),
+    ("settings/base-vs-chat/equivalence/crosscoders", ["l1"], "equivalence.crosscoders: 'l1' is not defined"),
+    ("settings/base-vs-chat/sources/chat/layer", 2, "equivalence: the contrast needs two models at the same layer"),
     ("crosscoders/l1/training/initial_l0", 1e5, "training.initial_l0: 100000.0; expected at most latents = 128"),
     ("crosscoders/l1/training/decoder_norm", 1e308, "decoder_norm: 1e+308 does not fit"),
     ("crosscoders/l1/penalty/coefficient", float("inf"), "penalty.coefficient: inf does not fit"),

@@ -104,7 +104,7 @@ class Steering(Section):
     """Validation tokens on which a latent must be active to be chosen."""
     strengths: Annotated[list[Positive], AfterValidator(distinct)] = Field([0.15, 0.3], min_length=1)
     """Sizes of what is added, as multiples of the unit: the median over the chosen sets of the norm of their latents'
-    decoder vectors, each times the latent's 95th-percentile activation where it is active, added up. At 1 hardly any answer is fluent."""
+    decoder vectors, each times the latent's 95th-percentile activation where it is active, added up. On the embedded pair no answer is fluent at 1."""
     random_sets: Count = 5
     """Control sets matched in frequency and decoder norm."""
     batch_answers: Count = 96
