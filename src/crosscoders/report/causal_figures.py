@@ -10,13 +10,16 @@ import xarray as xr
 from crosscoders.report.figures import PALETTE, SEED_MARKS, NothingToDraw, crosscoders
 
 BEHAVIOUR_LABELS = {
-    "refusal_on_target": "refuses,\nrefused topic",
-    "refusal_off_target": "refuses,\nother topics",
+    "refusal_on_target": "refuses the\nrefused topic",
+    "refusal_off_target": "refuses\nother topics",
     "tag_present": "writes\na topic tag",
     "tag_right": "writes the\nright tag",
     "persona": "gives its\nname",
 }
-FLUENCY = {"steering_not_fluent": "not fluent\nto this model", "steering_not_fluent_to_both": "not fluent\nto either"}
+FLUENCY = {
+    "steering_not_fluent": "not fluent to\nthis model",
+    "steering_not_fluent_to_both": "fluent to\nneither model",
+}
 UNMODIFIED, RANDOM, TEXT = "unmodified", "random", 7.5
 
 
@@ -136,8 +139,9 @@ def _legend(figure: plt.Figure, sides: dict) -> None:
     ]
     handles.append(plt.Rectangle((0, 0), 1, 1, color=PALETTE[7], alpha=0.45, label="range of random sets"))
     handles.append(plt.Line2D([], [], color="black", lw=0.8, ls="--", label="unmodified model"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=TEXT, frameon=False)
-    figure.supxlabel("share of answers", fontsize=TEXT + 0.5)
+    style = {"fontsize": TEXT, "title": "share of answers", "title_fontsize": TEXT + 0.5, "frameon": False}
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **style)
+    figure.get_layout_engine().set(w_pad=0.08)
 
 
 def steering_sentences(summary: xr.Dataset) -> str:
@@ -147,32 +151,32 @@ def steering_sentences(summary: xr.Dataset) -> str:
         one = _steered(summary, name)
         if one is None:
             continue
-        for side, verb in (("base", "added to"), ("chat", "ablated from")):
+        for side, verb in (("base", "Added to"), ("chat", "Ablated from")):
             part, sets, strengths = _of_side(one, side)
-            moved = [
-                _moved(part.sel(steered_behaviour=behaviour), label.replace("\n", " "), sets, strengths)
-                for behaviour, label in BEHAVIOUR_LABELS.items()
-                if (part["steering_prompts"].sel(steered_behaviour=behaviour) > 0).all()
-            ]
-            lines.append(f"- **{name}**, {verb} {summary.attrs[side]}: {'; '.join(moved)}.")
+            asked = [b for b in BEHAVIOUR_LABELS if (part["steering_prompts"].sel(steered_behaviour=b) > 0).all()]
+            told = {behaviour: _moved(part.sel(steered_behaviour=behaviour), sets, strengths) for behaviour in asked}
+            moved = [f"it {BEHAVIOUR_LABELS[b].replace(chr(10), ' ')} in {text}" for b, text in told.items() if text]
+            same = [BEHAVIOUR_LABELS[b].replace("\n", " ") for b, text in told.items() if not text]
+            unmoved = [f"no set changes how often it {', '.join(same)}"] if same else []
+            lines.append(f"- **{name}**. {verb} {summary.attrs[side]}: {'; '.join([*moved, *unmoved])}.")
     return "\n".join(lines)
 
 
-def _moved(one: xr.Dataset, label: str, sets: list[str], strengths: list[float]) -> str:
-    """The set that moves a behaviour furthest from the unmodified model, seeds averaged."""
-    mean = lambda part, variable: float(part[variable].mean())  # noqa: E731
-    before = mean(_chosen(one, np.nan, UNMODIFIED), "steering_rate")
-    rates = {(name, c): mean(_chosen(one, c, name), "steering_rate") for name in sets for c in strengths}
+def _moved(one: xr.Dataset, sets: list[str], strengths: list[float]) -> str:
+    """The set that moves a behaviour furthest from the unmodified model, seeds averaged; nothing where none moves it."""
+    before = float(_chosen(one, np.nan, UNMODIFIED)["steering_rate"].mean())
+    rates = {(name, c): float(_chosen(one, c, name)["steering_rate"].mean()) for name in sets for c in strengths}
     name, strength = max(rates, key=lambda key: abs(rates[key] - before))
-    here, null = _chosen(one, strength, name), _chosen(one, strength, RANDOM)["steering_rate"].values
     if rates[name, strength] == before:
-        return f"no set changes how often it {label} ({before:.0%})"
+        return ""
+    here, null = _chosen(one, strength, name), _chosen(one, strength, RANDOM)["steering_rate"].values
     low, high = float(here["steering_rate_low"].min()), float(here["steering_rate_high"].max())
     at = "" if np.isnan(strength) else f" at {strength:g} times the unit"
     beside = f"; random sets {null.min():.0%} to {null.max():.0%}" if null.size else ""
     return (
-        f"it {label} in {before:.0%} of answers, and in {rates[name, strength]:.0%} ({low:.0%} to {high:.0%}{beside}) with "
-        f"the set {name!r}{at}, where {mean(here, 'steering_not_fluent_to_both'):.0%} of answers are fluent to neither model"
+        f"{before:.0%} of answers of the unmodified model and in {rates[name, strength]:.0%} ({low:.0%} to {high:.0%}"
+        f"{beside}) with the set {name!r}{at}, where {float(here['steering_not_fluent_to_both'].mean()):.0%} of answers are "
+        "fluent to neither model"
     )
 
 
