@@ -178,6 +178,26 @@ def test_a_transfer_to_the_setting_itself_measures_the_same(results):
     assert not (results / "crosscoders" / "again").exists(), "nothing is trained"
 
 
+def test_steering_has_its_controls_and_effects_are_those_of_shared_latents(results):
+    with xr.open_dataset(results / "steering/base-vs-chat/batchtopk/seed-0.nc") as steered:
+        assert {"unmodified", "unmodified, ablated", "mean difference, ablated"} <= set(steered["intervention"].values)
+        chosen, drawn = set(), set()
+        for name, members in zip(steered["latent_set"].values, steered["set_latents"].values.tolist(), strict=True):
+            (drawn if name.startswith("random") else chosen).update(set(members) - {-1})
+        assert chosen and drawn and not chosen & drawn
+        rate, low, high = (steered[f"steering_rate{end}"] for end in ("", "_low", "_high"))
+        assert ((low <= rate + 1e-9) & (rate <= high + 1e-9)).all()
+        assert (steered["steering_loss"] > 0).all()
+    with (
+        xr.open_dataset(results / "effects/base-vs-chat/batchtopk/seed-0.nc") as effects,
+        xr.open_dataset(results / "latents/base-vs-chat/batchtopk/seed-0.nc", mask_and_scale=False) as latents,
+    ):
+        compared = latents.isel(latent=effects["effect_latent"].values)
+        assert (compared["norm_class"] == artifacts.flag(latents["norm_class"], "shared")).all()
+        assert effects["effect_cosine"].values.tolist() == sorted(compared["decoder_cosine"].values.tolist())
+        assert (abs(effects["effect_correlation"]) <= 1).all()
+
+
 def test_splits_share_no_document(results):
     for setting in ("cross-layer", "base-vs-chat"):
         keys = []

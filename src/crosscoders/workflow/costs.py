@@ -405,7 +405,7 @@ def _steer(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     tokens = answers * (options.new_tokens + 20)
     each = sum(sizes.model_size(study, name).flops() for name in models) / len(models)
     # Base reads along while chat answers, and both models measure the losses of all answers.
-    work = tokens * each * (2 + GENERATION / 2)
+    work = tokens * each * (GENERATION + 2)
     held = sum(_weights(study, name) for name in models) + 4 * coder.stored
     held += _largest(study, setting, lambda study, name: _logits(study, name, max(options.batch_answers, 256)))
     held += _largest(study, setting, lambda study, name: _hidden(study, name, options.batch_answers * 64))
