@@ -145,38 +145,45 @@ def _legend(figure: plt.Figure, sides: dict) -> None:
 
 
 def steering_sentences(summary: xr.Dataset) -> str:
-    """For every crosscoder, which set moves which behaviour most, beside the random sets, and at what cost in fluency."""
+    """For every crosscoder and model, which set moves which behaviour most beyond the random sets, and at what cost."""
     lines = []
     for name in crosscoders(summary):
         one = _steered(summary, name)
-        if one is None:
-            continue
-        for side, verb in (("base", "Added to"), ("chat", "Ablated from")):
+        for side, done in (("base", "added to"), ("chat", "ablated from")) if one is not None else ():
             part, sets, strengths = _of_side(one, side)
             asked = [b for b in BEHAVIOUR_LABELS if (part["steering_prompts"].sel(steered_behaviour=b) > 0).all()]
-            told = {behaviour: _moved(part.sel(steered_behaviour=behaviour), sets, strengths) for behaviour in asked}
-            moved = [f"it {BEHAVIOUR_LABELS[b].replace(chr(10), ' ')} in {text}" for b, text in told.items() if text]
-            same = [BEHAVIOUR_LABELS[b].replace("\n", " ") for b, text in told.items() if not text]
-            unmoved = [f"no set changes how often it {', '.join(same)}"] if same else []
-            lines.append(f"- **{name}**. {verb} {summary.attrs[side]}: {'; '.join([*moved, *unmoved])}.")
+            words = {b: BEHAVIOUR_LABELS[b].replace("\n", " ") for b in asked}
+            told = {b: _moved(part.sel(steered_behaviour=b), words[b], sets, strengths) for b in asked}
+            moved, same = [text for text in told.values() if text], [words[b] for b in asked if not told[b]]
+            if same:
+                moved.append(f"No set takes how often it {', '.join(same)} beyond the range of the random sets.")
+            lines.append(f"- **{name}**, {done} {summary.attrs[side]}: {' '.join(moved)}")
     return "\n".join(lines)
 
 
-def _moved(one: xr.Dataset, sets: list[str], strengths: list[float]) -> str:
-    """The set that moves a behaviour furthest from the unmodified model, seeds averaged; nothing where none moves it."""
-    before = float(_chosen(one, np.nan, UNMODIFIED)["steering_rate"].mean())
-    rates = {(name, c): float(_chosen(one, c, name)["steering_rate"].mean()) for name in sets for c in strengths}
-    name, strength = max(rates, key=lambda key: abs(rates[key] - before))
-    if rates[name, strength] == before:
+def _moved(one: xr.Dataset, words: str, sets: list[str], strengths: list[float]) -> str:
+    """The set that moves a behaviour furthest from the unmodified model, of those beyond the random sets; else nothing.
+
+    Rates are means over seeds, and intervals the widest of the seeds.
+    """
+    before, furthest = float(_chosen(one, np.nan, UNMODIFIED)["steering_rate"].mean()), None
+    for strength in strengths:
+        null = np.append(_chosen(one, strength, RANDOM)["steering_rate"].values, before)
+        for name in sets:
+            rate = float(_chosen(one, strength, name)["steering_rate"].mean())
+            beyond = rate < null.min() or rate > null.max()
+            if beyond and (furthest is None or abs(rate - before) > abs(furthest[2] - before)):
+                furthest = name, strength, rate, null[:-1]
+    if furthest is None:
         return ""
-    here, null = _chosen(one, strength, name), _chosen(one, strength, RANDOM)["steering_rate"].values
+    name, strength, rate, null = furthest
+    here = _chosen(one, strength, name)
     low, high = float(here["steering_rate_low"].min()), float(here["steering_rate_high"].max())
-    at = "" if np.isnan(strength) else f" at {strength:g} times the unit"
     beside = f"; random sets {null.min():.0%} to {null.max():.0%}" if null.size else ""
+    at = "" if np.isnan(strength) else f" at {strength:g} times the unit"
     return (
-        f"{before:.0%} of answers of the unmodified model and in {rates[name, strength]:.0%} ({low:.0%} to {high:.0%}"
-        f"{beside}) with the set {name!r}{at}, where {float(here['steering_not_fluent_to_both'].mean()):.0%} of answers are "
-        "fluent to neither model"
+        f"It {words} in {before:.0%} of its answers, and in {rate:.0%} ({low:.0%} to {high:.0%}{beside}) with the set "
+        f"{name!r}{at}, where {float(here['steering_not_fluent_to_both'].mean()):.0%} of answers are fluent to neither model."
     )
 
 
