@@ -192,16 +192,19 @@ def compare(
         )
     ]
     found = {name: np.full(len(stop), np.nan) for name in ("correlation", "null", "norm_base", "norm_chat")}
+    common = min(len(model.get_output_embeddings().weight) for model in models)  # one may have added tokens
     progress = stage.Progress(label, len(stop), "ablations")
     for group in batches([slice(int(a), int(b)) for a, b in zip(start, stop, strict=True)], batch_tokens):
         chosen = np.array([ending[span.stop] for span in group])
         rows, ends = padded(ids, group, sink), torch.tensor([span.stop - span.start for span in group])
         changes = []
         for model, own in zip(models, (parts[:1], parts[1:]), strict=True):
-            given = rows.to(model.device)
+            given, last = rows.to(model.device), ends.to(model.device)
             hidden = forward(model, [(layer, "resid_post")], given)[layer, "resid_post"]
-            clean = effect(model, layer, hidden, given, ends, torch.zeros_like(own[0][chosen]))
-            changes += [centred(effect(model, layer, hidden, given, ends, part[chosen]) - clean) for part in own]
+            clean = effect(model, layer, hidden, given, last, torch.zeros_like(own[0][chosen]))
+            changes += [
+                centred((effect(model, layer, hidden, given, last, part[chosen]) - clean)[:, :common]) for part in own
+            ]
         base, chat, other = changes
         found["correlation"][chosen] = correlation(base, chat.to(base)).cpu().numpy()
         found["null"][chosen] = correlation(base, other.to(base)).cpu().numpy()
