@@ -201,7 +201,7 @@ def cosine_against_causal(summary: xr.Dataset) -> plt.Figure:
     measured = _compared(summary)
     if not measured:
         raise NothingToDraw("No shared latent of this setting is active on enough test documents to be compared.")
-    figure, axes = plt.subplots(1, len(measured), figsize=(0.6 + 4.2 * len(measured), 4), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(1, len(measured), figsize=(0.6 + 4.2 * len(measured), 4.4), squeeze=False, sharey=True)
     for axis, (name, one) in zip(axes[0], measured.items(), strict=True):
         for s, seed in enumerate(one["seed"].values):
             _effects(axis, one.sel(seed=seed), SEED_MARKS[s % 4], f"seed {seed}")
@@ -212,9 +212,11 @@ def cosine_against_causal(summary: xr.Dataset) -> plt.Figure:
                 ls="--",
                 label="95% of the null" if s == 0 else None,
             )
-        axis.set(xlabel="cosine of the two decoder vectors", title=name, ylim=(-1.05, 1.05))
-    axes[0, 0].set_ylabel("correlation of the effects on the logits")
-    axes[0, 0].legend(fontsize=8, loc="lower left", title="bars: 95% over documents", title_fontsize=8)
+        axis.set(xlabel="cosine of the two decoder vectors", title=name, ylim=(None, 1.05))
+    axes[0, 0].set_ylabel("correlation of effects on logits")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    style = {"fontsize": 8, "title": "bars: 95% over documents", "title_fontsize": 8, "frameon": False}
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(measured) == 1 else 3, **style)
     sns.despine(figure)
     return figure
 

@@ -423,7 +423,7 @@ def _compare_effects(study: Study, setting: str, crosscoder: str, seed: str) -> 
     tokens = windows * min(0.6 * options.ablated_before, chosen.context)
     # Both models run once to the site and from there twice; chat a third time, with another latent ablated.
     work = FLOAT32 * tokens * 3.5 * _largest(study, setting, lambda study, name: sizes.model_size(study, name).flops())
-    held = sum(_weights(study, name) for name in models) * (1 if study.device == "cpu" else 2) + 4 * coder.stored
+    held = sum(_weights(study, name) for name in models) * (2 if study.device == "cuda" else 1) + 4 * coder.stored
     batch = chosen.batch_tokens / 4
     held += _largest(
         study, setting, lambda study, name: _hidden(study, name, batch) + 4 * _logits(study, name, batch / 16)
