@@ -112,3 +112,32 @@ def test_intervals_are_those_of_wilson(hits, count):
     expected = (np.array([middle - half, middle + half])) / (1 + z * z / count)
     np.testing.assert_allclose(behaviours.wilson(np.array([p]), np.array([count]))[0], expected, atol=1e-9)
     assert np.isnan(behaviours.wilson(np.array([np.nan]), np.array([0]))).all()
+
+
+@pytest.mark.parametrize("of_both", [True, False])
+def test_sets_are_the_ends_of_rankings_on_validation_documents_and_random_sets_hold_none_of_them(of_both):
+    """A crosscoder of both models is ranked by Δ and ν; an SAE on their difference by what its latents write."""
+    m, settings = 200, Steering(latents=5, minimum_tokens=20, random_sets=3)
+    generator = np.random.default_rng(0)
+    tokens = np.full(m, 50)
+    tokens[100:] = 5  # too rare to be chosen, whatever else they are
+    share = np.linspace(0, 1, m)
+    activity = steering.Activity(tokens, tokens / 5000, np.ones(m), generator.permutation(m) * 1.0, {"persona": share})
+    delta = generator.permutation(m) / m if of_both else np.full(m, np.nan)
+    variables = {f"nu_{target}_validation": ("latent", generator.random(m)) for target in ("error", "reconstruction")}
+    latents = xr.Dataset(
+        variables | {"relative_norm": ("latent", delta), "decoder_norm": (("latent", "source"), np.ones((m, 2)))}
+    )
+    named = steering.sets(activity, latents, np.ones(m), settings)
+    assert named["most on persona"].tolist() == [99, 98, 97, 96, 95]
+    if of_both:
+        assert named["highest Δ"].tolist() == np.argsort(-delta[:100])[:5].tolist()
+        assert (delta[named["lowest ν"]] > 0.5).all()
+    else:
+        assert named["writes most"].tolist() == np.argsort(-activity.energy[:100])[:5].tolist()
+        assert "highest Δ" not in named
+    drawn = [set(members) for name, members in named.items() if name.startswith("random")]
+    chosen = set(np.concatenate([members for name, members in named.items() if not name.startswith("random")]))
+    assert [len(one) for one in drawn] == [5, 5, 5]
+    assert not set().union(*drawn) & chosen
+    assert max(set().union(*drawn)) < 100
