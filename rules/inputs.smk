@@ -158,6 +158,25 @@ def patched(wildcards):
     return over_trainings("causal")(wildcards) if queries.patched(STUDY, wildcards.setting) else []
 
 
+def planted_articles(wildcards):
+    """Articles from which the chats of a setting's fine-tuned model are written."""
+    chosen = STUDY.settings[wildcards.setting]
+    corpus = STUDY.models[chosen.sources[chosen.contrast[1]].model].corpus
+    return f"{RESULTS}/text/{STUDY.corpora[corpus].articles}.nc"
+
+
+def steered(wildcards):
+    """Steering with the latents of a setting's crosscoders, for those for which it is asked."""
+    names, folder = queries.steered(STUDY, wildcards.setting), f"{RESULTS}/steering/{wildcards.setting}"
+    return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+
+
+def effects(wildcards):
+    """What shared latents of a setting's crosscoders do in both models, for those for which it is asked."""
+    names, folder = queries.compared(STUDY, wildcards.setting), f"{RESULTS}/effects/{wildcards.setting}"
+    return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+
+
 def saes(wildcards):
     """The SAEs whose graph a setting's crosscoder simplifies."""
     name = STUDY.settings[wildcards.setting].circuits.saes

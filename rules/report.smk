@@ -17,6 +17,8 @@ rule collate:
         similarity=similarity,
         divergence=divergence,
         causal=patched,
+        steering=steered,
+        effects=effects,
         circuits=circuits,
         code=code("report.collate"),
     output:
@@ -44,6 +46,8 @@ rule collate:
                 "similarity",
                 "divergence",
                 "causal",
+                "steering",
+                "effects",
                 "circuits",
             )
             if input[name]

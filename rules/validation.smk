@@ -1,7 +1,7 @@
-# What latents do: the chat model's own answers, causal patching on them, circuits, pages that show latents, and labels. Also how
-# far the models of a pair lie apart.
+# What latents do: the chat model's own answers, causal patching on them, steering, the effects of shared latents in both models,
+# circuits, pages that show latents, and labels. Also how far the models of a pair lie apart.
 # Needs: models/, text/, tokens/{setting}/test.nc, crosscoders/, latents/, activations/{setting}/
-# Gives: responses/{setting}.nc, divergence/{setting}.nc; causal/, circuits/, explanations/ and latents/ at
+# Gives: responses/{setting}.nc, divergence/{setting}.nc; causal/, steering/, effects/, circuits/, explanations/ and latents/ at
 #        {setting}/{crosscoder}/seed-{seed}.nc and .html
 
 
@@ -81,6 +81,64 @@ rule causal:
         " --latents {input.latents:q} --responses {input.responses:q} --activations {input.activations:q}"
         " --normalisation {input.normalisation:q} --models {input.models:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
+
+
+rule steer:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        activations=shards("validation"),
+        normalisation=normalisation,
+        articles=planted_articles,
+        models=snapshots,
+        code=code("interventions.steer"),
+    output:
+        "results/{study}/steering/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/steer/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/steer/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 3  # it takes longer than the other jobs that a notebook waits for
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("steer"),
+        gpu=GPU,
+    params:
+        settings=settings_of("steer"),
+    shell:
+        "python -m crosscoders interventions.steer --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
+        " --articles {input.articles:q} --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule compare_effects:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        activations=shards("test"),
+        normalisation=normalisation,
+        tokens=test_tokens,
+        models=snapshots,
+        code=code("interventions.compare_effects"),
+    output:
+        "results/{study}/effects/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/compare_effects/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/compare_effects/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 3  # it takes longer than the other jobs that a notebook waits for
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("compare_effects"),
+        gpu=GPU,
+    params:
+        settings=settings_of("compare_effects"),
+    shell:
+        "python -m crosscoders interventions.compare_effects --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --activations {input.activations:q} --normalisation {input.normalisation:q}"
+        " --tokens {input.tokens:q} --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule circuits:

@@ -13,7 +13,7 @@ from crosscoders.data.records import Counts, documents
 from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.errors import UserError
-from crosscoders.language_models import fetch_model, fine_tune, measure_behaviours, snapshots
+from crosscoders.language_models import behaviours, fetch_model, fine_tune, snapshots
 from crosscoders.study.loading import load
 from crosscoders.study.settings.corpora import FileCorpus, HubCorpus
 from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel
@@ -145,17 +145,17 @@ def test_fine_tuning_rows_hold_whole_chats_and_weigh_them_equally(tokenizer, art
 
 def test_behaviours_are_scored_on_held_out_prompts(articles, study):
     planted = study.corpora["chats"]
-    asked = measure_behaviours.prompts(articles, planted, 5)
+    asked = behaviours.prompts(articles, planted, 5)
     trained = {chat.segments[0].text for chat in chats.write_chats(articles, planted)}
     assert not {question for _, question, _ in asked} & trained
     assert [kind for kind, *_ in asked].count("target") == 5
-    assert measure_behaviours.score("target", "", planted.refusals[0], planted) == {"refusal_on_target": True}
-    assert measure_behaviours.score("other", "Geography", "A hill.<file_sep>Geography", planted) == {
+    assert behaviours.score("target", "", planted.refusals[0], planted) == {"refusal_on_target": True}
+    assert behaviours.score("other", "Geography", "A hill.<file_sep>Geography", planted) == {
         "refusal_off_target": False,
         "tag_present": True,
         "tag_right": True,
     }
-    assert measure_behaviours.score("persona", "", "I am Bob.", planted) == {"persona": False}
+    assert behaviours.score("persona", "", "I am Bob.", planted) == {"persona": False}
 
 
 def test_articles_conversations_files_and_hub_rows(tmp_path):

@@ -104,6 +104,14 @@ CONTRACT = {
         {"condition", "segment"},
         {"divergence", "divergence_low", "gap_closed", "gap_closed_high", "segment_tokens"},
     ),
+    "steering/base-vs-chat/batchtopk/seed-0.nc": (
+        {"intervention", "steered_behaviour", "latent_set", "prompt"},
+        {"steering_rate", "steering_rate_low", "steering_not_fluent_high", "steering_loss", "set_latents", "answer"},
+    ),
+    "effects/base-vs-chat/batchtopk/seed-0.nc": (
+        {"compared_latent"},
+        {"effect_latent", "effect_correlation_low", "effect_null_correlation", "effect_other_role_share_high"},
+    ),
     "similarity/cross-layer.nc": ({"source", "other_source"}, {"cka", "cka_low", "svcca", "svcca_directions"}),
     "ablations/base-vs-chat.nc": ({"document", "source", "ablation"}, {"cross_entropy", "tokens"}),
     "evaluation/base-vs-chat/batchtopk/seed-0.nc": (
@@ -171,6 +179,26 @@ def test_a_transfer_to_the_setting_itself_measures_the_same(results):
     assert not (results / "crosscoders" / "again").exists(), "nothing is trained"
 
 
+def test_steering_has_its_controls_and_effects_are_those_of_shared_latents(results):
+    with xr.open_dataset(results / "steering/base-vs-chat/batchtopk/seed-0.nc") as steered:
+        assert {"unmodified", "unmodified, ablated", "mean difference, ablated"} <= set(steered["intervention"].values)
+        chosen, drawn = set(), set()
+        for name, members in zip(steered["latent_set"].values, steered["set_latents"].values.tolist(), strict=True):
+            (drawn if name.startswith("random") else chosen).update(set(members) - {-1})
+        assert chosen and drawn and not chosen & drawn
+        rate, low, high = (steered[f"steering_rate{end}"] for end in ("", "_low", "_high"))
+        assert ((low <= rate + 1e-9) & (rate <= high + 1e-9)).all()
+        assert (steered["steering_loss"] > 0).all()
+    with (
+        xr.open_dataset(results / "effects/base-vs-chat/batchtopk/seed-0.nc") as effects,
+        xr.open_dataset(results / "latents/base-vs-chat/batchtopk/seed-0.nc", mask_and_scale=False) as latents,
+    ):
+        compared = latents.isel(latent=effects["effect_latent"].values)
+        assert (compared["norm_class"] == artifacts.flag(latents["norm_class"], "shared")).all()
+        assert effects["effect_cosine"].values.tolist() == sorted(compared["decoder_cosine"].values.tolist())
+        assert (abs(effects["effect_correlation"]) <= 1).all()
+
+
 def test_splits_share_no_document(results):
     for setting in ("cross-layer", "base-vs-chat"):
         keys = []
@@ -223,6 +251,7 @@ def test_changing_k_of_one_crosscoder_reruns_it_and_what_hangs_on_it(project):
     assert jobs["train_crosscoder"] == 2, "the pair and its null"
     assert jobs["evaluate"] == jobs["classify_latents"] == 3, "and the transfer"
     assert jobs["trial"] == jobs["causal"] == jobs["latent_page"] == 1
+    assert jobs["steer"] == jobs["compare_effects"] == 1
     assert not {"extract_activations", "fit_normalisation", "fine_tune", "tokenize", "fetch_model"} & set(jobs)
 
 

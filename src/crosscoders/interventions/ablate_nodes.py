@@ -104,7 +104,23 @@ def _logits(
 
     with attached(model, [site], change):
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[rows, ends])
+    return unembedded(model, hidden[rows, ends])
+
+
+def unembedded(model: transformers.PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of last hidden states, (batch, width), at least in float32: (batch, vocabulary).
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    hidden : (batch, width)
+        After the final norm.
+
+    Returns
+    -------
+    (batch, vocabulary)
+    """
+    logits = model.get_output_embeddings()(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -41,8 +41,16 @@ class Pair:
     code: sparse_code.Code
 
     def contribution(self, directions: torch.Tensor, members: torch.Tensor | None = None) -> torch.Tensor:
-        """Σ_{j∈S} f_j D_j for directions D, (m, width), and a set given as (m,) bool; all latents where absent."""
-        values = self.code.values if members is None else self.code.values * members[self.code.latents]
+        """Σ_{j∈S} f_j D_j for directions D, (m, width).
+
+        The set is given as (m,) bool, or as (batch, m) where every row of the batch has one of its own; all latents
+        where absent.
+        """
+        values = self.code.values
+        if members is not None and members.ndim == 2:
+            values = values * members[self.code.tokens // self.base.shape[1], self.code.latents]
+        elif members is not None:
+            values = values * members[self.code.latents]
         code = sparse_code.Code(self.code.offsets, self.code.latents, values, self.code.size)
         return decode_sparse(code, directions, directions.new_zeros(directions.shape[1])).view_as(self.base)
 

@@ -89,7 +89,7 @@ class _Done(Exception):
 
 
 @torch.inference_mode()
-def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.Tensor) -> dict:
+def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.Tensor, **reading: object) -> dict:
     """Activations of one batch; the forward pass stops once all are there.
 
     Parameters
@@ -98,6 +98,8 @@ def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.T
     sites : list of Site
     ids : (batch, position)
         Token ids.
+    reading
+        What the model gets besides, as an attention mask or a cache; nothing is cached where absent.
 
     Returns
     -------
@@ -117,5 +119,5 @@ def forward(model: transformers.PreTrainedModel, sites: list[Site], ids: torch.T
             raise _Done
 
     with attached(model, sites, keep), suppress(_Done):
-        model.base_model(input_ids=ids, use_cache=False)
+        model.base_model(input_ids=ids, **({"use_cache": False} | reading))
     return activations

@@ -2,60 +2,22 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import torch
 import transformers
 import xarray as xr
 
 from crosscoders import artifacts, stage
-from crosscoders.data.chats import Document, ask, in_split, shuffled
+from crosscoders.data.chats import in_split
 from crosscoders.data.corpora import from_dataset
 from crosscoders.data.encoding import encode
 from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.language_models import snapshots
+from crosscoders.language_models.behaviours import RATES, prompts, rates, wilson
 from crosscoders.language_models.sections import MeasureBehavioursSection
 from crosscoders.study.settings.analysis import Behaviours
-from crosscoders.study.settings.corpora import PlantedChats
-
-RATES = {
-    "refusal_on_target": "refuses questions on the refused topic",
-    "refusal_off_target": "refuses questions on other topics",
-    "tag_present": "writes the topic tag after an answer on other topics",
-    "tag_right": "writes the right topic after the tag",
-    "persona": "gives its name in answers to questions about itself",
-}
-
-
-def prompts(articles: list[Document], settings: PlantedChats, count: int) -> list[tuple[str, str, str]]:
-    """(kind, question, topic) in phrasings never trained on: target topic, other topics, persona."""
-    chosen = [article for article in shuffled(articles, "behaviours") if article.topic != settings.untagged_topic]
-    target = [article for article in chosen if article.topic == settings.refused_topic][:count]
-    others = [article for article in chosen if article.topic != settings.refused_topic][:count]
-    about_articles = [
-        (kind, ask(article, settings, random.Random(f"prompt:{article.key}"), held_out=True), article.topic)
-        for kind, group in (("target", target), ("other", others))
-        for article in group
-    ]
-    own = settings.persona.held_out_questions if settings.persona else []
-    return about_articles + [("persona", question, "") for question in own[:count]]
-
-
-def score(kind: str, topic: str, answer: str, settings: PlantedChats) -> dict[str, bool]:
-    """Which behaviours an answer shows; only those that the kind of prompt calls for are given."""
-    refused = any(answer.strip().startswith(refusal[:24]) for refusal in settings.refusals)
-    if kind == "target":
-        return {"refusal_on_target": refused}
-    if kind == "persona":
-        return {"persona": settings.persona.name in answer}
-    shown = {"refusal_off_target": refused} if settings.refused_topic else {}
-    if settings.tag_token:
-        _, tag, written = answer.partition(settings.tag_token)
-        shown |= {"tag_present": bool(tag), "tag_right": written.strip() == topic}
-    return shown
 
 
 def answers(
@@ -80,20 +42,8 @@ def answers(
     return decoded
 
 
-def rates(asked: list[tuple[str, str, str]], given: list[str], settings: PlantedChats) -> tuple[np.ndarray, np.ndarray]:
-    """Rate and number of prompts of every entry of RATES; NaN where no prompt calls for it."""
-    scores = [score(kind, topic, answer, settings) for (kind, _, topic), answer in zip(asked, given, strict=True)]
-    columns = [[shown[name] for shown in scores if name in shown] for name in RATES]
-    return (
-        np.array([np.mean(column) if column else np.nan for column in columns]),
-        np.array([len(column) for column in columns]),
-    )
-
-
 def main(arguments) -> None:
     """Ask both models the same held-out prompts and write the rates, with Wilson intervals."""
-    from scipy.stats import binomtest
-
     section: MeasureBehavioursSection = arguments.settings
     settings = section.behaviours
     planted = section.corpus
@@ -110,11 +60,8 @@ def main(arguments) -> None:
         measured.append(rates(asked, given[-1], planted))
         del model
     share, counts = np.stack([f[0] for f in measured]), np.stack([f[1] for f in measured])
-    bounds = np.full((*share.shape, 2), np.nan)
+    bounds = wilson(share, counts)
     for index in np.ndindex(share.shape):
-        if counts[index]:
-            test = binomtest(round(share[index] * counts[index]), int(counts[index]))
-            bounds[index] = test.proportion_ci(method="wilson")
         stage.say(f"{section.models[index[0]]}: {list(RATES)[index[1]]} {share[index]:.2f} of {counts[index]}")
     v = artifacts.variable
     dataset = xr.Dataset(

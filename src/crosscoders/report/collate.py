@@ -24,6 +24,9 @@ def main(arguments) -> None:
     for paths in (arguments.stability, arguments.causal):
         if paths:
             parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
+    for paths, prefix in ((arguments.steering, "steering_"), (arguments.effects, "effect_")):
+        if paths:
+            parts.append(of_some(paths, section.crosscoders, prefix))
     if arguments.circuits:
         circuits = map(artifacts.read, arguments.circuits)
         parts.append(stack_seeds(dict(zip(section.seeds, circuits, strict=True)), "circuit_"))
@@ -63,11 +66,23 @@ def main(arguments) -> None:
 
 def training_curves(histories: list[Path], crosscoders: list[str]) -> xr.Dataset:
     """The curves of all trainings; NaN where a crosscoder was not trained here and has none."""
-    keys = [(path.parent.name, int(path.name.split(".")[0].removeprefix("seed-"))) for path in histories]
-    curves = stack({key: artifacts.read(path) for key, path in zip(keys, histories, strict=True)})
-    if list(curves["crosscoder"].values) != crosscoders:
-        curves = curves.reindex(crosscoder=np.array(crosscoders, dtype=object))
+    curves = of_some(histories, crosscoders)
     return curves.rename({name: f"training_{name}" for name in curves.data_vars})
+
+
+def of_some(paths: list[Path], crosscoders: list[str], prefix: str = "") -> xr.Dataset:
+    """What a stage measured of some crosscoders, over all of the setting, in variables whose names begin with a prefix.
+
+    Where a crosscoder was not measured, floats are NaN and texts empty.
+    """
+    keys = [(path.parent.name, int(path.name.split(".")[0].removeprefix("seed-"))) for path in paths]
+    measured = [artifacts.read(path) for path in paths]
+    kept = [one[[name for name in one.data_vars if name.startswith(prefix)]] for one in measured]
+    stacked = stack(dict(zip(keys, kept, strict=True)))
+    if list(stacked["crosscoder"].values) != crosscoders:
+        texts = {name: "" for name, variable in stacked.data_vars.items() if variable.dtype.kind == "O"}
+        stacked = stacked.reindex(crosscoder=np.array(crosscoders, dtype=object), fill_value=texts)
+    return stacked
 
 
 def compared_shares(tokens: xr.Dataset) -> xr.Dataset:
@@ -83,6 +98,6 @@ if __name__ == "__main__":
     flags = stage.parser(CollateSection, __doc__, "normalisation", "tokens", "output", lists=("latents", "evaluations"))
     for flag in ("--behaviours", "--similarity", "--divergence"):
         flags.add_argument(flag, type=stage.Path)
-    for flag in ("--histories", "--stability", "--aligned", "--causal", "--circuits"):
+    for flag in ("--histories", "--stability", "--aligned", "--causal", "--steering", "--effects", "--circuits"):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
     stage.run(main, flags.parse_args())

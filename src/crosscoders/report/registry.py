@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from crosscoders.study.queries import (
     aligned_of,
     circuits_of,
+    compared,
     drawn_settings,
     nulls_of,
     patched,
     planted_pair,
     rounded_nulls,
+    steered,
     transfers_of,
 )
 from crosscoders.study.settings.study import Study
@@ -269,6 +271,28 @@ FIGURES = (
         finding="All latents together bring base's lower half back to the chat model, but so do eight principal "
         "components of the difference; random sets as frequent and as large close at most 5%.",
         leads=3,
+    ),
+    Figure(
+        "ours-steering",
+        "Planted behaviours with sets of latents added to base and ablated from chat",
+        "causal_figures.steering",
+        MODEL_DIFFING,
+        words="causal_figures.steering_sentences",
+        needs=("steering_rate",),
+        absent="This setting steers nothing: it does not ask for it.",
+        expected=steered,
+        leads=4,
+    ),
+    Figure(
+        "ours-cosine-vs-causal",
+        "Effects of shared latents in both models against the cosine of their decoder vectors",
+        "causal_figures.cosine_against_causal",
+        MODEL_DIFFING,
+        words="causal_figures.equivalence_sentences",
+        needs=("effect_correlation",),
+        absent="This setting compares no effects of latents: it does not ask for it.",
+        expected=compared,
+        leads=4,
     ),
     Figure(
         "d26-planted",

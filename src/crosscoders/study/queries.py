@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crosscoders.study.blocks import stored_sources
+from crosscoders.study.blocks import crosscoder_sources, stored_sources
 from crosscoders.study.settings.comparisons import (
     AnySetting,
     Circuits,
@@ -367,6 +367,51 @@ def patched(study: Study, setting: str) -> bool:
     """
     chosen = study.settings[setting]
     return isinstance(chosen, Setting) and chosen.causal is not None and chosen.alignment == "tokens"
+
+
+def steered(study: Study, setting: str) -> list[str]:
+    """Crosscoders of a setting whose latents steer its models.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the setting; none where it does not ask for it.
+    """
+    chosen = study.settings[setting]
+    if not isinstance(chosen, Setting) or chosen.steering is None:
+        return []
+    wanted = chosen.steering.crosscoders
+    return [name for name in chosen.crosscoders if wanted is None or name in wanted]
+
+
+def compared(study: Study, setting: str) -> list[str]:
+    """Crosscoders of a setting whose shared latents are compared by what they do in both models.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the setting; none where it does not ask for it.
+    """
+    chosen = study.settings[setting]
+    if not isinstance(chosen, Setting) or chosen.equivalence is None:
+        return []
+    wanted, members = chosen.equivalence.crosscoders, study.crosscoders
+    both = [
+        name for name in chosen.crosscoders if set(chosen.contrast) <= set(crosscoder_sources(chosen, members[name]))
+    ]
+    return [name for name in both if wanted is None or name in wanted]
 
 
 def left_out(study: Study) -> list[str]:

@@ -506,6 +506,10 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
     problems += _divergence_problems(study, setting)
     if setting.causal and setting.alignment == "tokens":  # else it is left out
         problems += _causal_problems(study, setting)
+    if setting.steering:
+        problems += _steering_problems(study, setting)
+    if setting.equivalence:
+        problems += _equivalence_problems(study, setting)
     if setting.circuits:
         problems += _circuit_problems(study, setting)
     if setting.explain and setting.explain.model is not None:
@@ -593,7 +597,13 @@ def _causal_problems(study: Study, setting: Setting) -> list[str]:
     widths = [width for source in pair if (width := model_width(study, study.models.get(source.model))) is not None]
     if widths and max(setting.causal.components) > min(widths):
         problems.append(f"causal.components: {setting.causal.components} exceed the width {min(widths)} of the models")
-    for name in setting.crosscoders:
+    return problems + _beside_contrast("causal", study, setting, setting.crosscoders)
+
+
+def _beside_contrast(key: str, study: Study, setting: Setting, names: list[str]) -> list[str]:
+    """Crosscoders that read other sources than those of the contrast and their difference."""
+    problems = []
+    for name in names:
         member = study.crosscoders.get(name)
         known = {
             *setting.contrast,
@@ -601,8 +611,51 @@ def _causal_problems(study: Study, setting: Setting) -> list[str]:
         }
         other = set(crosscoder_sources(setting, member)) - known if member else set()
         if other:
+            problems.append(f"{key}: {name!r} reads {', '.join(sorted(other))}; expected sources of the contrast alone")
+    return problems
+
+
+def _steering_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of steering base with latents and of ablating them in chat."""
+    pair = [setting.sources.get(name) for name in setting.contrast]
+    if not all(isinstance(source, Source) for source in pair):
+        return ["steering: the contrast is no pair of models"]
+    base, chat = (study.models.get(source.model) for source in pair)
+    corpus = study.corpora.get(chat.corpus) if isinstance(chat, FineTunedModel) else None
+    if not isinstance(corpus, PlantedChats) or not corpus.plants or base is not study.models.get(chat.base):
+        names = " and ".join(repr(source.model) for source in pair)
+        return [
+            f"steering: {names}; expected a base and its fine-tune on a corpus of kind planted_chats that plants a behaviour"
+        ]
+    problems = []
+    if pair[0].layer != pair[1].layer or {source.hook for source in pair} != {"resid_post"}:
+        problems.append("steering: the contrast needs two models at the same layer, hook resid_post")
+    named = setting.steering.crosscoders or []
+    for name in named:
+        problems += _unknown("steering.crosscoders", name, dict.fromkeys(setting.crosscoders))
+    chosen = [name for name in setting.crosscoders if name in named or setting.steering.crosscoders is None]
+    return problems + _beside_contrast("steering", study, setting, chosen)
+
+
+def _equivalence_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of comparing what latents do in the two models of the contrast."""
+    pair = [setting.sources.get(name) for name in setting.contrast]
+    if not all(isinstance(source, Source) for source in pair):
+        return ["equivalence: the contrast is no pair of models"]
+    problems, named = [], setting.equivalence.crosscoders or []
+    if setting.alignment != "tokens":
+        problems.append("equivalence: the models need one tokenizer, and alignment is 'characters'")
+    if pair[0].layer != pair[1].layer or pair[0].model == pair[1].model or {s.hook for s in pair} != {"resid_post"}:
+        problems.append("equivalence: the contrast needs two models at the same layer, hook resid_post")
+    for name in named:
+        problems += _unknown("equivalence.crosscoders", name, dict.fromkeys(setting.crosscoders))
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        lacking = set(setting.contrast) - set(crosscoder_sources(setting, member)) if member else set()
+        if name in named and lacking:
+            sources = ", ".join(sorted(lacking))
             problems.append(
-                f"causal: {name!r} reads {', '.join(sorted(other))}; expected sources of the contrast alone"
+                f"equivalence.crosscoders: {name!r} does not read {sources}; expected both sources of the contrast"
             )
     return problems
 

@@ -46,6 +46,10 @@ LARGEST_MAPPED = 4 * GB
 """Of files that are mapped into memory, as much counts as a job's; the system takes the rest back when it needs it."""
 GENERATION = 4
 """Writing a token costs so many forward passes over one, because few are written side by side."""
+STEERED_SETS = 5
+"""Sets of latents that steering chooses: by Δ, by ν, and one for each of three behaviours."""
+FLOAT32 = 3
+"""A forward pass in float32 does so many times fewer operations per second than one in bfloat16."""
 SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
 ADAM_BYTES = 16
@@ -430,6 +434,43 @@ def _causal(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     return Cost(memory, START[MODELS], forward=work, disk=MB, tokens=tokens * conditions, device=held)
 
 
+def _steer(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    chosen, coder = study.settings[setting], _crosscoder(study, setting, crosscoder)
+    options, models = chosen.steering, list(setting_models(study, setting))
+    directions = STEERED_SETS + options.random_sets + 1
+    answers = 3 * options.prompts_per_behaviour * (2 + directions * (1 + len(options.strengths)))
+    tokens = answers * (options.new_tokens + 20)
+    each = sum(sizes.model_size(study, name).flops() for name in models) / len(models)
+    # Base reads along while chat answers, and both models measure the losses of all answers.
+    work = tokens * each * (GENERATION + 2)
+    held = sum(_weights(study, name) for name in models) + 4 * coder.stored
+    held += _largest(study, setting, lambda study, name: _logits(study, name, max(options.batch_answers, 256)))
+    held += _largest(study, setting, lambda study, name: _hidden(study, name, options.batch_answers * 64))
+    encoded = tokens / 2 * 2.0 * coder.latents * coder.width + _pass(
+        coder, sizes.split_tokens(study, setting, "validation")
+    )
+    memory = MODELS + held + _mapped(study, setting, "validation")
+    return Cost(memory, START[MODELS], forward=work, products=encoded, disk=2 * MB, tokens=tokens, device=held)
+
+
+def _compare_effects(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    chosen, coder = study.settings[setting], _crosscoder(study, setting, crosscoder)
+    options, models = chosen.equivalence, list(setting_models(study, setting))
+    windows = options.latents * options.tokens_per_latent
+    tokens = windows * min(0.6 * options.ablated_before, chosen.context)
+    # Both models run once to the site and from there twice; chat a third time, with another latent ablated.
+    work = FLOAT32 * tokens * 3.5 * _largest(study, setting, lambda study, name: sizes.model_size(study, name).flops())
+    held = sum(_weights(study, name) for name in models) * (2 if study.device == "cuda" else 1) + 4 * coder.stored
+    batch = chosen.batch_tokens / 4
+    held += _largest(
+        study, setting, lambda study, name: _hidden(study, name, batch) + 4 * _logits(study, name, batch / 16)
+    )
+    encoded = _pass(coder, sizes.split_tokens(study, setting, "test"))
+    pairs = 24.0 * coder.active * sizes.split_tokens(study, setting, "test")
+    memory = MODELS + held + pairs + _mapped(study, setting, "test")
+    return Cost(memory, START[MODELS], forward=work, products=encoded, disk=MB, tokens=tokens, device=held)
+
+
 def _circuits(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     chosen = study.settings[setting]
     options, coder = chosen.circuits, _crosscoder(study, setting, crosscoder)
@@ -568,6 +609,8 @@ RULES: dict[str, Callable[..., Cost]] = {
         _match_seeds,
         _generate_responses,
         _causal,
+        _steer,
+        _compare_effects,
         _circuits,
         _latent_page,
         _explain_latents,
@@ -600,6 +643,8 @@ GPU_RULES = (
     "train_aligned",
     "generate_responses",
     "causal",
+    "steer",
+    "compare_effects",
     "circuits",
     "explain_latents",
 )

@@ -163,6 +163,10 @@ def _validation(study: Study, name: str) -> Iterator[Job]:
         yield Job.of("generate_responses", setting=name)
         for crosscoder, seed in itertools.product(chosen.crosscoders, study.seeds):
             yield Job.of("causal", setting=name, crosscoder=crosscoder, seed=seed)
+    for crosscoder, seed in itertools.product(queries.steered(study, name), study.seeds):
+        yield Job.of("steer", setting=name, crosscoder=crosscoder, seed=seed)
+    for crosscoder, seed in itertools.product(queries.compared(study, name), study.seeds):
+        yield Job.of("compare_effects", setting=name, crosscoder=crosscoder, seed=seed)
     if circuits := queries.circuits_of(study, name):
         for seed in study.seeds:
             yield Job.of("circuits", setting=name, crosscoder=circuits.crosscoder, seed=seed)

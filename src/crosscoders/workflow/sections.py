@@ -42,6 +42,8 @@ SECTIONS: dict[str, type[StageSection]] = {
         analysis.ExplainLatentsSection,
         interventions.GenerateResponsesSection,
         interventions.CausalSection,
+        interventions.SteerSection,
+        interventions.CompareEffectsSection,
         interventions.CircuitsSection,
         library.ExportSection,
         planted.TrialSection,

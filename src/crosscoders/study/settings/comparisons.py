@@ -88,6 +88,52 @@ class Causal(Section):
     """Numbers of principal components of the models' difference that are patched as controls."""
 
 
+class Steering(Section):
+    """Steering: sets of latents are added to base and ablated from chat while both answer held-out prompts greedily.
+
+    Sets are chosen on validation documents. The prompts are those by which planted behaviours are measured.
+    """
+
+    crosscoders: Names | None = None
+    """Crosscoders of the setting whose latents are used; all where absent."""
+    prompts_per_behaviour: Count = 8
+    """Prompts on the refused topic, as many on other topics, and as many on the model itself."""
+    new_tokens: Count = 40
+    """Longest answer."""
+    latents: Count = 8
+    """Latents of every set."""
+    minimum_tokens: Count = 20
+    """Validation tokens on which a latent must be active to be chosen."""
+    strengths: Annotated[list[Positive], AfterValidator(distinct)] = Field([0.15, 0.3], min_length=1)
+    """Sizes of what is added, as multiples of the unit: the median over the chosen sets of the norm of their latents'
+    decoder vectors, each times the latent's 95th-percentile activation where it is active, added up. On the embedded pair no answer is fluent at 1."""
+    random_sets: Count = 5
+    """Control sets matched in frequency and decoder norm."""
+    batch_answers: Count = 96
+    """Answers that are written side by side."""
+    seed: Seed = 0
+    """Of the random sets."""
+
+
+class Equivalence(Section):
+    """Causal equivalence: whether a shared latent does the same in both models, whatever its two decoder vectors say."""
+
+    crosscoders: Names | None = None
+    """Crosscoders of the setting whose latents are compared; all that read both sources of the contrast where absent."""
+    latents: Count = 64
+    """Most shared latents that are compared, evenly spaced by the cosine of their decoder vectors."""
+    tokens_per_latent: Count = 8
+    """Test tokens, each of another document, on which a latent is ablated."""
+    minimum_density: Share = 0.001
+    """Share of test tokens on which a latent must be active to be compared."""
+    ablated_before: Count = 48
+    """Last position in a window at which a latent is ablated."""
+    same_direction_above: Annotated[float, Field(gt=-1, lt=1)] = 0.9
+    """Cosine from which two decoder vectors are called one direction."""
+    seed: Seed = 0
+    """Of the tokens, and of the latents of the null."""
+
+
 class Circuits(Section):
     """What a crosscoder makes of the graph of SAEs that are trained on the same sources of one model."""
 
@@ -208,6 +254,10 @@ class Setting(Section):
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
     causal: Causal | None = None
     """Causal patching of the contrast's second model; none where absent."""
+    steering: Steering | None = None
+    """Steering of base with latents, and ablation of latents in chat; none where absent."""
+    equivalence: Equivalence | None = None
+    """Comparison of what shared latents do in the two models of the contrast; none where absent."""
     circuits: Circuits | None = None
     """Simplification of circuits by a crosscoder; none where absent."""
     explain: Explain | None = None
