@@ -120,6 +120,18 @@ def over_trainings(stage, suffix="nc"):
     return files
 
 
+def of_seed(wildcards):
+    """The crosscoders of a setting that were trained with one seed."""
+    names = STUDY.settings[wildcards.setting].crosscoders
+    return [f"{RESULTS}/crosscoders/{wildcards.setting}/{name}/seed-{wildcards.seed}.nc" for name in names]
+
+
+def detections(wildcards):
+    """What every repetition of a series detects, one file per seed of its crosscoders."""
+    repeated = queries.cells_of(STUDY, wildcards.setting)
+    return [f"{RESULTS}/detection/{cell.setting}/seed-{seed}.nc" for cell in repeated for seed in STUDY.seeds]
+
+
 def histories(wildcards):
     """Training curves of a setting's crosscoders; published ones have none."""
     files = over_trainings("crosscoders", "history.nc")(wildcards)

@@ -19,7 +19,15 @@ from dataclasses import dataclass, replace
 
 from crosscoders.study import sizes
 from crosscoders.study.blocks import stored_sources
-from crosscoders.study.queries import data_setting, segments, setting_corpora, setting_models, spliced, trained_setting
+from crosscoders.study.queries import (
+    cells_of,
+    data_setting,
+    segments,
+    setting_corpora,
+    setting_models,
+    spliced,
+    trained_setting,
+)
 from crosscoders.study.settings.comparisons import PlantedSetting
 from crosscoders.study.settings.models import WheelModel
 from crosscoders.study.settings.study import Study
@@ -37,6 +45,10 @@ SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
 ADAM_BYTES = 16
 """Bytes per weight that the optimizer moves, gradients fused in."""
+METHODS = 6
+"""Methods that need no dictionary and are measured beside the crosscoders of a series."""
+SCORES = 12
+"""About how many scores are measured of a method: by several rankings, for each behaviour."""
 DOCUMENT_TOKENS = 60
 """About how many tokens a document has, where sums are kept per document."""
 TRIES = 3
@@ -361,6 +373,23 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
     return Cost(memory, START[TORCH], products=work, disk=sums / 4 + 2 * MB, tokens=tokens, device=_applied(coder))
 
 
+def _detect_planted(study: Study, setting: str, seed: str) -> Cost:
+    chosen = study.settings[setting]
+    validation, test = (sizes.split_tokens(study, setting, split) for split in ("validation", "test"))
+    coders = [_crosscoder(study, setting, name) for name in chosen.crosscoders]
+    held = sum(_weights(study, name) for name in setting_models(study, setting))
+    held += _largest(study, setting, lambda study, name: 3 * _logits(study, name, chosen.batch_tokens / 4))
+    forward = test * sum(sizes.model_size(study, name).flops() for name in setting_models(study, setting))
+    encoding = sum(4 * _pass(coder, validation + test) for coder in coders)
+    scores = (len(coders) + METHODS) * SCORES * study.classification.bootstrap_replicates * test
+    read = _mapped(study, setting, "test") + _mapped(study, setting, "validation")
+    memory = MODELS + held + read + max(_applied(coder) + 8 * validation * coder.latents for coder in coders)
+    work = encoding + SPARSE * 8.0 * scores
+    return Cost(
+        memory, START[MODELS], forward=forward, products=work, disk=4 * scores / test + MB, tokens=test, device=held
+    )
+
+
 def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     coder, seeds = _crosscoder(study, setting, crosscoder), len(study.seeds)
     work = 2.0 * coder.latents**2 * coder.width * (seeds - 1)
@@ -451,6 +480,11 @@ def _collate_trials(study: Study, setting: str) -> Cost:
     return Cost(PLAIN + MB * files / 4, START[PLAIN] + 0.03 * files, disk=MB)
 
 
+def _summarise_power(study: Study, setting: str) -> Cost:
+    files = len(cells_of(study, setting)) * len(study.seeds)
+    return Cost(PLAIN + 12 * MB * files, START[PLAIN] + 0.1 * files, disk=2 * MB)
+
+
 def _notebook(study: Study, setting: str) -> Cost:
     return Cost(PLAIN + 350 * MB, 8.0, disk=5 * MB)
 
@@ -494,6 +528,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _evaluate_aligned,
         _classify_latents,
         _match_seeds,
+        _detect_planted,
         _generate_responses,
         _causal,
         _circuits,
@@ -502,6 +537,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _circuit_trial,
         _collate,
         _collate_trials,
+        _summarise_power,
         _notebook,
         _html,
         _report,
@@ -522,6 +558,7 @@ GPU_RULES = (
     "finish_training",
     "evaluate",
     "classify_latents",
+    "detect_planted",
     "train_aligned",
     "generate_responses",
     "causal",
