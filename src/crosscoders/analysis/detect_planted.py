@@ -79,10 +79,10 @@ def to_dataset(
     document : (tokens,)
     confidence : float
     """
-    v, dims = artifacts.variable, ("method", "ranking", "behaviour")
+    v, dims = artifacts.variable, ("detector", "ranking", "behaviour")
     dataset = xr.Dataset(
         coords={
-            "method": np.array(list(measured), dtype=object),
+            "detector": np.array(list(measured), dtype=object),
             "ranking": np.array(list(RANKINGS), dtype=object),
             "behaviour": np.array(list(test), dtype=object),
         }
@@ -122,17 +122,24 @@ def main(arguments) -> None:
         np.vstack([np.ones((1, drawn.shape[1])), drawn]),
         stage.Progress("detect_planted", len(methods), "methods"),
     )
-    measured = {}
+    measured, by_chance = {}, {}
     for name, method in methods.items():
         measured[name] = detection.measure(method, validation, test, section.best, document, weights)
+        by_chance[name] = detection.measure_random(method, test, section.best, document, drawn, section.seed)
         progress.update(1)
     dataset = to_dataset(measured, test, document, section.bootstrap.confidence)
+    chance = np.stack(list(by_chance.values()), axis=1).astype(np.float32)
+    label = "area under the ROC curve of latents chosen by chance, on resamples"
+    dataset["auc_random_replicate"] = artifacts.variable(("replicate", "detector", "behaviour"), chance, label)
     known = np.array([quality.get(name, (np.nan, np.nan)) for name in measured])
     dataset["fraction_variance_explained"] = artifacts.variable(
-        "method", known[:, 0], "of test tokens, mean of the sources"
+        "detector", known[:, 0], "of test tokens, mean of the sources"
     )
-    dataset["l0"] = artifacts.variable("method", known[:, 1], "active latents per test token")
-    dataset.attrs = section.provenance() | {"title": "detection of planted behaviours", "best": section.best}
+    dataset["l0"] = artifacts.variable("detector", known[:, 1], "active latents per test token")
+    dataset.attrs = section.provenance(section.seed) | {
+        "title": "detection of planted behaviours",
+        "best": section.best,
+    }
     artifacts.write(dataset, arguments.output)
 
 

@@ -174,15 +174,48 @@ def measure(
     Returns
     -------
     (2, replicates, rankings, behaviours)
-        NaN for rankings that the method does not have.
+        NaN for rankings that the method does not have; a single direction has no labelled one.
     """
     made = np.full((2, len(weights), len(RANKINGS), len(test)), np.nan)
     for b, (name, of) in enumerate(test.items()):
         if not of.positive.any():
             continue
         aucs = latent_aucs(method.validation, validation[name], method.latents)
-        labelled = {"labels": np.argsort(-aucs, kind="stable")} if np.isfinite(aucs).all() else {}
+        chooses = method.latents > 1 and np.isfinite(aucs).all()
+        labelled = {"labels": np.argsort(-aucs, kind="stable")} if chooses else {}
         for ranking, order in (method.orders | labelled).items():
             score = token_scores(method.test, order[:best], len(document))
             made[:, :, list(RANKINGS).index(ranking), b] = auc_and_precision(score, of, document, weights)
+    return made
+
+
+def measure_random(
+    method: Method, test: dict[str, Labels], best: int, document: np.ndarray, weights: np.ndarray, seed: int
+) -> np.ndarray:
+    """AUC of latents chosen by chance among those that fire, other ones for every resample of documents.
+
+    Parameters
+    ----------
+    method : Method
+    test : {behaviour: Labels}
+    best : int
+        Latents whose sum is the score.
+    document : (tokens,)
+        Consecutive document numbers.
+    weights : (replicates, documents)
+    seed : int
+
+    Returns
+    -------
+    (replicates, behaviours)
+        NaN for a method that has no choice.
+    """
+    generator, fires = np.random.default_rng(seed), np.unique(method.test.latent)
+    made = np.full((len(weights), len(test)), np.nan)
+    if len(fires) <= best:
+        return made
+    for row, counts in zip(made, weights, strict=True):
+        score = token_scores(method.test, generator.choice(fires, best, replace=False), len(document))
+        for b, of in enumerate(test.values()):
+            row[b] = auc_and_precision(score, of, document, counts[None])[0][0]
     return made

@@ -140,7 +140,7 @@ def random_latents(splits: Splits, latents: int, active: int, seed: int) -> Meth
     Returns
     -------
     Method
-        In no order that means anything; the best of them by labels is what choosing among so many gives by chance.
+        In no order of their own; the best of them by labels is what choosing among so many gives by chance.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(latents, sum(splits.test.widths), generator=generator)
@@ -148,7 +148,7 @@ def random_latents(splits: Splits, latents: int, active: int, seed: int) -> Meth
     kept = max(1, round(len(values[0]) * active / latents))
     threshold = values[0].topk(min(kept + 1, len(values[0])), dim=0).values[-1]
     coded = (_active((value - threshold).clip(min=0).numpy()) for value in values)
-    return Method(*coded, latents, {"energy": np.arange(latents)})
+    return Method(*coded, latents)
 
 
 def divergence(kept: np.ndarray, of_token: np.ndarray) -> Method:

@@ -17,36 +17,31 @@ HALF = 0.5
 """Power from which a method is said to see a change."""
 
 
-def own_ranking(summary: xr.Dataset, method: str) -> str:
-    """The ranking by which the figure shows a method without labels."""
-    known = (
-        summary["auc"]
-        .sel(method=method)
-        .notnull()
-        .any([d for d in summary["auc"].dims if d not in ("method", "ranking")])
-    )
-    named = [name for name in WITHOUT_LABELS if bool(known.sel(ranking=name))]
-    if not named:
-        raise NothingToDraw("No test token belongs to a planted behaviour, so that no method can be measured.")
-    return named[0]
+def rankings(summary: xr.Dataset, detector: str) -> dict[str, str]:
+    """The rankings by which the figure shows a method: one of its own, and the one by labels, as far as it has them."""
+    has = summary["power_of_behaviour"].sel(detector=detector).notnull().any(["dose", "behaviour"])
+    named = [name for name in WITHOUT_LABELS if bool(has.sel(ranking=name))]
+    shown = {"own": named[0]} if named else {}
+    return shown | ({"labels": "labels"} if bool(has.sel(ranking="labels")) else {})
 
 
 def power(summary: xr.Dataset) -> plt.Figure:
     """ours-power: AUC by behaviour and power over all behaviours, against the dose; a row per method."""
-    methods, behaviours = ([str(name) for name in summary[dim].values] for dim in ("method", "behaviour"))
+    methods, behaviours = ([str(name) for name in summary[dim].values] for dim in ("detector", "behaviour"))
+    if not bool(summary["power"].notnull().any()):
+        raise NothingToDraw("No test token belongs to a planted behaviour, so that no method can be measured.")
     shape = (len(methods), len(behaviours) + 1)
-    figure, axes = plt.subplots(
-        *shape, figsize=(2.1 * shape[1] + 1, 1.25 * shape[0] + 1), squeeze=False, sharex=True, sharey=True
-    )
+    size = (2.1 * shape[1] + 1, 1.25 * shape[0] + 1)
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, sharey=True)
     for row, method in zip(axes, methods, strict=True):
-        rankings = {"own": own_ranking(summary, method), "labels": "labels"}
-        one = summary.sel(method=method)
-        for label, ranking in rankings.items():
+        one, shown = summary.sel(detector=method), rankings(summary, method)
+        for label, ranking in shown.items():
             for axis, behaviour in zip(row, behaviours, strict=False):
                 _auc(axis, one.sel(ranking=ranking, behaviour=behaviour), label)
             _power(row[-1], one.sel(ranking=ranking), label)
         row[-1].axhline(summary.attrs["false_alarms"], color="black", lw=0.7, ls=":")
-        row[0].set_ylabel(f"{method}\n(by {NAMES[rankings['own']]})", rotation=0, ha="right", va="center", fontsize=9)
+        by = f"\n(by {NAMES[shown['own']]})" if "own" in shown else ""
+        row[0].set_ylabel(f"{method}{by}", rotation=0, ha="right", va="center", fontsize=9)
     for axis, title in zip(axes[0], [*(f"AUC: {name}" for name in behaviours), "power"], strict=True):
         axis.set_title(title, fontsize=10)
     doses = summary["dose"].values
@@ -86,7 +81,7 @@ def _legend(figure: plt.Figure, summary: xr.Dataset) -> None:
         "labels": f"best {best} by validation labels (upper bound)",
     }
     lines = [plt.Line2D([], [], color=COLOURS[key], label=label) for key, label in labels.items()]
-    title = "dots: seeds, bars: 95% (documents; power: Wilson); band and dashes: AUC at dose 0, and its 95th percentile"
+    title = "dots: seeds, bars: 95% (documents; power: Wilson); bands: AUC at dose 0; dashes: above them a behaviour is detected"
     figure.legend(handles=lines, title=title, title_fontsize=8, loc="outside upper left", fontsize=9, ncols=2)
 
 
@@ -105,8 +100,8 @@ def sentences(summary: xr.Dataset) -> str:
 
 def _rows(summary: xr.Dataset, rankings: tuple[str, ...]) -> list[tuple[str, str, xr.Dataset]]:
     """Method, ranking and power over doses of all that were measured; the random latents are no method."""
-    names = [str(name) for name in summary["method"].values if name != "random-latents"]
-    rows = [(name, ranking, summary.sel(method=name, ranking=ranking)) for name in names for ranking in rankings]
+    names = [str(name) for name in summary["detector"].values if name != "random-latents"]
+    rows = [(name, ranking, summary.sel(detector=name, ranking=ranking)) for name in names for ranking in rankings]
     return [row for row in rows if bool(row[2]["power"].notnull().any())]
 
 
@@ -148,9 +143,9 @@ def _table(summary: xr.Dataset) -> list[str]:
     doses = summary["dose"].values
     heads = ["method", "chosen by", *(f"{100 * dose:g}%" for dose in doses)]
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(doses)]
-    for method in [str(name) for name in summary["method"].values]:
+    for method in [str(name) for name in summary["detector"].values]:
         for ranking in NAMES:
-            one = summary.sel(method=method, ranking=ranking)
+            one = summary.sel(detector=method, ranking=ranking)
             if bool(one["power"].notnull().any()):
                 cells = [_cell(one.sel(dose=dose)) for dose in doses]
                 lines.append("| " + " | ".join([method, NAMES[ranking], *cells]) + " |")

@@ -1,7 +1,8 @@
 """Stage summarise_power: over the repetitions of a series, which methods detect what was planted, and at which dose.
 
 A method detects a behaviour where its AUC lies above a quantile of its AUC at dose 0, over resamples of documents and all
-seeds. What is fine-tuned at dose 0 shows no behaviour, while its test tokens and their labels are those of every dose.
+seeds. What is fine-tuned at dose 0 shows no behaviour, while its test tokens and their labels are those of every dose. Without
+labels the AUC must also lie above that quantile for latents of the same dictionaries that are chosen by chance.
 """
 
 from __future__ import annotations
@@ -28,10 +29,18 @@ def joined(parts: list[xr.Dataset], doses: list[float], fine_tune_seeds: list[in
     return xr.combine_by_coords(labelled, combine_attrs="drop_conflicts", join="exact").sortby("dose")
 
 
-def thresholds(null: xr.DataArray, false_alarms: float) -> xr.DataArray:
-    """The AUC that resamples of the null exceed in a share `false_alarms` of cases, over all dimensions of repetition."""
-    with np.errstate(invalid="ignore"):
-        return null.quantile(1 - false_alarms, [*REPEATED, "replicate"], skipna=True).drop_vars("quantile")
+def quantile(replicates: xr.DataArray, share: float) -> xr.DataArray:
+    """A quantile over resamples and all dimensions of repetition; NaN where every replicate is."""
+    dims = [*REPEATED, "replicate"]
+    known = replicates.notnull().any(dims)
+    return replicates.fillna(0).where(replicates.notnull() | ~known).quantile(share, dims, skipna=True).where(known)
+
+
+def thresholds(null: xr.Dataset, false_alarms: float) -> xr.DataArray:
+    """The AUC that both nulls exceed in a share `false_alarms` of cases at most: dose 0, and latents chosen by chance."""
+    own, chance = (quantile(null[name], 1 - false_alarms) for name in ("auc_replicate", "auc_random_replicate"))
+    chance = chance.fillna(0).where(null["ranking"] != "labels", 0)
+    return np.maximum(own, chance).drop_vars("quantile")
 
 
 def detected(joint: xr.Dataset, false_alarms: float) -> xr.DataArray:
@@ -39,7 +48,7 @@ def detected(joint: xr.Dataset, false_alarms: float) -> xr.DataArray:
 
     A null is compared with the other seeds' nulls, where there are others.
     """
-    null = joint["auc_replicate"].sel(dose=0.0)
+    null = joint[["auc_replicate", "auc_random_replicate"]].sel(dose=0.0)
     auc, limits = joint["auc"], thresholds(null, false_alarms)
     hits = (auc > limits).where(auc.notnull() & limits.notnull())
     if joint.sizes["fine_tune_seed"] == 1:
@@ -83,9 +92,9 @@ def power(joint: xr.Dataset, false_alarms: float, confidence: float) -> xr.Datas
     -------
     xarray.Dataset
         The measures of `joint` without their resamples, `power`, `power_of_behaviour`, `null_threshold`, and the interval
-        of the null, each over `method`, `ranking` and more.
+        of the null, each over `detector`, `ranking` and more.
     """
-    hits, null = detected(joint, false_alarms), joint["auc_replicate"].sel(dose=0.0, drop=True)
+    hits, null = detected(joint, false_alarms), joint.sel(dose=0.0, drop=True)
     each = with_wilson(
         hits, REPEATED, "power_of_behaviour", "share of seeds in which the behaviour is detected", confidence
     )
@@ -93,14 +102,18 @@ def power(joint: xr.Dataset, false_alarms: float, confidence: float) -> xr.Datas
     together = with_wilson(
         behaviours, [*REPEATED, "behaviour"], "power", "share of seeds and behaviours detected", confidence
     )
-    dims = ("method", "ranking", "behaviour")
+    dims = ("detector", "ranking", "behaviour")
     dataset = joint.drop_vars([name for name in joint if name.endswith("_replicate")]).merge(each).merge(together)
-    limits = {"null_threshold": false_alarms, "null_low": 1 - (1 - confidence) / 2, "null_high": (1 - confidence) / 2}
-    for name, share in limits.items():
-        values = thresholds(null, share).transpose(*dims).values
-        dataset[name] = artifacts.variable(
-            dims, values, f"quantile {1 - share:.3g} of the AUC at dose 0 over resamples and seeds"
-        )
+    tail = (1 - confidence) / 2
+    limits = {"null_low": quantile(null["auc_replicate"], tail), "null_high": quantile(null["auc_replicate"], 1 - tail)}
+    limits["null_threshold"] = thresholds(null, false_alarms)
+    labels = (
+        "lower end of the AUC at dose 0",
+        "upper end of the AUC at dose 0",
+        "AUC above which a behaviour is detected",
+    )
+    for (name, values), label in zip(limits.items(), labels, strict=True):
+        dataset[name] = artifacts.variable(dims, values.transpose(*dims).values, label)
     return dataset
 
 
@@ -117,7 +130,7 @@ def main(arguments) -> None:
         "false_alarms": section.false_alarms,
     }
     artifacts.write(dataset, arguments.output)
-    stage.say(f"summarise_power: {dataset.sizes['method']} methods at {dataset.sizes['dose']} doses")
+    stage.say(f"summarise_power: {dataset.sizes['detector']} methods at {dataset.sizes['dose']} doses")
 
 
 if __name__ == "__main__":
