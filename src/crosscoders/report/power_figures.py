@@ -40,7 +40,7 @@ def power(summary: xr.Dataset) -> plt.Figure:
                 _auc(axis, one.sel(ranking=ranking, behaviour=behaviour), label)
             _power(row[-1], one.sel(ranking=ranking), label)
         row[-1].axhline(summary.attrs["false_alarms"], color="black", lw=0.7, ls=":")
-        by = f"\n(by {NAMES[shown['own']]})" if "own" in shown else ""
+        by = f"\n(by {NAMES[shown['own']]})" if len(shown) > 1 else ""  # what has no labelled ranking chooses nothing
         row[0].set_ylabel(f"{method}{by}", rotation=0, ha="right", va="center", fontsize=9)
     for axis, title in zip(axes[0], [*(f"AUC: {name}" for name in behaviours), "power"], strict=True):
         axis.set_title(title, fontsize=10)
@@ -135,7 +135,8 @@ def _unseen(summary: xr.Dataset) -> str:
     alarms = [float(one["power"].sel(dose=0.0)) for _, _, one in _rows(summary, WITHOUT_LABELS)]
     false = f"; at dose 0, {_percent(float(np.nanmean(alarms)))} are detected" if np.isfinite(alarms).any() else ""
     listed = ", ".join(blind) if blind else "no method"
-    return f"at a dose of {_percent(largest)}, {listed} stays below a half without labels{false}."
+    verb = "stay" if len(blind) > 1 else "stays"
+    return f"at a dose of {_percent(largest)}, {listed} {verb} below a half without labels{false}."
 
 
 def _table(summary: xr.Dataset) -> list[str]:
