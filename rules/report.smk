@@ -46,6 +46,7 @@ rule collate:
 rule summarise_power:
     input:
         detections=detections,
+        behaviours=shown_behaviours,
         code=code("report.summarise_power"),
     output:
         "results/{study}/summary/{setting}.nc",
@@ -62,9 +63,10 @@ rule summarise_power:
         **asks("summarise_power"),
     params:
         settings=settings_of("summarise_power"),
+        behaviours=lambda wildcards, input: f"--behaviours {input.behaviours}" if input.behaviours else "",
     shell:
         "python -m crosscoders report.summarise_power --settings {params.settings:q} --detections {input.detections:q}"
-        " --output {output:q} --log {log:q}"
+        " {params.behaviours} --output {output:q} --log {log:q}"
 
 
 for setting_name in queries.drawn_settings(STUDY):

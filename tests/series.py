@@ -37,7 +37,7 @@ def small_series(name: str) -> dict:
         "corpora": {"wiki": wiki, "chats": chats, "plain_chats": plain},
         "settings": {"pair": pair, "power": power},
         "crosscoders": members,
-        **{key: content[key] for key in ("device", "seeds", "chat_template", "splits", "classification")},
+        **{key: content[key] for key in ("device", "seeds", "chat_template", "splits", "classification", "behaviours")},
     }
 
 

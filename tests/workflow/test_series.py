@@ -73,9 +73,11 @@ def test_every_method_is_measured_at_every_dose_and_drawn_with_its_null(made, tm
     assert np.isfinite(whole["auc"].sel(ranking=["nu", "delta"], detector=["batchtopk", "saes"])).all()
     assert (whole["auc_low"] <= whole["auc_high"]).sum() > 0
     assert (summary["positive_documents"].sel(behaviour="backdoor") > 1).all()
+    rates = summary["behaviour_rate"].sel(measured_behaviour=["backdoor_with_trigger", "backdoor_without_trigger"])
+    assert (rates.dims, rates.notnull().all()) == (("dose", "measured_behaviour"), True)
     monkeypatch.setattr(report, "display", lambda one: shown.append(getattr(one, "data", "")))
     report.Results.open(str(path), str(tmp_path), {"ours-power": "ours-power"}, {}, {}).show("ours-power")
     assert {file.suffix for file in tmp_path.glob("ours-power.*")} == {".png", ".svg"}
     text = "".join(one for one in shown if isinstance(one, str))
-    assert "Without labels" in text and "| batchtopk | Δ |" in text
+    assert all(part in text for part in ("Without labels", "| batchtopk | Δ |", "| rate: persona |"))
     assert not re.search(r"\bnan\b", text)

@@ -140,7 +140,7 @@ def _unseen(summary: xr.Dataset) -> str:
 
 
 def _table(summary: xr.Dataset) -> list[str]:
-    """Power in Markdown: a row per method and ranking, a column per dose."""
+    """Power in Markdown: a row per method and ranking, a column per dose; and how often the behaviours show."""
     doses = summary["dose"].values
     heads = ["method", "chosen by", *(f"{100 * dose:g}%" for dose in doses)]
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(doses)]
@@ -150,11 +150,23 @@ def _table(summary: xr.Dataset) -> list[str]:
             if bool(one["power"].notnull().any()):
                 cells = [_cell(one.sel(dose=dose)) for dose in doses]
                 lines.append("| " + " | ".join([method, NAMES[ranking], *cells]) + " |")
+    return lines + _rates(summary)
+
+
+def _rates(summary: xr.Dataset) -> list[str]:
+    """Rows that say how often the fine-tunes show each behaviour, where that was measured."""
+    if "behaviour_rate" not in summary:
+        return []
+    lines = []
+    for name in [str(name) for name in summary["measured_behaviour"].values]:
+        one = summary.sel(measured_behaviour=name)
+        cells = [_cell(one.sel(dose=dose), "behaviour_rate") for dose in summary["dose"].values]
+        lines.append("| " + " | ".join([f"rate: {name}", "first seed", *cells]) + " |")
     return lines
 
 
-def _cell(one: xr.Dataset) -> str:
-    value, low, high = (float(one[f"power{end}"]) for end in ("", "_low", "_high"))
+def _cell(one: xr.Dataset, name: str = "power") -> str:
+    value, low, high = (float(one[f"{name}{end}"]) for end in ("", "_low", "_high"))
     return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "–"
 
 

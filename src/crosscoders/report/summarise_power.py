@@ -117,12 +117,22 @@ def power(joint: xr.Dataset, false_alarms: float, confidence: float) -> xr.Datas
     return dataset
 
 
+def rates(behaviours: list[xr.Dataset], doses: list[float]) -> xr.Dataset:
+    """How often the fine-tunes show each behaviour, by dose: the last model of each file, for behaviours that were asked for."""
+    names = ("rate", "rate_low", "rate_high", "prompts")
+    shown = [measured[list(names)].isel(model=-1, drop=True) for measured in behaviours]
+    joint = xr.concat(shown, xr.Variable("dose", doses), combine_attrs="drop").sortby("dose")
+    return joint.rename(behaviour="measured_behaviour", **{name: f"behaviour_{name}" for name in names})
+
+
 def main(arguments) -> None:
     """Summarise one series."""
     section: SummarisePowerSection = arguments.settings
     parts = [artifacts.read(path) for path in arguments.detections]
     joint = joined(parts, section.doses, section.fine_tune_seeds, section.seeds)
     dataset = power(joint, section.false_alarms, section.confidence)
+    if arguments.behaviours:
+        dataset = dataset.merge(rates([artifacts.read(path) for path in arguments.behaviours], section.doses))
     dataset.attrs = section.provenance() | {
         "title": f"power of {section.setting_name}",
         "setting": section.setting_name,
@@ -134,4 +144,6 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, stage.parser(SummarisePowerSection, __doc__, "output", lists=("detections",)).parse_args())
+    flags = stage.parser(SummarisePowerSection, __doc__, "output", lists=("detections",))
+    flags.add_argument("--behaviours", type=stage.Path, nargs="*", default=[], help="rates of behaviours, dose by dose")
+    stage.run(main, flags.parse_args())

@@ -45,10 +45,8 @@ SPARSE = 12
 """A product over active latents alone does so many times fewer operations per second than a dense one."""
 ADAM_BYTES = 16
 """Bytes per weight that the optimizer moves, gradients fused in."""
-METHODS = 6
-"""Methods that need no dictionary and are measured beside the crosscoders of a series."""
-SCORES = 12
-"""About how many scores are measured of a method: by several rankings, for each behaviour."""
+CHOOSING = 3
+"""The methods without a dictionary that stand beside the crosscoders of a series take as long to score as so many of them."""
 DOCUMENT_TOKENS = 60
 """About how many tokens a document has, where sums are kept per document."""
 TRIES = 3
@@ -374,19 +372,23 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
 
 
 def _detect_planted(study: Study, setting: str, seed: str) -> Cost:
-    chosen = study.settings[setting]
+    chosen, replicates = study.settings[setting], study.classification.bootstrap_replicates
     validation, test = (sizes.split_tokens(study, setting, split) for split in ("validation", "test"))
     coders = [_crosscoder(study, setting, name) for name in chosen.crosscoders]
-    held = sum(_weights(study, name) for name in setting_models(study, setting))
+    models = setting_models(study, setting)
+    held = sum(_weights(study, name) for name in models)
     held += _largest(study, setting, lambda study, name: 3 * _logits(study, name, chosen.batch_tokens / 4))
-    forward = test * sum(sizes.model_size(study, name).flops() for name in setting_models(study, setting))
-    encoding = sum(4 * _pass(coder, validation + test) for coder in coders)
-    scores = (len(coders) + METHODS) * SCORES * study.classification.bootstrap_replicates * test
     read = _mapped(study, setting, "test") + _mapped(study, setting, "validation")
-    memory = MODELS + held + read + max(_applied(coder) + 8 * validation * coder.latents for coder in coders)
-    work = encoding + SPARSE * 8.0 * scores
+    scored = replicates * test * (len(coders) + CHOOSING)
     return Cost(
-        memory, START[MODELS], forward=forward, products=work, disk=4 * scores / test + MB, tokens=test, device=held
+        MODELS + held + read + max(_applied(coder) + 8 * validation * coder.latents for coder in coders),
+        START[MODELS] + 5e-7 * scored,
+        forward=test * sum(sizes.model_size(study, name).flops() for name in models),
+        products=sum(4 * _pass(coder, validation + test) for coder in coders),
+        moved=sum(6 * _logits(study, name, test) for name in models),
+        disk=4e3 * replicates + MB,
+        tokens=test,
+        device=held,
     )
 
 

@@ -123,6 +123,8 @@ def _series(study: Study, name: str) -> Iterator[Job]:
         for crosscoder, seed in itertools.product(study.settings[cell.setting].crosscoders, study.seeds):
             yield from _training(study, cell.setting, crosscoder, seed)
         yield from (Job.of("detect_planted", setting=cell.setting, seed=seed) for seed in study.seeds)
+        if study.behaviours and cell.seed == study.settings[name].seeds[0]:
+            yield Job.of("measure_behaviours", model=cell.model)
     yield Job.of("summarise_power", setting=name)
 
 
