@@ -9,20 +9,25 @@ import xarray as xr
 
 from crosscoders.report.figures import PALETTE, NothingToDraw
 
-WITHOUT_LABELS = ("nu", "delta", "energy")
-"""Rankings of a method's own; the figure shows the first that a method has."""
-NAMES = {"nu": "ν", "delta": "Δ", "energy": "energy", "labels": "labels"}
-COLOURS = {"own": PALETTE[0], "labels": PALETTE[1]}
+WITHOUT_LABELS = ("energy", "nu", "delta")
+"""Rankings of a method's own."""
+NAMES = {"energy": "energy", "nu": "ν", "delta": "Δ", "labels": "labels"}
+COLOURS = dict(zip(NAMES, (PALETTE[0], PALETTE[2], PALETTE[4], PALETTE[1]), strict=True))
+WITH_AUC = ("energy", "labels")
+"""Rankings whose AUC the figure shows: the one that every method has, and the upper bound. Power is shown by all."""
 HALF = 0.5
 """Power from which a method is said to see a change."""
 
 
-def rankings(summary: xr.Dataset, detector: str) -> dict[str, str]:
-    """The rankings by which the figure shows a method: one of its own, and the one by labels, as far as it has them."""
+def rankings(summary: xr.Dataset, detector: str) -> list[str]:
+    """The rankings that a method has."""
     has = summary["power_of_behaviour"].sel(detector=detector).notnull().any(["dose", "behaviour"])
-    named = [name for name in WITHOUT_LABELS if bool(has.sel(ranking=name))]
-    shown = {"own": named[0]} if named else {}
-    return shown | ({"labels": "labels"} if bool(has.sel(ranking="labels")) else {})
+    return [name for name in NAMES if bool(has.sel(ranking=name))]
+
+
+def chosen_by(summary: xr.Dataset, detector: str, ranking: str) -> str:
+    """How a ranking is named in sentences; a method that nobody chooses from by labels is a single number per token."""
+    return NAMES[ranking] if "labels" in rankings(summary, detector) else "itself"
 
 
 def power(summary: xr.Dataset) -> plt.Figure:
@@ -35,13 +40,12 @@ def power(summary: xr.Dataset) -> plt.Figure:
     figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, sharey=True)
     for row, method in zip(axes, methods, strict=True):
         one, shown = summary.sel(detector=method), rankings(summary, method)
-        for label, ranking in shown.items():
-            for axis, behaviour in zip(row, behaviours, strict=False):
-                _auc(axis, one.sel(ranking=ranking, behaviour=behaviour), label)
-            _power(row[-1], one.sel(ranking=ranking), label)
+        for place, ranking in enumerate(shown):
+            for axis, behaviour in zip(row, behaviours if ranking in WITH_AUC else (), strict=False):
+                _auc(axis, one.sel(ranking=ranking, behaviour=behaviour), COLOURS[ranking])
+            _power(row[-1], one.sel(ranking=ranking), COLOURS[ranking], 0.08 * (place - (len(shown) - 1) / 2))
         row[-1].axhline(summary.attrs["false_alarms"], color="black", lw=0.7, ls=":")
-        by = f"\n(by {NAMES[shown['own']]})" if len(shown) > 1 else ""  # what has no labelled ranking chooses nothing
-        row[0].set_ylabel(f"{method}{by}", rotation=0, ha="right", va="center", fontsize=9)
+        row[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=9)
     for axis, title in zip(axes[0], [*(f"AUC: {name}" for name in behaviours), "power"], strict=True):
         axis.set_title(title, fontsize=10)
     doses = summary["dose"].values
@@ -54,9 +58,9 @@ def power(summary: xr.Dataset) -> plt.Figure:
     return figure
 
 
-def _auc(axis: plt.Axes, one: xr.Dataset, label: str) -> None:
+def _auc(axis: plt.Axes, one: xr.Dataset, colour: tuple) -> None:
     """AUC of every seed with its interval over documents, and the null's interval and threshold."""
-    place, colour = np.arange(one.sizes["dose"]), COLOURS[label]
+    place = np.arange(one.sizes["dose"])
     axis.axhspan(float(one["null_low"]), float(one["null_high"]), color=colour, alpha=0.15, lw=0)
     axis.axhline(float(one["null_threshold"]), color=colour, lw=0.8, ls="--")
     repeated = one[["auc", "auc_low", "auc_high"]].stack(repeat=("fine_tune_seed", "seed")).transpose("dose", "repeat")
@@ -67,22 +71,24 @@ def _auc(axis: plt.Axes, one: xr.Dataset, label: str) -> None:
     axis.plot(place, repeated["auc"].mean("repeat"), color=colour, lw=1)
 
 
-def _power(axis: plt.Axes, one: xr.Dataset, label: str) -> None:
+def _power(axis: plt.Axes, one: xr.Dataset, colour: tuple, shift: float) -> None:
     """Power with its Wilson interval."""
     value, low, high = (one[f"power{end}"].values for end in ("", "_low", "_high"))
-    place = np.arange(len(value)) + {"own": -0.06, "labels": 0.06}[label]
-    axis.errorbar(place, value, yerr=np.abs([value - low, high - value]), fmt="o-", ms=3, lw=1, color=COLOURS[label])
+    bars = np.abs([value - low, high - value])
+    axis.errorbar(np.arange(len(value)) + shift, value, yerr=bars, fmt="o-", ms=3, lw=1, color=colour)
 
 
 def _legend(figure: plt.Figure, summary: xr.Dataset) -> None:
     best = int(summary.attrs["best"])
     labels = {
-        "own": f"best {best} by the method's own ranking",
+        "energy": f"best {best} by energy, or the method itself",
+        "nu": f"best {best} by ν",
+        "delta": f"best {best} by Δ",
         "labels": f"best {best} by validation labels (upper bound)",
     }
     lines = [plt.Line2D([], [], color=COLOURS[key], label=label) for key, label in labels.items()]
     title = "dots: seeds, bars: 95% (documents; power: Wilson); bands: AUC at dose 0; dashes: above them a behaviour is detected"
-    figure.legend(handles=lines, title=title, title_fontsize=8, loc="outside upper left", fontsize=9, ncols=2)
+    figure.legend(handles=lines, title=title, title_fontsize=8, loc="outside upper left", fontsize=9, ncols=4)
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------
@@ -119,7 +125,7 @@ def _smallest(summary: xr.Dataset, rankings: tuple[str, ...]) -> str:
     others = sorted({row[2] for row in seen if row[0] == dose} - {method})
     beside = f"; {', '.join(others)} reach a half at that dose too" if others else ""
     return (
-        f"{method} (by {NAMES[ranking]}) sees the smallest change: at a dose of {_percent(dose)} it detects "
+        f"{method} (by {chosen_by(summary, method, ranking)}) sees the smallest change: at a dose of {_percent(dose)} it detects "
         f"{_percent(float(best['power']))} of {int(best['power_trials'])} pairs of seed and behaviour "
         f"({_percent(float(best['power_low']))} to {_percent(float(best['power_high']))}){beside}."
     )
@@ -149,7 +155,7 @@ def _table(summary: xr.Dataset) -> list[str]:
             one = summary.sel(detector=method, ranking=ranking)
             if bool(one["power"].notnull().any()):
                 cells = [_cell(one.sel(dose=dose)) for dose in doses]
-                lines.append("| " + " | ".join([method, NAMES[ranking], *cells]) + " |")
+                lines.append("| " + " | ".join([method, chosen_by(summary, method, ranking), *cells]) + " |")
     return lines + _rates(summary)
 
 
