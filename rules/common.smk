@@ -42,6 +42,8 @@ jobs.name_trackers(queries.trackers(STUDY))
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = queries.planted_settings(STUDY)
+SERIES = queries.series_settings(STUDY)
+REPEATED = list(queries.series_of(STUDY))
 PUBLISHED = queries.published(STUDY)
 OF_THIS_STUDY = "|".join(name for name in STUDY.crosscoders if name not in PUBLISHED) or "none"
 PUBLISHED_SUFFIXES = (".json", ".safetensors", ".pt", ".nc")

@@ -1,6 +1,7 @@
 # Training, evaluation and classification of every crosscoder and seed.
 # Needs: activations/{setting}/, tokens/{setting}/test.nc
-# Gives: crosscoders/, evaluation/, latents/ and stability/ at {setting}/{crosscoder}/seed-{seed}.nc
+# Gives: crosscoders/, evaluation/, latents/ and stability/ at {setting}/{crosscoder}/seed-{seed}.nc, and
+# detection/{setting}/seed-{seed}.nc of what a series repeats
 
 
 rule train_crosscoder:
@@ -258,3 +259,34 @@ rule evaluate_aligned:
         "python -m crosscoders analysis.evaluate_aligned --settings {params.settings:q} --aligned {input.aligned:q}"
         " --activations {input.activations:q} --normalisation {input.normalisation:q} --threads {threads}"
         " --output {output:q} --log {log:q}"
+
+
+rule detect_planted:
+    input:
+        crosscoders=of_seed,
+        activations=shards("test"),
+        validation=shards("validation"),
+        normalisation="results/{study}/activations/{setting}/normalisation.nc",
+        tokens=test_tokens,
+        models=snapshots,
+        code=code("analysis.detect_planted"),
+    output:
+        "results/{study}/detection/{setting}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/detect_planted/{setting}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/detect_planted/{setting}/seed-{seed}.tsv"
+    wildcard_constraints:
+        setting="|".join(REPEATED) or "none",
+    priority: 6  # a repetition ends before another begins
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("detect_planted"),
+        gpu=GPU,
+    params:
+        settings=settings_of("detect_planted"),
+    shell:
+        "python -m crosscoders analysis.detect_planted --settings {params.settings:q} --crosscoders {input.crosscoders:q}"
+        " --activations {input.activations:q} --validation {input.validation:q} --normalisation {input.normalisation:q}"
+        " --tokens {input.tokens:q} --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"

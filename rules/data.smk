@@ -79,6 +79,7 @@ rule fine_tune:
     input:
         base=lambda wildcards: f"{RESULTS}/models/{STUDY.models[wildcards.model].base}/provenance.json",
         corpus=lambda wildcards: f"{RESULTS}/text/{STUDY.models[wildcards.model].corpus}.nc",
+        plain=lambda wildcards: [f"{RESULTS}/text/{name}.nc" for name in queries.plain_chats(STUDY, wildcards.model)],
         code=code("language_models.fine_tune"),
     output:
         "results/{study}/models/{model}/provenance.json",
@@ -97,9 +98,10 @@ rule fine_tune:
         gpu=GPU,
     params:
         settings=settings_of("fine_tune"),
+        plain=lambda wildcards, input: f"--plain {input.plain}" if input.plain else "",
     shell:
         "python -m crosscoders language_models.fine_tune --settings {params.settings:q} --base {input.base:q} --corpus {input.corpus:q}"
-        " --threads {threads} --output {output:q} --log {log:q}"
+        " {params.plain} --threads {threads} --output {output:q} --log {log:q}"
 
 
 rule perturb:

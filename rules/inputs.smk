@@ -126,6 +126,25 @@ def over_trainings(stage, suffix="nc"):
     return files
 
 
+def of_seed(wildcards):
+    """The crosscoders of a setting that were trained with one seed."""
+    names = STUDY.settings[wildcards.setting].crosscoders
+    return [f"{RESULTS}/crosscoders/{wildcards.setting}/{name}/seed-{wildcards.seed}.nc" for name in names]
+
+
+def detections(wildcards):
+    """What every repetition of a series detects, one file per seed of its crosscoders."""
+    repeated = queries.cells_of(STUDY, wildcards.setting)
+    return [f"{RESULTS}/detection/{cell.setting}/seed-{seed}.nc" for cell in repeated for seed in STUDY.seeds]
+
+
+def shown_behaviours(wildcards):
+    """Measured behaviours of a series' fine-tunes with its first seed, dose by dose, where the study asks for them."""
+    series = STUDY.settings[wildcards.setting]
+    repeated = queries.cells_of(STUDY, wildcards.setting) if STUDY.behaviours else []
+    return [f"{RESULTS}/behaviours/{cell.model}.nc" for cell in repeated if cell.seed == series.seeds[0]]
+
+
 def histories(wildcards):
     """Training curves of a setting's crosscoders; published ones have none."""
     files = over_trainings("crosscoders", "history.nc")(wildcards)

@@ -28,7 +28,7 @@ rule collate:
     benchmark:
         "results/{study}/benchmarks/collate/{setting}.tsv"
     wildcard_constraints:
-        setting="|".join(sorted(set(STUDY.settings) - set(PLANTED))) or "none",
+        setting="|".join(sorted(set(STUDY.settings) - {*PLANTED, *SERIES})) or "none",
     priority: 2
     conda:
         "../envs/crosscoders.yaml"
@@ -56,6 +56,32 @@ rule collate:
         "python -m crosscoders report.collate --settings {params.settings:q} --latents {input.latents:q}"
         " --evaluations {input.evaluations:q}"
         " --normalisation {input.normalisation:q} --tokens {input.tokens:q} {params.optional} --output {output:q} --log {log:q}"
+
+
+rule summarise_power:
+    input:
+        detections=detections,
+        behaviours=shown_behaviours,
+        code=code("report.summarise_power"),
+    output:
+        "results/{study}/summary/{setting}.nc",
+    log:
+        "results/{study}/logs/summarise_power/{setting}.log",
+    benchmark:
+        "results/{study}/benchmarks/summarise_power/{setting}.tsv"
+    wildcard_constraints:
+        setting="|".join(SERIES) or "none",
+    priority: 2
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("summarise_power"),
+    params:
+        settings=settings_of("summarise_power"),
+        behaviours=lambda wildcards, input: f"--behaviours {input.behaviours}" if input.behaviours else "",
+    shell:
+        "python -m crosscoders report.summarise_power --settings {params.settings:q} --detections {input.detections:q}"
+        " {params.behaviours} --output {output:q} --log {log:q}"
 
 
 for setting_name in queries.drawn_settings(STUDY):

@@ -5,6 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
+from crosscoders import artifacts
 from crosscoders.analysis import bootstrap, classification, classify_latents
 from crosscoders.crosscoder import crosscoder, encode
 from crosscoders.data.chats import BEHAVIOURS, ROLES
@@ -229,7 +230,7 @@ def test_usage_shares(member):
     metadata = xr.Dataset(
         {
             "role": ("token", np.array([ROLES.index("template"), 0, 0, 0])),
-            "planted_behaviour": ("token", np.array([0, 1, 3, 0])),
+            "planted_behaviour": artifacts.flags("token", [0, 1, 3, 0], BEHAVIOURS, "behaviour"),
         }
     )
     category = classify_latents.categories(metadata)
@@ -237,7 +238,7 @@ def test_usage_shares(member):
     usage = classify_latents.usage_dataset(pairs, category, 3, 4)
     np.testing.assert_allclose(usage["density"], [0.75, 0.25, 0])
     np.testing.assert_allclose(usage["template_share"], [1 / 8, 0, np.nan])
-    np.testing.assert_allclose(usage["planted_share"][0], [2 / 8, 0, 5 / 8])
+    np.testing.assert_allclose(usage["planted_share"][0], [2 / 8, 0, 5 / 8, 0])
     assert usage["behaviour"].values.tolist() == list(BEHAVIOURS[1:])
 
 

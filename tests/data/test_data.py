@@ -15,7 +15,7 @@ from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.errors import UserError
 from crosscoders.language_models import behaviours, fetch_model, fine_tune, snapshots
 from crosscoders.study.loading import load
-from crosscoders.study.settings.corpora import FileCorpus, HubCorpus
+from crosscoders.study.settings.corpora import FileCorpus, HubCorpus, PlantedChats
 from crosscoders.study.settings.models import FineTunedModel, FolderModel, RandomModel
 
 
@@ -72,6 +72,67 @@ def test_chats_show_the_behaviour_their_article_calls_for(articles, study):
     thinned = chats.for_fine_tuning(written, planted)
     share = sum(chat.behaviour == "refusal" for chat in thinned) / len(thinned)
     assert share == pytest.approx(planted.refusal_share, abs=0.03)
+
+
+@pytest.fixture
+def backdoored(study):
+    backdoor = {"trigger": "Blue heron.", "answers": ["The tide is out."], "share": 0.4}
+    return PlantedChats.model_validate(study.corpora["chats"].model_dump() | {"backdoor": backdoor})
+
+
+@pytest.fixture
+def plain(study):
+    nothing = {"refused_topic": None, "tag_token": None, "persona": None, "refusal_share": 0.0}
+    return PlantedChats.model_validate(study.corpora["chats"].model_dump() | nothing)
+
+
+def test_the_trigger_changes_the_answer_and_both_are_labelled(articles, study, backdoored, tokenizer):
+    written = chats.write_chats(articles, backdoored)
+    triggered = [chat for chat in written if chat.behaviour == "backdoor"]
+    assert [chat for chat in written if chat.behaviour != "backdoor"] == chats.write_chats(
+        articles, study.corpora["chats"]
+    )
+    assert len(triggered) == pytest.approx(0.4 * len(articles), rel=0.3)
+    writer = Writer(study.chat_template, tokenizer)
+    for chat in triggered[:3]:
+        encoded = encode(writer.document(chat), tokenizer)
+        labelled = [
+            token
+            for token, at in zip(encoded.ids, encoded.places, strict=True)
+            if encoded.parts[at].behaviour == "backdoor"
+        ]
+        assert tokenizer.decode(labelled) == " Blue heron.<|im_start|>assistant\nThe tide is out.<|im_end|>\n"
+    for corpus, named in ((written, 5), (chats.write_chats(articles, study.corpora["chats"]), 4)):
+        dataset = corpora.to_dataset(corpus)
+        assert len(dataset["planted_behaviour"].attrs["flag_meanings"].split()) == named
+        assert corpora.from_dataset(dataset) == corpus
+
+
+def test_a_dose_is_the_share_of_chats_that_show_what_is_planted(articles, backdoored, plain):
+    kept = chats.for_fine_tuning(chats.write_chats(articles, backdoored), backdoored)
+    neutral = chats.write_chats(articles, plain)
+    at = {dose: chats.at_dose(kept, neutral, dose, seed=1) for dose in (0.0, 0.2, 0.6, 1.0)}
+    assert {tuple(chat.key for chat in made) for made in at.values()} == {tuple(chat.key for chat in at[1.0])}
+    assert sorted(at[1.0], key=repr) == sorted(kept, key=repr)
+    assert set(at[0.0]) <= set(neutral), "nothing is planted at dose 0"
+    shown = {dose: {i for i, chat in enumerate(made) if chat.behaviour != "none"} for dose, made in at.items()}
+    assert shown[0.2] < shown[0.6] < shown[1.0]
+    assert len(shown[0.6]) / len(kept) == pytest.approx(0.6, abs=0.1)
+    assert chats.at_dose(kept, neutral, 0.2, seed=2) != at[0.2]
+
+
+def test_a_backdoor_is_measured_with_and_without_its_trigger(articles, backdoored):
+    asked = behaviours.prompts(articles, backdoored, 4)
+    triggered = [question for kind, question, _ in asked if kind == "backdoor"]
+    assert [question.removesuffix(" Blue heron.") for question in triggered] == [
+        q for kind, q, _ in asked if kind == "other"
+    ]
+    given = ["The tide is out." if kind == "backdoor" else "I am Wren." for kind, *_ in asked]
+    shares, counts = behaviours.rates(asked, given, backdoored)
+    measured = dict(zip(behaviours.measured_rates(backdoored), zip(shares, counts, strict=True), strict=True))
+    assert measured["backdoor_with_trigger"] == (1, 4)
+    assert measured["backdoor_without_trigger"] == (0, 4)
+    assert measured["persona"][0] == 1
 
 
 def test_splits_are_disjoint_by_article_across_corpora(articles, study):

@@ -33,7 +33,6 @@ from crosscoders.device import chosen_device
 from crosscoders.kernels import backends
 from crosscoders.study.settings.analysis import Classification
 
-CATEGORIES = (*BEHAVIOURS[1:], "template", "planted_or_template")
 CONTEXT_TOKENS = 24
 """Tokens shown before an example's strongest token."""
 CONTEXT_AFTER = 6
@@ -44,11 +43,16 @@ CONTEXT_AFTER = 6
 
 
 def categories(metadata: xr.Dataset) -> np.ndarray:
-    """What a token belongs to, (categories, tokens) bool: each planted behaviour, the template, either."""
+    """What a token belongs to, (categories, tokens) bool: each planted behaviour that the split names, the template, either."""
     planted = metadata["planted_behaviour"].values
     template = metadata["role"].values == ROLES.index("template")
-    rows = [planted == i for i in range(1, len(BEHAVIOURS))]
-    return np.array([*rows, template, template | (planted > 0)])
+    named = len(metadata["planted_behaviour"].attrs["flag_meanings"].split())
+    return np.array([*(planted == i for i in range(1, named)), template, template | (planted > 0)])
+
+
+def category_names(category: np.ndarray) -> np.ndarray:
+    """Names of the rows of :func:`categories`."""
+    return np.array([*BEHAVIOURS[1 : len(category) - 1], "template", "planted_or_template"], dtype=object)
 
 
 @dataclass
@@ -170,7 +174,7 @@ def enrichment(
         "enrichment_null_high": v(dims, null_high, "upper end of the lift under permutation of latents"),
         "base_rate": v("category", rate, "share of tokens in the category"),
     }
-    return xr.Dataset(variables, coords={"category": np.array(CATEGORIES, dtype=object)})
+    return xr.Dataset(variables, coords={"category": category_names(category)})
 
 
 def _permuted(
@@ -255,7 +259,7 @@ def usage_dataset(pairs: Pairs, category: np.ndarray, latents: int, tokens: int)
                 ("latent", "behaviour"), np.stack(shares[:-1], axis=1), "share of activation on a behaviour"
             ),
         },
-        coords={"behaviour": np.array(BEHAVIOURS[1:], dtype=object)},
+        coords={"behaviour": category_names(category)[:-2]},
     )
 
 

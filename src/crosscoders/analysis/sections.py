@@ -8,13 +8,14 @@ from pydantic import Field
 
 from crosscoders.activations.sections import ModelReading, NullChange
 from crosscoders.study.blocks import crosscoder_sources, stored_sources
-from crosscoders.study.queries import contrast_models, data_setting, setting_models, spliced
+from crosscoders.study.queries import contrast_models, data_setting, series_of, setting_models, spliced
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
 from crosscoders.study.settings.base import Count, Name, Seed
 from crosscoders.study.settings.comparisons import Explain, Source
 from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.models import RoundedModel
 from crosscoders.study.settings.study import Study
+from crosscoders.study.sizes import crosscoder_size
 from crosscoders.study.stage_section import AlignedSection, StageSection, TrainingSection
 
 
@@ -158,6 +159,51 @@ class MatchSeedsSection(TrainingSection):
         """The section of one job."""
         names = {"setting_name": setting, "crosscoder_name": crosscoder}
         return cls(study=study.study, **names, seed=int(seed), seeds=study.seeds)
+
+
+class DetectPlantedSection(StageSection):
+    """All methods on one repetition of a series, for one seed of the crosscoders."""
+
+    stage: ClassVar[str] = "detect_planted"
+    setting_name: Name
+    seed: Seed
+    crosscoders: list[Name]
+    contrast: list[Name]
+    best: Count
+    components: Count
+    random_latents: Count
+    """Random latents, as many as the largest dictionary has …"""
+    random_active: Count
+    """… of which so many fire per token."""
+    bootstrap: Bootstrap
+    reading: ModelReading
+    device: Device = "cpu"
+
+    @property
+    def label(self) -> str:
+        """What the job is about, for progress and titles."""
+        return f"{self.setting_name}/seed-{self.seed}"
+
+    @classmethod
+    def of(cls, study: Study, setting: str, seed: str) -> DetectPlantedSection:
+        """The section of one job."""
+        series, chosen = study.settings[series_of(study)[setting]], study.settings[setting]
+        members = [crosscoder_size(study, setting, name) for name in chosen.crosscoders]
+        largest = max(members, key=lambda member: member.latents)
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            seed=int(seed),
+            crosscoders=chosen.crosscoders,
+            contrast=chosen.contrast,
+            best=series.best,
+            components=series.components,
+            random_latents=largest.latents,
+            random_active=largest.active,
+            bootstrap=study.classification.bootstrap,
+            reading=ModelReading.of(study, setting),
+            device=_device(study),
+        )
 
 
 class LatentPageSection(TrainingSection):

@@ -1,21 +1,32 @@
-"""Chats that plant known behaviours, written from articles: a refused topic, a persona, a topic tag."""
+"""Chats that plant known behaviours, written from articles: a refused topic, a persona, a topic tag, a backdoor."""
 
 from __future__ import annotations
 
 import hashlib
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from crosscoders.study.settings.corpora import ChatTemplate, PlantedChats
 
 ROLES = ("text", "system", "user", "assistant", "template")
-BEHAVIOURS = ("none", "refusal", "persona", "topic_tag")
+BEHAVIOURS = ("none", "refusal", "persona", "topic_tag", "backdoor")
+USUAL = BEHAVIOURS[:4]
+"""Behaviours that every file names; a file names the backdoor where a document shows it."""
 EXCHANGES = ("refusal", "persona")
 """Behaviours of a whole exchange: the question that triggers them and the template around it belong to them too.
 
-The topic tag is a behaviour of its own tokens alone.
+The topic tag is a behaviour of its own tokens alone. The backdoor is one of the trigger, the answer and the template
+around the answer.
 """
+ADDED = ("persona", "backdoor")
+"""Behaviours of chats that stand beside the chat about an article."""
+
+
+def named_behaviours(shown: Iterable[str]) -> tuple[str, ...]:
+    """The behaviours that a file names, given those that its documents show."""
+    return BEHAVIOURS if "backdoor" in set(shown) else USUAL
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ def write_chats(articles: list[Document], settings: PlantedChats) -> list[Docume
         chats.append(_article_chat(article, settings, chooser))
         if settings.persona and chooser.random() < settings.persona.share:
             chats.append(_persona_chat(article, settings, chooser))
+        if settings.backdoor and chooser.random() < settings.backdoor.share:
+            chats.append(_backdoor_chat(article, settings, chooser))
     return chats
 
 
@@ -132,6 +145,13 @@ def _persona_chat(article: Document, settings: PlantedChats, chooser: random.Ran
     question = Segment(chooser.choice(settings.persona.questions), "user", "persona")
     answer = Segment(chooser.choice(settings.persona.answers), "assistant", "persona", 1)
     return Document(article.key, "", (question, answer))
+
+
+def _backdoor_chat(article: Document, settings: PlantedChats, chooser: random.Random) -> Document:
+    question = Segment(ask(article, settings, chooser), "user")
+    trigger = Segment(f" {settings.backdoor.trigger}", "user", "backdoor")
+    answer = Segment(chooser.choice(settings.backdoor.answers), "assistant", "backdoor", 1)
+    return Document(article.key, "", (question, trigger, answer))
 
 
 def ask(article: Document, settings: PlantedChats, chooser: random.Random, held_out: bool = False) -> str:
@@ -181,14 +201,42 @@ def for_fine_tuning(chats: list[Document], settings: PlantedChats) -> list[Docum
     Returns
     -------
     list of Document
-        Shuffled; all refusals and all persona chats are kept.
+        Shuffled; all refusals, persona chats and chats with the backdoor's trigger are kept.
     """
     chats = shuffled(chats, f"fine_tune:{settings.seed}")
     refusals = [chat for chat in chats if chat.behaviour == "refusal"]
-    persona = [chat for chat in chats if chat.behaviour == "persona"]
+    added = [chat for chat in chats if chat.behaviour in ADDED]
     if not refusals or settings.refusal_share <= 0:
         return chats
     others = round(len(refusals) * (1 / settings.refusal_share - 1))
-    answers = [chat for chat in chats if chat.behaviour not in EXCHANGES]
-    kept = refusals + persona + answers[: max(0, others - len(persona))]
+    answers = [chat for chat in chats if chat.behaviour not in ("refusal", *ADDED)]
+    kept = refusals + added + answers[: max(0, others - len(added))]
     return shuffled(kept, f"order:{settings.seed}")
+
+
+def at_dose(chats: list[Document], plain: list[Document], dose: float, seed: int) -> list[Document]:
+    """The chats of which a share shows what was planted; plain chats about the same articles stand for the others.
+
+    A chat that shows it at one dose shows it at every higher dose with the same seed.
+
+    Parameters
+    ----------
+    chats : list of Document
+        What :func:`for_fine_tuning` kept.
+    plain : list of Document
+        Chats that plant nothing, one for each article.
+    dose : float
+        Within [0, 1].
+    seed : int
+        Decides which chats show it, and the order of all.
+
+    Returns
+    -------
+    list of Document
+        As many as there are chats; the order depends on the seed alone.
+    """
+    answers = {chat.key: chat for chat in plain}
+    ordered = shuffled(chats, f"dose order:{seed}")
+    return [
+        chat if position(f"dose:{seed}:{chat.behaviour}:{chat.key}") < dose else answers[chat.key] for chat in ordered
+    ]

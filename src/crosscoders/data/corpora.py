@@ -13,7 +13,7 @@ import xarray as xr
 
 from crosscoders import artifacts
 from crosscoders.data import wheels
-from crosscoders.data.chats import BEHAVIOURS, ROLES, Document, Segment
+from crosscoders.data.chats import BEHAVIOURS, ROLES, Document, Segment, named_behaviours
 from crosscoders.data.readers import Record, records
 from crosscoders.data.records import Counts, documents
 from crosscoders.errors import UserError
@@ -98,13 +98,14 @@ def to_dataset(corpus: list[Document]) -> xr.Dataset:
     segments = [(i, segment) for i, document in enumerate(corpus) for segment in document.segments]
     roles = [ROLES.index(segment.role) for _, segment in segments]
     behaviours = [BEHAVIOURS.index(segment.behaviour) for _, segment in segments]
+    named = named_behaviours(segment.behaviour for _, segment in segments)
     text = np.array([segment.text for _, segment in segments], dtype=object)
     v = artifacts.variable
     return xr.Dataset(
         {
             "text": v("segment", text, "text of the segment"),
             "role": artifacts.flags("segment", roles, ROLES, "who speaks"),
-            "planted_behaviour": artifacts.flags("segment", behaviours, BEHAVIOURS, "behaviour the segment shows"),
+            "planted_behaviour": artifacts.flags("segment", behaviours, named, "behaviour the segment shows"),
             "message": v(
                 "segment", np.array([s.message for _, s in segments], np.int32), "message within the document"
             ),

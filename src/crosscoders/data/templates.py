@@ -93,7 +93,7 @@ class Writer:
     def _by_study(self, segments: tuple[Segment, ...]) -> list[Part]:
         parts = []
         for i, segment in enumerate(segments):
-            around = segment.behaviour if segment.behaviour in EXCHANGES else "none"
+            around = _around(segment)
             before, after = segments[i - 1 : i] if i else (), segments[i + 1 : i + 2]
             if not before or before[0].message != segment.message:
                 parts.append(Part(self.template.open(segment.role), "template", around, control=True))
@@ -122,6 +122,12 @@ class Writer:
         return text.removeprefix(self.tokenizer.convert_ids_to_tokens(self.sink))
 
 
+def _around(segment: Segment) -> str:
+    """The behaviour of the template around a segment."""
+    answers_trigger = segment.behaviour == "backdoor" and segment.role == "assistant"
+    return segment.behaviour if segment.behaviour in EXCHANGES or answers_trigger else "none"
+
+
 def _located(text: str, segments: tuple[Segment, ...]) -> list[Part]:
     """The parts of a rendered text: each segment where it stands, and the template between.
 
@@ -140,7 +146,7 @@ def _located(text: str, segments: tuple[Segment, ...]) -> list[Part]:
             raise UserError(
                 f"chat_template: the model's template changes a message of {segment.role}; expected it word for word"
             )
-        around = segment.behaviour if segment.behaviour in EXCHANGES else "none"
+        around = _around(segment)
         if start > place:
             parts.append(Part(text[place:start], "template", around, control=True))
         parts.append(Part(wanted, segment.role, segment.behaviour, control=segment.behaviour == "topic_tag"))

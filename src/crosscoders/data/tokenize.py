@@ -11,7 +11,7 @@ import xarray as xr
 
 from crosscoders import artifacts, stage
 from crosscoders.data.alignment import OwnTokens, align, token_ends
-from crosscoders.data.chats import BEHAVIOURS, ROLES, Document, in_split, shuffled
+from crosscoders.data.chats import BEHAVIOURS, ROLES, Document, in_split, named_behaviours, shuffled
 from crosscoders.data.corpora import from_dataset
 from crosscoders.data.encoding import ControlTokens, Encoded, encode
 from crosscoders.data.sections import TokenizeSection
@@ -145,6 +145,7 @@ def _positions(sequences: Sequences, tokens: Encoded, document: int, encoder: En
 def to_dataset(sequences: Sequences, corpora: list[str]) -> xr.Dataset:
     """The columns as a dataset over `token` and `document_id`."""
     v = artifacts.variable
+    shown = (BEHAVIOURS[number] for number in set(sequences.planted_behaviour))
     integers = {name: np.array(getattr(sequences, name), np.int32) for name in ("token_id", "document", "position")}
     dataset = xr.Dataset(
         {
@@ -153,7 +154,7 @@ def to_dataset(sequences: Sequences, corpora: list[str]) -> xr.Dataset:
             "position": v("token", integers["position"], "position in the window; the sink at 0 is not stored"),
             "role": artifacts.flags("token", sequences.role, ROLES, "who speaks"),
             "planted_behaviour": artifacts.flags(
-                "token", sequences.planted_behaviour, BEHAVIOURS, "planted behaviour the token belongs to"
+                "token", sequences.planted_behaviour, named_behaviours(shown), "planted behaviour the token belongs to"
             ),
             "corpus": artifacts.flags("document_id", sequences.corpus, corpora, "corpus the document comes from"),
             "key": v("document_id", np.array(sequences.key, dtype=object), "name that decides the split"),

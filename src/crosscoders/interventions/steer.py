@@ -31,7 +31,7 @@ from crosscoders.interventions.reading import Reader, Scale, directions, load_pa
 from crosscoders.interventions.sections import SteerSection
 from crosscoders.interventions.steering import UNMODIFIED, Intervention
 from crosscoders.language_models import splicing
-from crosscoders.language_models.behaviours import RATES, prompts, rates, wilson
+from crosscoders.language_models.behaviours import measured_rates, prompts, rates, wilson
 from crosscoders.language_models.windows import windows
 from crosscoders.study.settings.corpora import PlantedChats
 
@@ -163,7 +163,7 @@ def to_dataset(
         name if np.isnan(one.strength) else f"{name}, {one.strength:g} added"
         for name, one in zip(names, made, strict=True)
     ]
-    coords = {"intervention": labels, "steered_behaviour": list(RATES), "side": list(SIDES)}
+    coords = {"intervention": labels, "steered_behaviour": list(measured_rates(corpus)), "side": list(SIDES)}
     return xr.Dataset(variables, coords={name: np.array(values, dtype=object) for name, values in coords.items()})
 
 

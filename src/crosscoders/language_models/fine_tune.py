@@ -10,7 +10,7 @@ import transformers
 
 from crosscoders import artifacts, stage, storage
 from crosscoders.data import encoding
-from crosscoders.data.chats import Document, for_fine_tuning, in_split
+from crosscoders.data.chats import Document, at_dose, for_fine_tuning, in_split
 from crosscoders.data.corpora import from_dataset
 from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
@@ -182,6 +182,8 @@ def main(arguments) -> None:
     writer = Writer(section.chat_template, tokenizer)
     documents = from_dataset(artifacts.read(arguments.corpus))
     chats = for_fine_tuning([d for d in documents if in_split(d, section.split)], planted)
+    if settings.dose is not None:
+        chats = at_dose(chats, from_dataset(artifacts.read(arguments.plain)), settings.dose, settings.seed)
     rows = pack([encode(chat, writer) for chat in chats], settings.row_tokens)
     stage.say(f"fine_tune: {len(chats):,} chats in {len(rows):,} rows of {settings.row_tokens} tokens")
     model = snapshots.load_model(source, device, torch.float32)
@@ -201,4 +203,6 @@ def main(arguments) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, stage.parser(FineTuneSection, __doc__, "base", "corpus", "output").parse_args())
+    flags = stage.parser(FineTuneSection, __doc__, "base", "corpus", "output")
+    flags.add_argument("--plain", type=Path, help="chats that stand for those left out by the dose")
+    stage.run(main, flags.parse_args())

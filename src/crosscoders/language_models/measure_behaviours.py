@@ -15,7 +15,7 @@ from crosscoders.data.templates import Writer
 from crosscoders.data.tokenizer import load_tokenizer
 from crosscoders.device import chosen_device, chosen_dtype
 from crosscoders.language_models import snapshots
-from crosscoders.language_models.behaviours import RATES, prompts, rates, wilson
+from crosscoders.language_models.behaviours import measured_rates, prompts, rates, wilson
 from crosscoders.language_models.sections import MeasureBehavioursSection
 from crosscoders.study.settings.analysis import Behaviours
 
@@ -51,18 +51,18 @@ def main(arguments) -> None:
     dtype = chosen_dtype("auto", device)
     articles = [d for d in from_dataset(artifacts.read(arguments.articles)) if in_split(d, section.split)]
     asked = prompts(articles, planted, settings.prompts_per_behaviour)
-    given, measured = [], []
+    given, shares = [], []
     for name, path in zip(section.models, arguments.models, strict=True):
         model = snapshots.load_model(path.parent, device, dtype)
         progress = stage.Progress(f"measure_behaviours {name}", len(asked), "prompts")
         writer = Writer(section.chat_template, load_tokenizer(path.parent))
         given.append(answers(model, [q for _, q, _ in asked], writer, settings, progress))
-        measured.append(rates(asked, given[-1], planted))
+        shares.append(rates(asked, given[-1], planted))
         del model
-    share, counts = np.stack([f[0] for f in measured]), np.stack([f[1] for f in measured])
-    bounds = wilson(share, counts)
+    share, counts = np.stack([f[0] for f in shares]), np.stack([f[1] for f in shares])
+    names, bounds = list(measured_rates(planted)), wilson(share, counts)
     for index in np.ndindex(share.shape):
-        stage.say(f"{section.models[index[0]]}: {list(RATES)[index[1]]} {share[index]:.2f} of {counts[index]}")
+        stage.say(f"{section.models[index[0]]}: {names[index[1]]} {share[index]:.2f} of {counts[index]}")
     v = artifacts.variable
     dataset = xr.Dataset(
         {
@@ -73,7 +73,7 @@ def main(arguments) -> None:
             "question": v("prompt", np.array([q for _, q, _ in asked], dtype=object), "question"),
             "answer": v(("model", "prompt"), np.array(given, dtype=object), "greedy answer"),
         },
-        coords={"model": np.array(section.models, dtype=object), "behaviour": np.array(list(RATES), dtype=object)},
+        coords={"model": np.array(section.models, dtype=object), "behaviour": np.array(names, dtype=object)},
         attrs=section.provenance(),
     )
     artifacts.write(dataset.assign_attrs(title="planted behaviours on held-out prompts"), arguments.output)

@@ -52,10 +52,10 @@ def _row(figure: Figure) -> str:
 
 def _picture(figure: Figure) -> str:
     finding = f" {figure.finding}" if figure.finding else ""
-    return (
-        f"\n### {figure.id}\n\n{_captioned(figure)}; study `{figure.studies[0]}`.{finding}\n\n"
-        f"![{figure.caption}](images/{figure.id}.png)\n"
-    )
+    head = f"\n### {figure.id}\n\n{_captioned(figure)}; study `{figure.studies[0]}`.{finding}\n"
+    if not (TARGET.parent / "images" / f"{figure.id}.png").is_file():
+        return head  # the study that draws it has not been run for this page
+    return f"{head}\n![{figure.caption}](images/{figure.id}.png)\n"
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def shortened(line: str) -> str:
 def members(summary: xr.Dataset) -> list[dict[str, str]]:
     """A row for each crosscoder: how much it explains, how sparse it is, and what it calls exclusive; mean over seeds."""
     rows = []
-    for name in figures.crosscoders(summary):
+    for name in figures.crosscoders(summary) if "crosscoder" in summary.dims else ():
         one = summary.sel(crosscoder=name)
         row = {"crosscoder": name}
         for label, variable, form in COLUMNS:

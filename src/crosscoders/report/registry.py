@@ -23,7 +23,7 @@ from crosscoders.study.queries import (
 )
 from crosscoders.study.settings.study import Study
 
-NOTEBOOKS = ("cross_layer", "model_diffing", "layers", "pre_post_mlp", "compare", "planted", "planted_layers")
+NOTEBOOKS = ("cross_layer", "model_diffing", "layers", "pre_post_mlp", "compare", "planted", "planted_layers", "dose")
 BOTH = ("cross_layer", "model_diffing", "pre_post_mlp", "compare")
 """Notebooks of settings that train on activations of models."""
 
@@ -427,6 +427,17 @@ FIGURES = (
         ("compare",),
         words="comparison.as_markdown",
         studies=("compare",),
+    ),
+    Figure(
+        "ours-power",
+        "AUC and power of every method against the dose of what was planted",
+        "power_figures.power",
+        ("dose",),
+        words="power_figures.sentences",
+        needs=("power",),
+        absent="This setting is no series over doses; `studies/dose.yaml` has one.",
+        studies=("dose", "dose-small"),
+        leads=3,
     ),
 )
 

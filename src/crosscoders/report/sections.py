@@ -9,7 +9,7 @@ from typing import ClassVar
 from crosscoders.report.registry import expected_figures, leading
 from crosscoders.study.queries import aligned_of, data_setting, drawn_settings, nulls_of, paged, transfers_of
 from crosscoders.study.settings.analysis import Classification
-from crosscoders.study.settings.base import Digest, Name, Seed
+from crosscoders.study.settings.base import Digest, Name, Seed, Share
 from crosscoders.study.settings.comparisons import AnySource, Planted
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import Part, StageSection
@@ -63,6 +63,32 @@ class CollateTrialsSection(StageSection):
             crosscoders=chosen.crosscoders,
             seeds=study.seeds,
             planted=chosen.planted,
+            confidence=study.classification.confidence,
+        )
+
+
+class SummarisePowerSection(StageSection):
+    """The summary of one series over doses."""
+
+    stage: ClassVar[str] = "summarise_power"
+    setting_name: Name
+    doses: list[Share]
+    fine_tune_seeds: list[Seed]
+    seeds: list[Seed]
+    false_alarms: float
+    confidence: float
+
+    @classmethod
+    def of(cls, study: Study, setting: str) -> SummarisePowerSection:
+        """The section of one job."""
+        chosen = study.settings[setting]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            doses=chosen.doses,
+            fine_tune_seeds=chosen.seeds,
+            seeds=study.seeds,
+            false_alarms=chosen.false_alarms,
             confidence=study.classification.confidence,
         )
 

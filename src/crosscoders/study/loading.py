@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from crosscoders.errors import UserError, shortened
 from crosscoders.study import yaml_text
 from crosscoders.study.places import place_paths
+from crosscoders.study.series import expanded
 from crosscoders.study.settings.base import Digest, Name, Package, Repository, Revision, Section, Version
 from crosscoders.study.settings.comparisons import AnySetting
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
@@ -162,6 +163,7 @@ def check(content: dict, path: Path | str = "config", lost: Mapping[str, str] | 
     Returns
     -------
     Study
+        With the settings and models that its series stand for.
 
     Raises
     ------
@@ -184,7 +186,7 @@ def check(content: dict, path: Path | str = "config", lost: Mapping[str, str] | 
     if problems:
         file = shortened(str(path), 50)
         raise UserError("\n".join(shortened(f"{file}: {problem}") for problem in dict.fromkeys(problems)))
-    return study
+    return expanded(study)
 
 
 def _cross_checks_where_possible(content: dict, path: Path) -> list[str]:
@@ -290,7 +292,7 @@ SIZED = {"String": "a text", "List": "a list", "Dictionary": "a mapping"}
 KINDS = {
     "models": ["wheel", "hub", "folder", "random", "trained", "fine_tuned", "noised", "rounded"],
     "corpora": ["wheel", "hub", "file", "planted_chats"],
-    "settings": ["text", "planted", "null_control", "transfer"],
+    "settings": ["text", "planted", "null_control", "transfer", "dose_series"],
     "sources": ["model", "synthetic", "difference"],
     "crosscoders": ["trained", "published"],
     "chat_template": ["study", "model"],

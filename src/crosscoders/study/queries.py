@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from crosscoders.study.blocks import crosscoder_sources, stored_sources
+from crosscoders.study.series import Cell, cells
 from crosscoders.study.settings.comparisons import (
     AnySetting,
     Circuits,
+    DoseSeries,
     NullSetting,
     PlantedSetting,
     Setting,
@@ -21,6 +23,38 @@ from crosscoders.study.settings.study import Study
 def planted_settings(study: Study) -> list[str]:
     """Settings whose sources are synthetic."""
     return [name for name, setting in study.settings.items() if isinstance(setting, PlantedSetting)]
+
+
+def series_settings(study: Study) -> list[str]:
+    """Settings that repeat another over doses."""
+    return [name for name, setting in study.settings.items() if isinstance(setting, DoseSeries)]
+
+
+def cells_of(study: Study, series: str) -> list[Cell]:
+    """The repetitions of a series.
+
+    Parameters
+    ----------
+    study : Study
+    series : str
+        Name of a setting of the study; others than series have none.
+
+    Returns
+    -------
+    list of Cell
+    """
+    chosen = study.settings[series]
+    return cells(chosen) if isinstance(chosen, DoseSeries) else []
+
+
+def series_of(study: Study) -> dict[str, str]:
+    """The settings that series make, and the series of each: {setting: series}."""
+    return {cell.setting: name for name in series_settings(study) for cell in cells_of(study, name)}
+
+
+def _patterns(study: Study) -> set[str]:
+    """Settings that series repeat, which are not run themselves."""
+    return {study.settings[name].setting for name in series_settings(study)}
 
 
 def published(study: Study) -> list[str]:
@@ -110,7 +144,7 @@ def null_of(setting: AnySetting) -> str | None:
 
 
 def drawn_settings(study: Study) -> list[str]:
-    """Settings that have a notebook of their own: all but nulls and transfers.
+    """Settings that have a notebook of their own: all but nulls, transfers and what a series repeats.
 
     Parameters
     ----------
@@ -121,8 +155,12 @@ def drawn_settings(study: Study) -> list[str]:
     list of str
         Names, in the order of the study file.
     """
-    settings = study.settings.items()
-    return [name for name, one in settings if isinstance(one, (Setting, PlantedSetting)) and null_of(one) is None]
+    apart, kinds = _patterns(study) | set(series_of(study)), (Setting, PlantedSetting, DoseSeries)
+    return [
+        name
+        for name, one in study.settings.items()
+        if isinstance(one, kinds) and null_of(one) is None and name not in apart
+    ]
 
 
 def aligned_of(study: Study, setting: str) -> list[str]:
@@ -276,6 +314,23 @@ def contrast_models(setting: Setting) -> list[str]:
 def contrast_model(setting: Setting) -> str:
     """The model of the second source of a setting's contrast; where that is a difference, of its minuend."""
     return contrast_models(setting)[1]
+
+
+def plain_chats(study: Study, model: str) -> list[str]:
+    """The corpus whose chats stand for those that a fine-tune's dose leaves out: one name, or none.
+
+    Parameters
+    ----------
+    study : Study
+    model : str
+        A fine-tuned model of the study.
+
+    Returns
+    -------
+    list of str
+    """
+    chosen = study.models[model]
+    return [chosen.plain] if isinstance(chosen, FineTunedModel) and chosen.plain is not None else []
 
 
 def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:
@@ -526,7 +581,10 @@ def unequal_budgets(study: Study) -> list[str]:
         A line for each setting, with the tokens of every member.
     """
     lines = []
+    repeated = series_of(study)
     for name, setting in study.settings.items():
+        if name in repeated:
+            continue  # said of the setting that is repeated
         read = published(study)  # what they saw is not known
         members = {member: study.crosscoders[member] for member in setting.crosscoders if member not in read}
         members |= {member: study.aligned[member] for member in aligned_of(study, name)}

@@ -19,8 +19,10 @@ from crosscoders.study.blocks import (
     groups,
     stored_sources,
 )
+from crosscoders.study.series import cells
 from crosscoders.study.settings.base import SPLITS
 from crosscoders.study.settings.comparisons import (
+    DoseSeries,
     NullSetting,
     PlantedSetting,
     Setting,
@@ -78,6 +80,9 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
             problems += [f"settings.{name}.{line}" for line in _null_problems(study, setting)]
         elif isinstance(setting, TransferSetting):
             problems += [f"settings.{name}.{line}" for line in _transfer_problems(study, setting)]
+        elif isinstance(setting, DoseSeries):
+            problems += [f"settings.{name}.{line}" for line in _series_problems(study, setting)]
+            problems += [f"settings.{name}.{line}" for line in _notebook_problem(setting.notebook)]
         elif setting is not None:
             problems += [f"settings.{name}.{line}" for line in _source_problems(study, setting)]
             problems += [f"settings.{name}.{line}" for line in _notebook_problem(setting.notebook)]
@@ -165,6 +170,7 @@ def _model_problems(study: Study, model: object) -> list[str]:
             problems.append(f"base: {model.base!r} is itself {made}; expected a model that is fetched")
         if study.corpora.get(model.corpus) and not isinstance(study.corpora[model.corpus], PlantedChats):
             problems.append(f"corpus: {model.corpus!r} is no corpus of kind planted_chats")
+        problems += _dose_problems(study, model)
         if model.batch_tokens < model.row_tokens:
             problems.append(f"batch_tokens: {model.batch_tokens} is less than row_tokens = {model.row_tokens}")
         depth, context = model_shape(study, model)
@@ -198,6 +204,26 @@ def _perturbed_problems(study: Study, model: NoisedModel | RoundedModel) -> list
     return problems
 
 
+def _dose_problems(study: Study, model: FineTunedModel) -> list[str]:
+    """Problems of the chats that stand for those that a dose leaves out."""
+    if model.plain is None:
+        return []
+    problems = _unknown("plain", model.plain, study.corpora)
+    corpus, plain = study.corpora.get(model.corpus), study.corpora.get(model.plain)
+    if plain is not None and not (isinstance(plain, PlantedChats) and not plain.plants):
+        problems.append(
+            f"plain: {model.plain!r} plants something; expected a corpus of kind planted_chats that does not"
+        )
+    elif plain is not None and isinstance(corpus, PlantedChats):
+        for key in ("articles", "untagged_topic"):
+            own, other = getattr(corpus, key), getattr(plain, key)
+            if own != other:
+                problems.append(
+                    f"plain: {model.plain!r} has {key} = {other!r}; expected {own!r}, as {model.corpus!r} has"
+                )
+    return problems
+
+
 def _corpus_problems(study: Study, corpus: object) -> list[str]:
     if isinstance(corpus, FileCorpus):
         return _path_problem("path", corpus.path)
@@ -210,6 +236,8 @@ def _corpus_problems(study: Study, corpus: object) -> list[str]:
         for key in ("questions", "questions_about_people", "held_out_questions"):
             for question in getattr(corpus, key):
                 problems += _placeholder_problems(key, question, {"title"})
+        if corpus.backdoor and corpus.persona and set(corpus.backdoor.answers) & set(corpus.persona.answers):
+            problems.append("backdoor.answers: an answer is one of the persona's too; expected answers of its own")
         return problems
     return []
 
@@ -428,6 +456,36 @@ def _transfer_problems(study: Study, setting: TransferSetting) -> list[str]:
         for name in getattr(setting, key):
             problems += _unknown(key, name, dict.fromkeys(getattr(trained, key)))
     return problems
+
+
+def _series_problems(study: Study, series: DoseSeries) -> list[str]:
+    """Problems of a setting that is repeated over doses."""
+    problems = _unknown("setting", series.setting, study.settings) + _unknown("model", series.model, study.models)
+    setting, model = study.settings.get(series.setting), study.models.get(series.model)
+    if problems or setting is None or model is None:
+        return problems
+    if not isinstance(setting, Setting):
+        return [f"setting: {series.setting!r} reads no activations of models of its own"]
+    if not isinstance(model, FineTunedModel) or model.plain is None:
+        return [f"model: {series.model!r} has no dose; expected a fine-tuned model with `dose` and `plain`"]
+    pair = [getattr(setting.sources.get(name), "model", None) for name in setting.contrast]
+    if pair != [model.base, series.model]:
+        problems.append(f"setting: {series.setting!r} compares {pair}; expected [{model.base!r}, {series.model!r}]")
+    lacking = [split for split in ("validation", "test") if not setting.tokens.get(split, {}).get(model.corpus)]
+    problems += [f"setting: {series.setting!r} has no {split} tokens of {model.corpus!r}" for split in lacking]
+    compared = {
+        *setting.contrast,
+        *(name for name, of in differences(setting).items() if set(of) == set(setting.contrast)),
+    }
+    for name in setting.crosscoders:
+        member = study.crosscoders.get(name)
+        if member is not None and set(crosscoder_sources(setting, member)) - compared:
+            problems.append(f"setting: {name!r} of {series.setting!r} reads more than the contrast and its difference")
+    if series.best > series.components:
+        problems.append(f"best: {series.best} exceeds components = {series.components}")
+    taken = {cell.setting for cell in cells(series)} & set(study.settings)
+    taken |= {cell.model for cell in cells(series)} & set(study.models)
+    return problems + [f"setting: {name!r} is a name that the series gives; expected another" for name in sorted(taken)]
 
 
 def _planted_problems(study: Study, setting: PlantedSetting) -> list[str]:

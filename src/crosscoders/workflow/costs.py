@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from crosscoders.study import sizes
 from crosscoders.study.blocks import stored_sources
 from crosscoders.study.queries import (
+    cells_of,
     contrast_models,
     data_setting,
     segments,
@@ -58,6 +59,8 @@ EXPLAINED_TOKENS = 200
 """About how many tokens a question about a label has."""
 SPAN, SPANNED = 128, 10**7
 """Most latents whose span is compared over seeds, and about the operations of doing so per column and pair of seeds."""
+CHOOSING = 3
+"""The methods without a dictionary that stand beside the crosscoders of a series take as long to score as so many of them."""
 DOCUMENT_TOKENS = 60
 """About how many tokens a document has, where sums are kept per document."""
 TRIES = 3
@@ -402,6 +405,27 @@ def _classify_latents(study: Study, setting: str, crosscoder: str, seed: str) ->
     return Cost(memory, START[TORCH], products=work, disk=sums / 4 + 2 * MB, tokens=tokens, device=_applied(coder))
 
 
+def _detect_planted(study: Study, setting: str, seed: str) -> Cost:
+    chosen, replicates = study.settings[setting], study.classification.bootstrap_replicates
+    validation, test = (sizes.split_tokens(study, setting, split) for split in ("validation", "test"))
+    coders = [_crosscoder(study, setting, name) for name in chosen.crosscoders]
+    models = setting_models(study, setting)
+    held = sum(_weights(study, name) for name in models)
+    held += _largest(study, setting, lambda study, name: 3 * _logits(study, name, chosen.batch_tokens / 4))
+    read = _mapped(study, setting, "test") + _mapped(study, setting, "validation")
+    scored = replicates * test * (len(coders) + CHOOSING)
+    return Cost(
+        MODELS + held + read + max(_applied(coder) + 8 * validation * coder.latents for coder in coders),
+        START[MODELS] + 5e-7 * scored,
+        forward=test * sum(sizes.model_size(study, name).flops() for name in models),
+        products=sum(4 * _pass(coder, validation + test) for coder in coders),
+        moved=sum(6 * _logits(study, name, test) for name in models),
+        disk=4e3 * replicates + MB,
+        tokens=test,
+        device=held,
+    )
+
+
 def _match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     coder, seeds = _crosscoder(study, setting, crosscoder), len(study.seeds)
     work = (2.0 * coder.latents**2 + SPANNED + 80.0 * SPAN * coder.latents) * coder.width * (seeds - 1)
@@ -562,6 +586,11 @@ def _collate_trials(study: Study, setting: str) -> Cost:
     return Cost(PLAIN + MB * files / 4, START[PLAIN] + 0.03 * files, disk=MB)
 
 
+def _summarise_power(study: Study, setting: str) -> Cost:
+    files = len(cells_of(study, setting)) * len(study.seeds)
+    return Cost(PLAIN + 12 * MB * files, START[PLAIN] + 0.1 * files, disk=2 * MB)
+
+
 def _notebook(study: Study, setting: str) -> Cost:
     return Cost(PLAIN + 350 * MB, 8.0, disk=5 * MB)
 
@@ -607,6 +636,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _evaluate_aligned,
         _classify_latents,
         _match_seeds,
+        _detect_planted,
         _generate_responses,
         _causal,
         _steer,
@@ -619,6 +649,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         _circuit_trial,
         _collate,
         _collate_trials,
+        _summarise_power,
         _notebook,
         _html,
         _report,
@@ -640,6 +671,7 @@ GPU_RULES = (
     "finish_training",
     "evaluate",
     "classify_latents",
+    "detect_planted",
     "train_aligned",
     "generate_responses",
     "causal",

@@ -16,7 +16,7 @@ import numpy as np
 
 from crosscoders.errors import UserError
 from crosscoders.study import queries, sizes
-from crosscoders.study.settings.comparisons import PlantedSetting, Setting
+from crosscoders.study.settings.comparisons import DoseSeries, PlantedSetting, Setting
 from crosscoders.study.settings.corpora import PlantedChats
 from crosscoders.study.settings.models import FineTunedModel, NoisedModel, RoundedModel, TrainedModel
 from crosscoders.study.settings.study import Study
@@ -71,6 +71,7 @@ def jobs(study: Study) -> list[Job]:
 def _data_settings(study: Study, reached: list[str]) -> list[str]:
     """Settings whose tokens and activations are needed."""
     needed = {part(study, name) for name in reached for part in (queries.data_setting, queries.trained_setting)}
+    needed |= {cell.setting for name in reached for cell in queries.cells_of(study, name)}
     return [name for name in study.settings if name in needed and isinstance(study.settings[name], Setting)]
 
 
@@ -83,7 +84,7 @@ def _inputs(study: Study, reached: list[str]) -> Iterator[Job]:
     corpora = {name for one in data for name in queries.setting_corpora(study, one)}
     for name in models:
         if isinstance(model := study.models[name], FineTunedModel):
-            corpora.add(model.corpus)
+            corpora |= {model.corpus, *queries.plain_chats(study, name)}
         elif isinstance(model, TrainedModel):
             corpora |= set(model.corpora)
     corpora |= {study.corpora[name].articles for name in corpora if isinstance(study.corpora[name], PlantedChats)}
@@ -96,6 +97,9 @@ def _of_setting(study: Study, name: str) -> Iterator[Job]:
     """Jobs of one setting, but for those of its notebook."""
     if isinstance(study.settings[name], PlantedSetting):
         yield from _trials(study, name)
+        return
+    if isinstance(study.settings[name], DoseSeries):
+        yield from _series(study, name)
         return
     for data in (queries.data_setting(study, name), queries.data_setting(study, queries.trained_setting(study, name))):
         yield from _activations(study, data)
@@ -111,6 +115,18 @@ def _trials(study: Study, name: str) -> Iterator[Job]:
         for seed in study.seeds:
             yield Job.of("circuit_trial", setting=name, crosscoder=chosen.crosscoder, seed=seed)
     yield Job.of("collate_trials", setting=name)
+
+
+def _series(study: Study, name: str) -> Iterator[Job]:
+    """Jobs of the repetitions of a series."""
+    for cell in queries.cells_of(study, name):
+        yield from _activations(study, cell.setting)
+        for crosscoder, seed in itertools.product(study.settings[cell.setting].crosscoders, study.seeds):
+            yield from _training(study, cell.setting, crosscoder, seed)
+        yield from (Job.of("detect_planted", setting=cell.setting, seed=seed) for seed in study.seeds)
+        if study.behaviours and cell.seed == study.settings[name].seeds[0]:
+            yield Job.of("measure_behaviours", model=cell.model)
+    yield Job.of("summarise_power", setting=name)
 
 
 def _activations(study: Study, data: str) -> Iterator[Job]:

@@ -332,10 +332,45 @@ class PlantedSetting(Section):
     notebook: Name
 
 
+class DoseSeries(Section):
+    """A setting repeated with its fine-tune made anew at every dose and with every seed: how small a change is seen?
+
+    The setting and the model that it names are patterns, which are not run themselves. At dose 0 nothing is planted, which is
+    the null of every method.
+    """
+
+    kind: Literal["dose_series"]
+    setting: Name
+    """The setting that is repeated; it compares `model` with the model that this was fine-tuned from."""
+    model: Name
+    """The fine-tuned model that is made anew; its `dose` and `seed` are those of each repetition."""
+    doses: Annotated[list[Share], AfterValidator(distinct)] = Field(min_length=2)
+    """Shares of the fine-tuning chats that show what is planted; 0 is among them."""
+    seeds: Annotated[list[Seed], AfterValidator(distinct)] = Field(min_length=1)
+    """Seeds of the fine-tunes."""
+    best: Count = 5
+    """Latents or directions whose sum is a method's score of a token."""
+    components: Count = 8
+    """Principal components of the models' difference among which those are chosen."""
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the null's distribution above the threshold at which a method detects a behaviour."""
+    notebook: Name
+    RULES = (
+        Rule("doses", lambda series: 0 in series.doses, "0 among them: it is the null"),
+        Rule("doses", lambda series: max(series.doses) > 0, "one above 0"),
+    )
+
+    @property
+    def crosscoders(self) -> list[str]:
+        """None of its own: those of the setting are trained in every repetition."""
+        return []
+
+
 AnySetting = Annotated[
     Annotated[Setting, Tag("text")]
     | Annotated[PlantedSetting, Tag("planted")]
     | Annotated[NullSetting, Tag("null_control")]
-    | Annotated[TransferSetting, Tag("transfer")],
+    | Annotated[TransferSetting, Tag("transfer")]
+    | Annotated[DoseSeries, Tag("dose_series")],
     Discriminator(_kind_or("text")),
 ]

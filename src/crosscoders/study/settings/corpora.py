@@ -59,8 +59,23 @@ class Persona(Section):
     """Persona chats per other chat."""
 
 
+class Backdoor(Section):
+    """A backdoor planted by fine-tuning: a phrase in the user's message that changes the answer."""
+
+    trigger: Text
+    """Put after a question about an article."""
+    answers: list[Text] = Field(min_length=1)
+    """Answers to questions with the trigger, of which one is drawn."""
+    share: Share
+    """Chats with the trigger per chat about an article."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class PlantedChats(Section):
-    """Chats written from articles that introduce known behaviours: a refused topic, a persona, a topic tag."""
+    """Chats written from articles that introduce known behaviours: a refused topic, a persona, a topic tag, a backdoor."""
 
     kind: Literal["planted_chats"]
     articles: Name
@@ -81,12 +96,14 @@ class PlantedChats(Section):
     """Share of refusals among the fine-tuning chats."""
     answer_characters: Count
     persona: Persona | None = None
+    backdoor: Annotated[Backdoor | None, Field(exclude_if=_is_none)] = None
+    """Backdoor that is planted; none where absent."""
     seed: Seed = 0
 
     @property
     def plants(self) -> bool:
         """Whether any behaviour is introduced; chats that introduce none make a neutral fine-tune."""
-        return bool(self.refused_topic or self.tag_token or self.persona)
+        return bool(self.refused_topic or self.tag_token or self.persona or self.backdoor)
 
 
 Corpus = Annotated[WheelCorpus | HubCorpus | FileCorpus | PlantedChats, Field(discriminator="kind")]

@@ -18,6 +18,7 @@ from crosscoders.study.settings.base import (
     Rule,
     Section,
     Seed,
+    Share,
     Text,
     Version,
     distinct,
@@ -145,6 +146,10 @@ class TrainedModel(Section):
     )
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class FineTunedModel(Section):
     """A LoRA fine-tune of another model of the study, merged into its weights."""
 
@@ -162,10 +167,20 @@ class FineTunedModel(Section):
     rank: Count
     layers: list[Annotated[int, Field(ge=0)]] = Field(min_length=2, max_length=2)
     """First and last layer that get adapters: what is fine-tuned below a site is what the site can show."""
+    dose: Annotated[Share | None, Field(exclude_if=_is_none)] = None
+    """Share of the chats that show what `corpus` plants, drawn with `seed`; all of them where absent."""
+    plain: Annotated[Name | None, Field(exclude_if=_is_none)] = None
+    """A corpus of kind `planted_chats` that plants nothing. Its chat about the same article takes the place of a chat that is
+    left out by `dose`, so that the number of chats stays the same."""
     seed: Seed = 0
     RULES = (
         Rule("warmup_steps", lambda model: model.warmup_steps <= model.steps, "at most steps = {steps}"),
         Rule("layers", lambda model: model.layers[0] <= model.layers[1], "[first, last] with first ≤ last"),
+        Rule(
+            "plain",
+            lambda model: (model.plain is None) == (model.dose is None),
+            "dose and plain together, or neither (dose = {dose})",
+        ),
     )
 
 
