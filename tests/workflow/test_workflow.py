@@ -271,9 +271,10 @@ def verified(project: Path) -> list[str]:
 
 def test_a_training_gets_the_threads_that_its_settings_ask_for(project):
     content = loading.read(project / "studies/smoke.yaml") | {"study": "threads"}
-    content["crosscoders"]["batchtopk"]["training"]["threads"] = 2
+    member = content["crosscoders"]["batchtopk"]
+    member["training"] = member["training"] | {"threads": 2}
     (project / "threads.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    done = snakemake(project, "-n", "--printshellcmds", "--configfile", "threads.yaml")
+    done = snakemake(project, "-n", "--printshellcmds", "--quiet", "host", "--configfile", "threads.yaml")
     trainings = [line for line in done.stdout.splitlines() if "training.train_crosscoder" in line]
     assert {"--threads 2" in line for line in trainings if "/batchtopk/" in line} == {True}
     assert {"--threads 2" in line for line in trainings if "/batchtopk/" not in line} == {False}
