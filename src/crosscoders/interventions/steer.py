@@ -126,8 +126,7 @@ def to_dataset(
 ) -> xr.Dataset:
     """Rates of every behaviour and of answers that are not fluent, with Wilson intervals, by intervention."""
     thresholds, own, both = fluency(losses, made)
-    counted = [rates(questions, row, corpus) for row in texts]
-    share, count = (np.stack(part) for part in zip(*counted, strict=True))
+    share, count = (np.stack(part) for part in zip(*(rates(questions, row, corpus) for row in texts), strict=True))
     v, dims = artifacts.variable, ("intervention", "steered_behaviour")
     variables = {"steering_prompts": v("steered_behaviour", count[0], "number of prompts")}
     answers, same = np.full(len(made), own.shape[1]), "answers not fluent to the unmodified model of the same side"
@@ -158,13 +157,18 @@ def to_dataset(
         "answer": v(("intervention", "prompt"), np.array(texts, dtype=object), "greedy answer"),
         "answer_loss": v(("side", "intervention", "prompt"), losses, "loss under the unmodified models", "nats"),
     }
-    names = [one.name if one.side == "base" else f"{one.name}, ablated" for one in made]
-    labels = [
-        name if np.isnan(one.strength) else f"{name}, {one.strength:g} added"
-        for name, one in zip(names, made, strict=True)
-    ]
-    coords = {"intervention": labels, "steered_behaviour": list(measured_rates(corpus)), "side": list(SIDES)}
+    coords = {
+        "intervention": list(map(_label, made)),
+        "steered_behaviour": list(measured_rates(corpus)),
+        "side": list(SIDES),
+    }
     return xr.Dataset(variables, coords={name: np.array(values, dtype=object) for name, values in coords.items()})
+
+
+def _label(made: Intervention) -> str:
+    """What was done, in words."""
+    name = made.name if made.side == "base" else f"{made.name}, ablated"
+    return name if np.isnan(made.strength) else f"{name}, {made.strength:g} added"
 
 
 def sets_dataset(

@@ -39,17 +39,7 @@ def main(arguments) -> None:
         parts.append(aligned[names].reindex(labels).rename(crosscoder="aligned"))
     statistics, sources = normalisation[["scale", "median_norm", "sink_norm", "sink_share"]], parts[0]["source"].values
     parts.append(statistics.sel(source=sources))
-    if arguments.similarity:
-        similarity = artifacts.read(arguments.similarity)
-        names = [name for name in sources if name in similarity["source"].values]
-        parts.append(similarity.sel(source=names).reindex(source=sources).rename(other_source="compared_source"))
-    if arguments.divergence:
-        parts.append(artifacts.read(arguments.divergence).drop_dims("tensor"))
-    if arguments.behaviours:
-        measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
-        parts.append(
-            measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")})
-        )
+    parts += of_models(arguments, sources)
     parts.append(compared_shares(artifacts.read(arguments.tokens)))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts", join="exact")
     dataset.attrs = section.provenance()
@@ -62,6 +52,23 @@ def main(arguments) -> None:
         "sources": provenance.json_text({name: source.model_dump() for name, source in section.sources.items()}),
     }
     artifacts.write(dataset, arguments.output)
+
+
+def of_models(arguments, sources: np.ndarray) -> list[xr.Dataset]:
+    """What was measured of the models themselves: how alike they are, how far they lie apart, what they do."""
+    parts = []
+    if arguments.similarity:
+        similarity = artifacts.read(arguments.similarity)
+        names = [name for name in sources if name in similarity["source"].values]
+        parts.append(similarity.sel(source=names).reindex(source=sources).rename(other_source="compared_source"))
+    if arguments.divergence:
+        parts.append(artifacts.read(arguments.divergence).drop_dims("tensor"))
+    if arguments.behaviours:
+        measured = artifacts.read(arguments.behaviours).rename(behaviour="measured_behaviour")
+        parts.append(
+            measured.rename({name: f"behaviour_{name}" for name in ("rate", "rate_low", "rate_high", "prompts")})
+        )
+    return parts
 
 
 def training_curves(histories: list[Path], crosscoders: list[str]) -> xr.Dataset:

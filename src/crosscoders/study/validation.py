@@ -574,6 +574,13 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
         problems += _unknown("explain.model", setting.explain.model, study.models)
     if setting.activations.keep == "window":
         problems += _window_problems(study, setting)
+    problems += _token_problems(study, setting)
+    return list(dict.fromkeys(problems))
+
+
+def _token_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of the numbers of tokens and shards."""
+    problems = []
     for split in SPLITS:
         tokens = setting.tokens.get(split)
         if tokens is None or split not in setting.shards:
@@ -584,7 +591,7 @@ def _text_problems(study: Study, setting: Setting) -> list[str]:
             problems += _unknown(f"tokens.{split}", corpus, study.corpora)
         if sum(tokens.values()) == 0:
             problems.append(f"tokens.{split}: 0 tokens in all; expected some")
-    return list(dict.fromkeys(problems))
+    return problems
 
 
 def _divergence_problems(study: Study, setting: Setting) -> list[str]:
