@@ -10,12 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from crosscoders.activations.dataset import Activations
-from crosscoders.crosscoder.crosscoder import Crosscoder
-from crosscoders.crosscoder.encode import encode_sparse
+from crosscoders.analysis.active_pairs import ActivePairs
 from crosscoders.study.settings.comparisons import ExplainedLatents
 
-BATCH = 2048
 BEFORE, AFTER = 16, 6
 """Tokens of an excerpt before and after the strongest one."""
 LEANS_ABOVE = 0.5
@@ -28,45 +25,7 @@ REASONS = ("relative_norm", "nu", "planted_share", "random")
 """What a latent is chosen by."""
 
 
-@dataclass
-class Firings:
-    """Active pairs of a split, sorted by latent and then by token.
-
-    Attributes
-    ----------
-    latent, token : (P,) int
-        Tokens are numbered as in the split.
-    value : (P,) float32
-    """
-
-    latent: np.ndarray
-    token: np.ndarray
-    value: np.ndarray
-
-    @classmethod
-    def of(cls, coder: Crosscoder, data: Activations) -> Firings:
-        """What a crosscoder fires on."""
-        index, parts = data.metadata["token_index"].values, []
-        for chosen, x in data.batches(BATCH):
-            code = encode_sparse(coder, x)
-            parts.append((code.latents.numpy(), index[chosen][code.tokens.numpy()], code.values.numpy()))
-        latent, token, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = np.lexsort((token, latent))
-        return cls(latent[order], token[order], value[order])
-
-    def of_latent(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens on which one latent fires, ascending, and how strongly."""
-        first, last = np.searchsorted(self.latent, [latent, latent + 1])
-        return self.token[first:last], self.value[first:last]
-
-
-def halves(document: np.ndarray, seed: int) -> np.ndarray:
-    """Of every token, whether its document is for scoring, (T,) bool; otherwise it is for writing labels."""
-    names, place = np.unique(document, return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(names)) % 2 == 1)[place]
-
-
-def eligible(firings: Firings, document: np.ndarray, scoring: np.ndarray, latents: int) -> np.ndarray:
+def eligible(firings: ActivePairs, document: np.ndarray, scoring: np.ndarray, latents: int) -> np.ndarray:
     """Latents that fire in enough documents of either half, (m,) bool."""
     counts, documents = [], int(document.max()) + 1
     for half in (~scoring, scoring):
@@ -186,7 +145,7 @@ def held_out(
     ----------
     corpus : Corpus
     token, value : (P,)
-        Firings of one latent.
+        ActivePairs of one latent.
     count : int
         Excerpts at most; even.
     generator : numpy.random.Generator

@@ -20,6 +20,7 @@ import xarray as xr
 from crosscoders import artifacts, stage
 from crosscoders.activations.dataset import Activations
 from crosscoders.analysis import bootstrap, excerpts
+from crosscoders.analysis.active_pairs import ActivePairs
 from crosscoders.analysis.labellers import Found, LocalLabeller, RemoteLabeller, label_of, write_prompt
 from crosscoders.analysis.sections import ExplainLatentsSection
 from crosscoders.crosscoder.files import from_dataset
@@ -55,7 +56,7 @@ class Material:
     active: list[list[bool]]
 
 
-def material(firings: excerpts.Firings, latents: xr.Dataset, tokens: xr.Dataset, settings: Explain) -> Material:
+def material(firings: ActivePairs, latents: xr.Dataset, tokens: xr.Dataset, settings: Explain) -> Material:
     """Choose latents, and the excerpts of each."""
     document = tokens["document"].values
     scoring = excerpts.halves(document, settings.seed)
@@ -202,7 +203,7 @@ def main(arguments) -> None:
     coder = from_dataset(artifacts.read(arguments.crosscoder))
     data = Activations(arguments.activations, artifacts.read(arguments.normalisation), coder.sources)
     latents, tokens = artifacts.read(arguments.latents), artifacts.read(arguments.tokens)
-    chosen = material(excerpts.Firings.of(coder, data), latents, tokens, settings)
+    chosen = material(ActivePairs.of(coder, data), latents, tokens, settings)
     count, asked = len(chosen.latent), labeller(section, arguments.model, arguments.output)
     progress = stage.Progress(f"explain_latents {section.label}", 3 * count, "questions")
     replies = asked.write(chosen.examples, progress.update)

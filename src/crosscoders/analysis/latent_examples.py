@@ -10,8 +10,8 @@ import torch
 import xarray as xr
 
 from crosscoders.activations.dataset import Activations
+from crosscoders.analysis.active_pairs import ActivePairs
 from crosscoders.crosscoder.crosscoder import Crosscoder
-from crosscoders.crosscoder.encode import encode_sparse
 
 BATCH = 2048
 BEFORE, AFTER = 16, 6
@@ -48,13 +48,8 @@ class Firings:
     @classmethod
     def of(cls, coder: Crosscoder, data: Activations, document: np.ndarray) -> Firings:
         """The pairs of a split, from its stored activations."""
-        index, parts = data.metadata["token_index"].values, []
-        for chosen, x in data.batches(BATCH):
-            code = encode_sparse(coder, x)
-            parts.append((code.latents.numpy(), index[chosen][code.tokens.numpy()], code.values.numpy()))
-        latent, token, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = np.lexsort((token, latent))
-        return cls(latent[order], token[order], value[order], document)
+        pairs = ActivePairs.of(coder, data)
+        return cls(pairs.latent, pairs.token, pairs.value, document)
 
     def by_latent(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Every latent that fires, with the tokens on which it does and its values there."""

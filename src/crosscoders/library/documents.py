@@ -7,40 +7,21 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 import xarray as xr
 
 from crosscoders import artifacts
 from crosscoders.activations.dataset import Activations
-from crosscoders.crosscoder.encode import encode_sparse
+from crosscoders.analysis.active_pairs import ActivePairs
 from crosscoders.crosscoder.files import from_dataset
 from crosscoders.errors import UserError
 from crosscoders.language_models.windows import windows
 from crosscoders.study.settings.comparisons import Source
 
-BATCH = 2048
 PLACE = re.compile(r"crosscoders/(?P<setting>[^/]+)/(?P<crosscoder>[^/]+)/seed-(?P<seed>\d+)\.nc")
-
-
-@dataclass
-class Pairs:
-    """Active pairs, sorted by latent, then by token.
-
-    Attributes
-    ----------
-    latent, token : (P,) int
-        Tokens are numbered as in the split.
-    value : (P,) float32
-    """
-
-    latent: np.ndarray
-    token: np.ndarray
-    value: np.ndarray
 
 
 class Documents:
@@ -109,14 +90,6 @@ class Documents:
         return np.repeat(np.arange(len(self.spans)), [span.stop - span.start for span in self.spans])
 
     @cached_property
-    def pairs(self) -> Pairs:
-        """Every active pair of the split; attention sinks, which no crosscoder sees, have none."""
-        data = Activations(self.shards, self.normalisation, self.coder.sources)
-        index, parts = data.metadata["token_index"].values, []
-        with torch.no_grad():
-            for chosen, x in data.batches(BATCH):
-                code = encode_sparse(self.coder, x)
-                parts.append((code.latents.numpy(), index[chosen][code.tokens.numpy()], code.values.numpy()))
-        latent, token, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        order = np.lexsort((token, latent))
-        return Pairs(latent[order], token[order], value[order])
+    def pairs(self) -> ActivePairs:
+        """Every active pair of the split."""
+        return ActivePairs.of(self.coder, Activations(self.shards, self.normalisation, self.coder.sources))
