@@ -40,7 +40,10 @@ class Side:
         """Milliseconds of CPU time of one step."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the worker has ended: {self.process.stderr.read()[-2000:]}")
+        return float(answer)
 
     def close(self) -> int:
         """End the worker, and return its largest memory in MB."""

@@ -68,7 +68,7 @@ def sparse_part(shape: dict) -> Step:
     from crosscoders.crosscoder import crosscoder
     from crosscoders.kernels import backends, sparse_code
     from crosscoders.stage import reuse_memory
-    from crosscoders.training import gradients
+    from crosscoders.training.paths import SparsePath
 
     reuse_memory()
     torch.set_grad_enabled(False)
@@ -94,7 +94,7 @@ def sparse_part(shape: dict) -> Step:
     code = sparse_code.from_flat(index, torch.ones(len(index)), (tokens, m))
 
     def step(x: torch.Tensor) -> None:
-        path = gradients.SparsePath(code, backend)
+        path = SparsePath(code, backend)
         reconstruction = path.reconstruct(coder, x, torch.ones(width))
         path.weight_gradient(reconstruction.at_values, x)
         path.weight_gradient(path.values, reconstruction.at_output)
