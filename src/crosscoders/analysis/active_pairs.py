@@ -45,9 +45,3 @@ class ActivePairs:
         """Tokens on which one latent fires, ascending, and how strongly."""
         first, last = np.searchsorted(self.latent, [latent, latent + 1])
         return self.token[first:last], self.value[first:last]
-
-
-def halves(document: np.ndarray, seed: int) -> np.ndarray:
-    """Of every token, whether its document is for scoring, (T,) bool; otherwise it is for writing labels."""
-    names, place = np.unique(document, return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(names)) % 2 == 1)[place]

@@ -25,6 +25,12 @@ REASONS = ("relative_norm", "nu", "planted_share", "random")
 """What a latent is chosen by."""
 
 
+def halves(document: np.ndarray, seed: int) -> np.ndarray:
+    """Of every token, whether its document is for scoring, (T,) bool; otherwise it is for writing labels."""
+    names, place = np.unique(document, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(names)) % 2 == 1)[place]
+
+
 def eligible(firings: ActivePairs, document: np.ndarray, scoring: np.ndarray, latents: int) -> np.ndarray:
     """Latents that fire in enough documents of either half, (m,) bool."""
     counts, documents = [], int(document.max()) + 1
