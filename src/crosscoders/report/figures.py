@@ -52,9 +52,14 @@ def save(figure: plt.Figure, folder: Path | str, name: str, note: str = "") -> N
     if note:
         height = figure.get_figheight() + NOTE_INCHES
         figure.set_figheight(height)
-        figure.get_layout_engine().set(rect=(0, NOTE_INCHES / height, 1, 1 - NOTE_INCHES / height))
+        above = (0, NOTE_INCHES / height, 1, 1 - NOTE_INCHES / height)
+        figure.get_layout_engine().set(rect=above)
         figure.text(0.01, 0.06 / height, note, fontsize=8, color="0.35", va="bottom")
     figure.get_layout_engine().execute(figure)
+    for legend in (
+        figure.legends if note else []
+    ):  # a layout knows nothing of the note: legends of a figure lie at its edge
+        legend.set_bbox_to_anchor(above, figure.transFigure)
     figure.set_layout_engine("none")
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         drawn = io.BytesIO()
