@@ -50,6 +50,15 @@ def test_every_command_of_a_page_exists(page, monkeypatch):
         assert _is_known(command), command
 
 
+def test_the_site_explains_the_terms_as_the_readme_does():
+    tables = [
+        page.read_text(encoding="utf-8").split("## Ten terms\n\n")[1].split("\n\n")[0].strip()
+        for page in (ROOT / "README.md", ROOT / "docs/index.md")
+    ]
+    assert tables[0] == tables[1]
+    assert len(tables[0].splitlines()) == 2 + 10
+
+
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="make .venv/docs installs what the site is built with")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
