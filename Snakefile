@@ -21,7 +21,7 @@ wildcard_constraints:
     crosscoder="|".join(STUDY.crosscoders),
     corpus="|".join(STUDY.corpora),
     aligned="|".join(STUDY.aligned),
-    notebook="|".join(sorted({STUDY.settings[name].notebook for name in queries.drawn_settings(STUDY)})),
+    notebook="|".join(sorted({STUDY.settings[name].notebook for name in comparisons.drawn_settings(STUDY)})),
     split="train|validation|test",
     shard=r"\d{3}",
     segment=r"\d{4}",
@@ -53,7 +53,7 @@ onstart:
         slurm.begin(workflow)
     except UserError as error:
         sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
-    for line in [*queries.left_out(STUDY), *queries.unequal_budgets(STUDY), *surroundings.missing(STUDY)]:
+    for line in [*measurements.left_out(STUDY), *trainings.unequal_budgets(STUDY), *surroundings.missing(STUDY)]:
         print(f"warning: {line}")
 
 

@@ -16,8 +16,9 @@ from crosscoders.activations.dataset import Activations
 from crosscoders.activations.sections import NullChange
 from crosscoders.activations.shuffle import consecutive
 from crosscoders.analysis.reconstruction import reconstruction
-from crosscoders.study import loading, queries
+from crosscoders.study import loading
 from crosscoders.study.blocks import crosscoder_sources
+from crosscoders.study.queries import comparisons
 from crosscoders.study.settings.study import Study
 from crosscoders.training import loop
 from crosscoders.training.recipes import CrosscoderRecipe
@@ -27,7 +28,7 @@ RATES = (1.5e-3, 3e-3, 6e-3)
 
 def splits(study: Study, setting: str, member: str) -> list[Activations]:
     """The training and the validation split that a member of a setting sees."""
-    data = queries.data_setting(study, setting)
+    data = comparisons.data_setting(study, setting)
     folder = Path("results", study.study, "activations", data)
     normalisation = artifacts.read(folder / "normalisation.nc")
     sources, null = (crosscoder_sources(study.settings[data], study.crosscoders[member]), NullChange.of(study, setting))

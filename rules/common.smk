@@ -6,8 +6,10 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from crosscoders.errors import UserError
 from crosscoders.report import registry
-from crosscoders.study import loading, places, queries, sizes, surroundings
-from crosscoders.workflow import costs, dependencies, jobs, sections, slurm
+from crosscoders.study import loading, places, sizes, surroundings
+from crosscoders.study.queries import comparisons, lineage, measurements, trainings
+from crosscoders.workflow import dependencies, jobs, sections, slurm
+from crosscoders.workflow.costs import estimates
 
 PROJECT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
 # Another Snakefile may use this one as a `module`; the study is then what that one gives as `config`.
@@ -38,18 +40,18 @@ except UserError as error:
 
 RESULTS = f"results/{STUDY.study}"
 jobs.prepare(PROJECT, PROJECT / "Snakefile" if MODULE else workflow.main_snakefile, STUDY_FILES, CHANGES)
-jobs.name_trackers(queries.trackers(STUDY))
+jobs.name_trackers(trainings.trackers(STUDY))
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
-PLANTED = queries.planted_settings(STUDY)
-SERIES = queries.series_settings(STUDY)
-REPEATED = list(queries.series_of(STUDY))
-PUBLISHED = queries.published(STUDY)
+PLANTED = comparisons.planted_settings(STUDY)
+SERIES = comparisons.series_settings(STUDY)
+REPEATED = list(comparisons.series_of(STUDY))
+PUBLISHED = trainings.published(STUDY)
 OF_THIS_STUDY = "|".join(name for name in STUDY.crosscoders if name not in PUBLISHED) or "none"
 PUBLISHED_SUFFIXES = (".json", ".safetensors", ".pt", ".nc")
 IN_PARTS = sizes.paged_in_parts(STUDY)
 GPU = int(STUDY.device == "cuda")
-WINDOWED = [name for name in STUDY.settings if name not in PLANTED and queries.windowed(STUDY, name)]
+WINDOWED = [name for name in STUDY.settings if name not in PLANTED and trainings.windowed(STUDY, name)]
 WHOLE = sorted(set(STUDY.settings) - {*WINDOWED, *PLANTED})
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
 PERTURBED = [name for name, model in STUDY.models.items() if model.kind in ("noised", "rounded")]
@@ -92,7 +94,7 @@ def asks(rule, **fixed):
         return fixed or {name: value for name, value in wildcards.items() if name != "study"}
 
     return {
-        "mem": lambda wildcards, attempt: f"{costs.megabytes(STUDY, rule, attempt, **named(wildcards))}MB",
-        "runtime": lambda wildcards, attempt: f"{costs.minutes(STUDY, rule, attempt, **named(wildcards))}m",
-        "disk": lambda wildcards: f"{costs.disk_megabytes(STUDY, rule, **named(wildcards))}MB",
+        "mem": lambda wildcards, attempt: f"{estimates.megabytes(STUDY, rule, attempt, **named(wildcards))}MB",
+        "runtime": lambda wildcards, attempt: f"{estimates.minutes(STUDY, rule, attempt, **named(wildcards))}m",
+        "disk": lambda wildcards: f"{estimates.disk_megabytes(STUDY, rule, **named(wildcards))}MB",
     }

@@ -79,7 +79,7 @@ rule fine_tune:
     input:
         base=lambda wildcards: f"{RESULTS}/models/{STUDY.models[wildcards.model].base}/provenance.json",
         corpus=lambda wildcards: f"{RESULTS}/text/{STUDY.models[wildcards.model].corpus}.nc",
-        plain=lambda wildcards: [f"{RESULTS}/text/{name}.nc" for name in queries.plain_chats(STUDY, wildcards.model)],
+        plain=lambda wildcards: [f"{RESULTS}/text/{name}.nc" for name in lineage.plain_chats(STUDY, wildcards.model)],
         code=code("language_models.fine_tune"),
     output:
         "results/{study}/models/{model}/provenance.json",

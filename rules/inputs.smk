@@ -3,7 +3,7 @@
 
 def snapshots(wildcards):
     """Models that a setting reads."""
-    return [f"{RESULTS}/models/{name}/provenance.json" for name in queries.setting_models(STUDY, wildcards.setting)]
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in lineage.setting_models(STUDY, wildcards.setting)]
 
 
 def chat_snapshot(wildcards):
@@ -15,24 +15,24 @@ def chat_snapshot(wildcards):
 def contrast_snapshots(wildcards):
     """The models of the two sources of a setting's contrast, in order."""
     chosen = STUDY.settings[wildcards.setting]
-    return [f"{RESULTS}/models/{name}/provenance.json" for name in queries.contrast_models(chosen)]
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in lineage.contrast_models(chosen)]
 
 
 def root_snapshots(wildcards):
     """The models whose tokenizers serve those of a setting, each once."""
-    return [f"{RESULTS}/models/{name}/provenance.json" for name in queries.root_models(STUDY, wildcards.setting)]
+    return [f"{RESULTS}/models/{name}/provenance.json" for name in lineage.root_models(STUDY, wildcards.setting)]
 
 
 def texts(wildcards):
     """Corpora that a setting takes tokens from."""
-    return [f"{RESULTS}/text/{name}.nc" for name in queries.setting_corpora(STUDY, wildcards.setting)]
+    return [f"{RESULTS}/text/{name}.nc" for name in lineage.setting_corpora(STUDY, wildcards.setting)]
 
 
 def shards(split):
     """Activation files of a split, as a function of the setting."""
 
     def files(wildcards):
-        setting = queries.data_setting(STUDY, wildcards.setting)
+        setting = comparisons.data_setting(STUDY, wildcards.setting)
         count = range(STUDY.settings[setting].shards[split])
         return [f"{RESULTS}/activations/{setting}/{split}/{shard:03d}.nc" for shard in count]
 
@@ -42,7 +42,7 @@ def shards(split):
 def training_shards(wildcards):
     """Training shards from which a setting's statistics are fitted: all, or the first of its window."""
     setting = wildcards.setting
-    if not queries.windowed(STUDY, setting):
+    if not trainings.windowed(STUDY, setting):
         return shards("train")(wildcards)
     chosen = STUDY.settings[setting]
     count = range(min(chosen.activations.window, chosen.shards["train"]))
@@ -53,15 +53,15 @@ def room(wildcards):
     """Notes that all trainings have read the shard whose place in the window a segment's shard takes."""
     setting = wildcards.setting
     before = int(wildcards.segment) - STUDY.settings[setting].activations.window
-    trainings = queries.trainings_on(STUDY, setting) if before >= 0 else []
+    readers = trainings.trainings_on(STUDY, setting) if before >= 0 else []
     return [
-        f"{RESULTS}/segments/{name}/{crosscoder}/seed-{seed}/{before:04d}.json" for name, crosscoder, seed in trainings
+        f"{RESULTS}/segments/{name}/{crosscoder}/seed-{seed}/{before:04d}.json" for name, crosscoder, seed in readers
     ]
 
 
 def segment_shard(wildcards):
     """The shard that a segment of a training reads."""
-    return f"{RESULTS}/activations/{queries.data_setting(STUDY, wildcards.setting)}/window/{wildcards.segment}.nc"
+    return f"{RESULTS}/activations/{comparisons.data_setting(STUDY, wildcards.setting)}/window/{wildcards.segment}.nc"
 
 
 def state_before(wildcards):
@@ -73,17 +73,17 @@ def state_before(wildcards):
 
 def last_state(wildcards):
     """The state of a training after its last segment."""
-    last = queries.segments(STUDY, queries.data_setting(STUDY, wildcards.setting)) - 1
+    last = trainings.segments(STUDY, comparisons.data_setting(STUDY, wildcards.setting)) - 1
     folder = f"{RESULTS}/segments/{wildcards.setting}/{wildcards.crosscoder}/seed-{wildcards.seed}"
     return f"{folder}/{last:04d}.checkpoint"
 
 
 def normalisation(wildcards):
     """Statistics of the activations that a setting's crosscoders were trained on; a published one has its own."""
-    setting = queries.trained_setting(STUDY, wildcards.setting)
+    setting = comparisons.trained_setting(STUDY, wildcards.setting)
     if wildcards.get("crosscoder") in PUBLISHED:
         return f"{RESULTS}/crosscoders/{setting}/{wildcards.crosscoder}/seed-{wildcards.seed}.normalisation.nc"
-    setting = queries.data_setting(STUDY, setting)
+    setting = comparisons.data_setting(STUDY, setting)
     return f"{RESULTS}/activations/{setting}/normalisation.nc"
 
 
@@ -92,7 +92,7 @@ def trained(stage):
 
     def file(wildcards):
         name = wildcards.get("crosscoder") or wildcards.aligned
-        setting = queries.trained_setting(STUDY, wildcards.setting)
+        setting = comparisons.trained_setting(STUDY, wildcards.setting)
         return f"{RESULTS}/{stage}/{setting}/{name}/seed-{wildcards.seed}.nc"
 
     return file
@@ -100,7 +100,7 @@ def trained(stage):
 
 def test_tokens(wildcards):
     """Test tokens that a setting reads."""
-    return f"{RESULTS}/tokens/{queries.data_setting(STUDY, wildcards.setting)}/test.nc"
+    return f"{RESULTS}/tokens/{comparisons.data_setting(STUDY, wildcards.setting)}/test.nc"
 
 
 def ablations(wildcards):
@@ -110,7 +110,7 @@ def ablations(wildcards):
 
 def where_spliced(files):
     """Files that a job needs only where reconstructions are spliced into models."""
-    return lambda wildcards: files(wildcards) if queries.spliced(STUDY, wildcards.setting) else []
+    return lambda wildcards: files(wildcards) if measurements.spliced(STUDY, wildcards.setting) else []
 
 
 def over_trainings(stage, suffix="nc"):
@@ -119,7 +119,7 @@ def over_trainings(stage, suffix="nc"):
     def files(wildcards):
         names = STUDY.settings[wildcards.setting].crosscoders
         trains = stage == "crosscoders"
-        setting = queries.trained_setting(STUDY, wildcards.setting) if trains else wildcards.setting
+        setting = comparisons.trained_setting(STUDY, wildcards.setting) if trains else wildcards.setting
         folder = f"{RESULTS}/{stage}/{setting}"
         return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
 
@@ -134,14 +134,14 @@ def of_seed(wildcards):
 
 def detections(wildcards):
     """What every repetition of a series detects, one file per seed of its crosscoders."""
-    repeated = queries.cells_of(STUDY, wildcards.setting)
+    repeated = comparisons.cells_of(STUDY, wildcards.setting)
     return [f"{RESULTS}/detection/{cell.setting}/seed-{seed}.nc" for cell in repeated for seed in STUDY.seeds]
 
 
 def shown_behaviours(wildcards):
     """Measured behaviours of a series' fine-tunes with its first seed, dose by dose, where the study asks for them."""
     series = STUDY.settings[wildcards.setting]
-    repeated = queries.cells_of(STUDY, wildcards.setting) if STUDY.behaviours else []
+    repeated = comparisons.cells_of(STUDY, wildcards.setting) if STUDY.behaviours else []
     return [f"{RESULTS}/behaviours/{cell.model}.nc" for cell in repeated if cell.seed == series.seeds[0]]
 
 
@@ -161,7 +161,7 @@ def published_files(wildcards):
 
 def matched(wildcards):
     """Latents of a setting's trainings matched across seeds, where it trains several."""
-    several = len(STUDY.seeds) > 1 and not queries.is_transfer(STUDY, wildcards.setting)
+    several = len(STUDY.seeds) > 1 and not comparisons.is_transfer(STUDY, wildcards.setting)
     return over_trainings("stability")(wildcards) if several else []
 
 
@@ -174,7 +174,7 @@ def matched_training(wildcards):
 
 def patched(wildcards):
     """Causal patching of a setting's crosscoders, where it is asked for."""
-    return over_trainings("causal")(wildcards) if queries.patched(STUDY, wildcards.setting) else []
+    return over_trainings("causal")(wildcards) if measurements.patched(STUDY, wildcards.setting) else []
 
 
 def planted_articles(wildcards):
@@ -186,13 +186,13 @@ def planted_articles(wildcards):
 
 def steered(wildcards):
     """Steering with the latents of a setting's crosscoders, for those for which it is asked."""
-    names, folder = queries.steered(STUDY, wildcards.setting), f"{RESULTS}/steering/{wildcards.setting}"
+    names, folder = measurements.steered(STUDY, wildcards.setting), f"{RESULTS}/steering/{wildcards.setting}"
     return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
 
 
 def effects(wildcards):
     """What shared latents of a setting's crosscoders do in both models, for those for which it is asked."""
-    names, folder = queries.compared(STUDY, wildcards.setting), f"{RESULTS}/effects/{wildcards.setting}"
+    names, folder = measurements.compared(STUDY, wildcards.setting), f"{RESULTS}/effects/{wildcards.setting}"
     return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
 
 
@@ -204,20 +204,20 @@ def saes(wildcards):
 
 def divergence(wildcards):
     """How far the models of a setting's contrast lie apart, where that is asked for."""
-    asked = queries.diverging(STUDY, wildcards.setting)
+    asked = measurements.diverging(STUDY, wildcards.setting)
     return [f"{RESULTS}/divergence/{wildcards.setting}.nc"] if asked else []
 
 
 def circuits(wildcards):
     """Circuits of a setting, one file per seed, where they are asked for."""
-    chosen = queries.circuits_of(STUDY, wildcards.setting)
+    chosen = measurements.circuits_of(STUDY, wildcards.setting)
     folder = f"{RESULTS}/circuits/{wildcards.setting}"
     return [f"{folder}/{chosen.crosscoder}/seed-{seed}.nc" for seed in STUDY.seeds] if chosen else []
 
 
 def aligned(wildcards):
     """Measurements of the aligned crosscoders of a setting, one file per seed."""
-    names = queries.aligned_of(STUDY, wildcards.setting)
+    names = trainings.aligned_of(STUDY, wildcards.setting)
     folder = f"{RESULTS}/aligned_evaluation/{wildcards.setting}"
     return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
 
@@ -234,33 +234,33 @@ def over_seeds(stage):
 
 def behaviours(wildcards):
     """Measured behaviours of the pair that a setting compares, where the study planted them."""
-    drawn = wildcards.setting in queries.drawn_settings(STUDY)
-    pair = queries.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours and drawn else None
+    drawn = wildcards.setting in comparisons.drawn_settings(STUDY)
+    pair = lineage.planted_pair(STUDY, wildcards.setting) if STUDY.behaviours and drawn else None
     return [f"{RESULTS}/behaviours/{pair[1]}.nc"] if pair else []
 
 
 def similarity(wildcards):
     """How alike the sources of a setting are; nulls and transfers have those of another."""
-    drawn = wildcards.setting in queries.drawn_settings(STUDY)
+    drawn = wildcards.setting in comparisons.drawn_settings(STUDY)
     return [f"{RESULTS}/similarity/{wildcards.setting}.nc"] if drawn else []
 
 
 def executed(suffix):
     """The notebooks of all settings."""
-    drawn = queries.drawn_settings(STUDY)
+    drawn = comparisons.drawn_settings(STUDY)
     return [f"{RESULTS}/notebooks/{STUDY.settings[name].notebook}-{name}.{suffix}" for name in drawn]
 
 
 def summaries():
     """Summaries of the settings that have notebooks, and of those that stand beside them."""
-    return [f"{RESULTS}/summary/{name}.nc" for name in queries.reported_settings(STUDY)]
+    return [f"{RESULTS}/summary/{name}.nc" for name in comparisons.reported_settings(STUDY)]
 
 
 def pages():
     """A page for every crosscoder and seed of the settings that get them."""
     return [
         f"{RESULTS}/latents/{setting}/{name}/seed-{seed}.html"
-        for setting in queries.paged(STUDY)
+        for setting in comparisons.paged(STUDY)
         for name in STUDY.settings[setting].crosscoders
         for seed in STUDY.seeds
     ]
@@ -276,7 +276,7 @@ def explanations():
     """Labels of latents for every crosscoder and seed of the settings that ask for them."""
     return [
         f"{RESULTS}/explanations/{setting}/{name}/seed-{seed}.nc"
-        for setting in queries.explained(STUDY)
+        for setting in measurements.explained(STUDY)
         for name in STUDY.settings[setting].crosscoders
         for seed in STUDY.seeds
     ]
@@ -291,5 +291,5 @@ def exports():
     """Lists of the files that are written for other tools."""
     return [
         f"{RESULTS}/exports/{setting}/{crosscoder}/seed-{seed}/{format_name}.json"
-        for setting, crosscoder, seed, format_name in queries.exports(STUDY)
+        for setting, crosscoder, seed, format_name in trainings.exports(STUDY)
     ]

@@ -84,7 +84,7 @@ rule summarise_power:
         " {params.behaviours} --output {output:q} --log {log:q}"
 
 
-for setting_name in queries.drawn_settings(STUDY):
+for setting_name in comparisons.drawn_settings(STUDY):
 
     # There is one rule per setting, because each notebook draws figures of its own.
     rule:
@@ -92,8 +92,8 @@ for setting_name in queries.drawn_settings(STUDY):
             f"notebook_{setting_name.replace('-', '_')}"
         input:
             summary=f"results/{{study}}/summary/{setting_name}.nc",
-            nulls=[f"results/{{study}}/summary/{name}.nc" for name in queries.nulls_of(STUDY, setting_name)],
-            transfers=[f"results/{{study}}/summary/{name}.nc" for name in queries.transfers_of(STUDY, setting_name)],
+            nulls=[f"results/{{study}}/summary/{name}.nc" for name in comparisons.nulls_of(STUDY, setting_name)],
+            transfers=[f"results/{{study}}/summary/{name}.nc" for name in comparisons.transfers_of(STUDY, setting_name)],
             notebook=of_project(f"notebooks/{STUDY.settings[setting_name].notebook}.ipynb"),
             code=code("report.notebook", "report.results", *registry.modules()),
         output:
@@ -225,7 +225,7 @@ rule export:
     benchmark:
         "results/{study}/benchmarks/export/{setting}/{crosscoder}/seed-{seed}/{format_name}.tsv"
     wildcard_constraints:
-        format_name="|".join(sorted({name for *_, name in queries.exports(STUDY)})) or "none",
+        format_name="|".join(sorted({name for *_, name in trainings.exports(STUDY)})) or "none",
     conda:
         "../envs/crosscoders.yaml"
     resources:

@@ -234,7 +234,7 @@ rule explain_latents:
     benchmark:
         "results/{study}/benchmarks/explain_latents/{setting}/{crosscoder}/seed-{seed}.tsv"
     wildcard_constraints:
-        setting="|".join(queries.explained(STUDY)) or "none",
+        setting="|".join(measurements.explained(STUDY)) or "none",
     conda:
         "../envs/crosscoders.yaml"
     resources:

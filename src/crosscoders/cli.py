@@ -11,7 +11,8 @@ from crosscoders.errors import UserError
 from crosscoders.home import show_all_letters
 from crosscoders.library import commands as library
 from crosscoders.report import verification
-from crosscoders.study import facts, loading, new, queries, surroundings
+from crosscoders.study import facts, loading, new, surroundings
+from crosscoders.study.queries import measurements, trainings
 from crosscoders.workflow import plan
 
 
@@ -70,7 +71,7 @@ def _layers(text: str) -> list[int]:
 
 def _check(given: argparse.Namespace) -> None:
     study = loading.load(*given.studies)
-    for line in [*queries.left_out(study), *queries.unequal_budgets(study), *surroundings.missing(study)]:
+    for line in [*measurements.left_out(study), *trainings.unequal_budgets(study), *surroundings.missing(study)]:
         print(f"warning: {line}")
 
 

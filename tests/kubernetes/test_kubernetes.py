@@ -13,7 +13,7 @@ from tests.kubernetes import cluster
 from tests.project import ENVIRONMENT, ROOT, SMOKE, copy, small_study
 
 from crosscoders.study import loading
-from crosscoders.workflow import costs
+from crosscoders.workflow.costs import estimates
 
 TRIAL = "results/small/planted/pair/batchtopk/seed-0.nc"
 
@@ -88,5 +88,5 @@ def test_a_training_runs_in_a_pod_on_the_shared_volume(plugin, tmp_path):
     assert {"name": "claim", "mountPath": str(tmp_path)} in container["volumeMounts"]
     assert container["resources"]["limits"] == container["resources"]["requests"] | {"cpu": "1000m"}
     study = loading.load(project / "small.yaml")
-    asked = costs.megabytes(study, "trial", setting="pair", crosscoder="batchtopk", seed="0")
+    asked = estimates.megabytes(study, "trial", setting="pair", crosscoder="batchtopk", seed="0")
     assert container["resources"]["limits"]["memory"] == f"{asked}M", "what the rule asks for"

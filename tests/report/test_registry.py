@@ -8,7 +8,8 @@ import pytest
 
 from crosscoders.report import figure_list
 from crosscoders.report.registry import BY_ID, FIGURES, NOTEBOOKS, expected_figures, figures_of, modules
-from crosscoders.study import loading, queries
+from crosscoders.study import loading
+from crosscoders.study.queries import comparisons
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +45,9 @@ def test_a_notebook_shows_the_figures_that_the_list_gives_it(notebook):
 @pytest.mark.parametrize("path", ["config.yaml", *map(str, sorted((ROOT / "studies").glob("*.yaml")))])
 def test_files_of_figures_have_names_of_their_own(path):
     study = loading.load(path)
-    names = [name for setting in queries.drawn_settings(study) for name in expected_figures(study, setting).values()]
+    names = [
+        name for setting in comparisons.drawn_settings(study) for name in expected_figures(study, setting).values()
+    ]
     assert len(names) == len(set(names)) > 0
 
 

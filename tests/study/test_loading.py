@@ -10,7 +10,8 @@ import yaml
 
 from crosscoders import cli
 from crosscoders.errors import UserError
-from crosscoders.study import loading, queries, yaml_text
+from crosscoders.study import loading, yaml_text
+from crosscoders.study.queries import trainings
 from crosscoders.workflow import sections
 
 ROOT = Path(__file__).parents[2]
@@ -411,7 +412,7 @@ def test_every_study_of_the_project_is_valid(monkeypatch, path):
 @pytest.mark.parametrize("path", [Path("config.yaml"), *sorted(Path("studies").glob("*.yaml"))], ids=str)
 def test_members_that_a_study_compares_see_the_same_tokens(monkeypatch, path):
     monkeypatch.chdir(ROOT)
-    assert queries.unequal_budgets(loading.load(path)) == []
+    assert trainings.unequal_budgets(loading.load(path)) == []
 
 
 @pytest.mark.parametrize("collection", ["crosscoders/l1", "aligned/aligned"])

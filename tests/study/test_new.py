@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from crosscoders.cli import main
-from crosscoders.study import queries
 from crosscoders.study.loading import load
+from crosscoders.study.queries import measurements
 
 
 @pytest.fixture(scope="module")
@@ -161,4 +161,4 @@ def test_what_needs_one_tokenizer_is_left_out_and_said(models, texts, tmp_path, 
     main(["check", str(path)])
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("warning: settings.base-vs-chat.causal: left out")
-    assert not queries.patched(load(path), "base-vs-chat")
+    assert not measurements.patched(load(path), "base-vs-chat")

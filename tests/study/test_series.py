@@ -4,7 +4,8 @@ import pytest
 from tests.series import small_series
 
 from crosscoders.errors import UserError
-from crosscoders.study import loading, queries
+from crosscoders.study import loading
+from crosscoders.study.queries import comparisons
 from crosscoders.workflow import sections
 
 
@@ -16,7 +17,7 @@ def content():
 def test_a_series_makes_a_setting_and_a_model_for_every_dose_and_seed(content):
     content["settings"]["power"] |= {"doses": [1.0, 0.025, 0.0], "seeds": [0, 3]}
     study = loading.check(content)
-    cells = queries.cells_of(study, "power")
+    cells = comparisons.cells_of(study, "power")
     assert [(cell.dose, cell.seed) for cell in cells] == [(d, s) for d in (1.0, 0.025, 0.0) for s in (0, 3)]
     assert cells[3].setting == "pair-dose-2p5-seed-3"
     for cell in cells:
@@ -25,7 +26,7 @@ def test_a_series_makes_a_setting_and_a_model_for_every_dose_and_seed(content):
         assert model.model_copy(update={"dose": 1.0, "seed": 0}) == study.models["chat"]
         assert (setting.sources["chat"].model, setting.sources["base"].model) == (cell.model, "base")
         assert setting.tokens == study.settings["pair"].tokens
-    assert queries.drawn_settings(study) == ["power"], "neither the pattern nor its repetitions have a notebook"
+    assert comparisons.drawn_settings(study) == ["power"], "neither the pattern nor its repetitions have a notebook"
 
 
 def test_a_study_without_a_series_is_as_it_was(content):

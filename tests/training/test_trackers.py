@@ -12,7 +12,8 @@ import pytest
 from tests.project import ENVIRONMENT, ROOT
 
 from crosscoders import artifacts, cli
-from crosscoders.study import loading, queries
+from crosscoders.study import loading
+from crosscoders.study.queries import trainings
 from crosscoders.training import trackers
 from crosscoders.workflow import plan, sections
 
@@ -119,7 +120,7 @@ def test_a_tracker_is_in_no_jobs_settings_and_a_missing_one_is_a_line(tmp_path, 
     study.write_text("crosscoders:\n  l1:\n    training: {trackers: [wandb, tensorboard]}\n")
     monkeypatch.chdir(ROOT)
     without, followed = loading.load("studies/smoke.yaml"), loading.load("studies/smoke.yaml", study)
-    assert queries.trackers(followed) == {"crosscoders.l1": ["wandb", "tensorboard"]}
+    assert trainings.trackers(followed) == {"crosscoders.l1": ["wandb", "tensorboard"]}
     for job in plan.jobs(followed):
         if job.rule in sections.SECTIONS:
             assert sections.section(followed, job.rule, **dict(job.wildcards)) == sections.section(

@@ -14,7 +14,8 @@ from crosscoders import cli
 from crosscoders.errors import UserError
 from crosscoders.language_models import fetch_model
 from crosscoders.study import loading
-from crosscoders.workflow import costs, plan
+from crosscoders.workflow import plan
+from crosscoders.workflow.costs import estimates, terms
 
 STUDIES = (
     "config.yaml",
@@ -98,7 +99,7 @@ def test_every_rule_has_a_cost():
     rules = set()
     for file in (project.ROOT / "rules").glob("*.smk"):
         rules |= set(re.findall(r"^rule (\w+):", file.read_text(), re.M))
-    assert rules | {"notebook"} == set(costs.RULES)
+    assert rules | {"notebook"} == set(estimates.RULES)
 
 
 def test_the_command_line_shows_every_stage_and_the_total(embedded, capsys):
@@ -122,7 +123,7 @@ def put_large(content: dict) -> dict:
 def test_what_does_not_fit_is_a_warning(embedded, tmp_path, monkeypatch, capsys):
     study = tmp_path / "large.yaml"
     study.write_text(yaml.safe_dump(put_large(embedded)))
-    small = plan.Where("h100", 2, memory=8e9, disk=1e9, rates=costs.REFERENCE)
+    small = plan.Where("h100", 2, memory=8e9, disk=1e9, rates=terms.REFERENCE)
     monkeypatch.setattr(plan.Where, "here", lambda device, cores: small)
     cli.main(["plan", str(study), "--device", "h100"])
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
@@ -134,7 +135,7 @@ def test_what_does_not_fit_is_a_warning(embedded, tmp_path, monkeypatch, capsys)
 
 def test_a_model_without_a_stated_size_is_a_warning(embedded):
     del embedded["models"]["base"]["size"]
-    _, problems = plan.account(loading.check(embedded), plan.Where("cpu", 2, 1e15, 1e15, costs.REFERENCE))
+    _, problems = plan.account(loading.check(embedded), plan.Where("cpu", 2, 1e15, 1e15, terms.REFERENCE))
     assert [line.split(":")[0] for line in problems] == ["models.base.size", "models.chat.size"]
 
 
@@ -151,12 +152,13 @@ def test_bad_input_is_one_line(monkeypatch, capsys, given, line):
 
 def test_more_work_costs_more(embedded):
     """Hours, memory and disk grow with tokens, latents and models."""
-    where = plan.Where("cpu", 2, 1e15, 1e15, costs.REFERENCE)
+    where = plan.Where("cpu", 2, 1e15, 1e15, terms.REFERENCE)
     small, large = loading.check(copy.deepcopy(embedded)), loading.check(put_large(embedded))
     assert plan.hours(large, where) > 10 * plan.hours(small, where)
     job = {"setting": "base-vs-chat", "crosscoder": "l1", "seed": "0"}
     assert (
-        costs.cost(large, "train_crosscoder", **job).memory > 20 * costs.cost(small, "train_crosscoder", **job).memory
+        estimates.cost(large, "train_crosscoder", **job).memory
+        > 20 * estimates.cost(small, "train_crosscoder", **job).memory
     )
 
 
@@ -164,8 +166,8 @@ def test_a_further_try_asks_for_more(embedded):
     study, job = loading.check(embedded), {"setting": "base-vs-chat", "crosscoder": "l1", "seed": "0"}
     asked = [
         (
-            costs.megabytes(study, "train_crosscoder", attempt, **job),
-            costs.minutes(study, "train_crosscoder", attempt, **job),
+            estimates.megabytes(study, "train_crosscoder", attempt, **job),
+            estimates.minutes(study, "train_crosscoder", attempt, **job),
         )
         for attempt in (1, 2, 3)
     ]
@@ -187,7 +189,7 @@ LONG_ENOUGH = 5
 """Seconds that a job must take for Snakemake to see its memory, at which it looks every few seconds."""
 
 
-def planned_jobs(embedded) -> dict[tuple[str, str], list[costs.Cost]]:
+def planned_jobs(embedded) -> dict[tuple[str, str], list[terms.Cost]]:
     """Costs of the embedded study's jobs by rule and setting."""
     study, grouped = loading.check(embedded), {}
     for job in plan.jobs(study):
@@ -201,7 +203,7 @@ def test_memory_is_what_jobs_of_the_embedded_study_took(embedded):
     computed, seen = planned_jobs(embedded), 0
     for row in MEASURED["jobs"]:
         if row["longest"] >= LONG_ENOUGH:
-            memory = max(cost.memory for cost in computed[row["rule"], row["setting"]]) / costs.MB
+            memory = max(cost.memory for cost in computed[row["rule"], row["setting"]]) / terms.MB
             assert 1 / 1.5 <= memory / row["memory_mb"] <= 1.5, (row, memory)
             seen += 1
     assert seen >= 25
@@ -209,7 +211,7 @@ def test_memory_is_what_jobs_of_the_embedded_study_took(embedded):
 
 def test_processor_time_is_what_the_embedded_study_took(embedded):
     """Within a factor of 1.5 for the whole study and within 4 for every stage that took a minute, at the rates of that machine."""
-    computed, rates = planned_jobs(embedded), costs.Rates(**MEASURED["rates"])
+    computed, rates = planned_jobs(embedded), terms.Rates(**MEASURED["rates"])
     took = {(row["rule"], row["setting"]): row["cpu_seconds"] for row in MEASURED["jobs"]}
     needs = {key: sum(cost.seconds(rates) for cost in jobs) for key, jobs in computed.items() if key in took}
     assert 1 / 1.5 <= sum(needs.values()) / sum(took.values()) <= 1.5

@@ -18,7 +18,8 @@ from tests.project import ENVIRONMENT, ROOT, SMOKE, copy_finished, planned, snak
 
 from crosscoders import artifacts
 from crosscoders.report.registry import expected_figures
-from crosscoders.study import loading, queries
+from crosscoders.study import loading
+from crosscoders.study.queries import comparisons
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,9 @@ def test_the_contract_of_files_dimensions_and_variables(results):
 def test_figures_notebooks_and_report_are_there(project, results, monkeypatch):
     monkeypatch.chdir(project)
     study = loading.load("studies/smoke.yaml")
-    names = {name for setting in queries.drawn_settings(study) for name in expected_figures(study, setting).values()}
+    names = {
+        name for setting in comparisons.drawn_settings(study) for name in expected_figures(study, setting).values()
+    }
     assert names == {path.stem for path in (results / "figures").glob("*.png")}
     assert {
         "ours-nulls",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from crosscoders.study.blocks import differences, stored_sources
-from crosscoders.study.queries import setting_models
+from crosscoders.study.queries.lineage import setting_models
 from crosscoders.study.settings.base import Count, Name, Positive, Seed
 from crosscoders.study.settings.comparisons import NullSetting, Source
 from crosscoders.study.settings.study import Study

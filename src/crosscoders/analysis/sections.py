@@ -8,7 +8,9 @@ from pydantic import Field
 
 from crosscoders.activations.sections import ModelReading, NullChange
 from crosscoders.study.blocks import crosscoder_sources, stored_sources
-from crosscoders.study.queries import contrast_models, data_setting, series_of, setting_models, spliced
+from crosscoders.study.queries.comparisons import data_setting, series_of
+from crosscoders.study.queries.lineage import contrast_models, setting_models
+from crosscoders.study.queries.measurements import spliced
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
 from crosscoders.study.settings.base import Count, Name, Seed
 from crosscoders.study.settings.comparisons import Explain, Source

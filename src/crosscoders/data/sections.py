@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from crosscoders.study.queries import contrast_model, own_tokenizers, root_models, setting_corpora, windowed
+from crosscoders.study.queries.lineage import contrast_model, own_tokenizers, root_models, setting_corpora
+from crosscoders.study.queries.trainings import windowed
 from crosscoders.study.settings.base import Count, Name, Share
 from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.study import Study

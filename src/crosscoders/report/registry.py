@@ -9,18 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crosscoders.study.queries import (
-    aligned_of,
-    circuits_of,
-    compared,
-    drawn_settings,
-    nulls_of,
-    patched,
-    planted_pair,
-    rounded_nulls,
-    steered,
-    transfers_of,
-)
+from crosscoders.study.queries.comparisons import drawn_settings, nulls_of, transfers_of
+from crosscoders.study.queries.lineage import planted_pair
+from crosscoders.study.queries.measurements import circuits_of, compared, patched, rounded_nulls, steered
+from crosscoders.study.queries.trainings import aligned_of
 from crosscoders.study.settings.study import Study
 
 NOTEBOOKS = ("cross_layer", "model_diffing", "layers", "pre_post_mlp", "compare", "planted", "planted_layers", "dose")

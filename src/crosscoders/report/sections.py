@@ -7,7 +7,8 @@ import json
 from typing import ClassVar
 
 from crosscoders.report.registry import expected_figures, leading
-from crosscoders.study.queries import aligned_of, data_setting, drawn_settings, nulls_of, paged, transfers_of
+from crosscoders.study.queries.comparisons import data_setting, drawn_settings, nulls_of, paged, transfers_of
+from crosscoders.study.queries.trainings import aligned_of
 from crosscoders.study.settings.analysis import Classification
 from crosscoders.study.settings.base import Digest, Name, Seed, Share
 from crosscoders.study.settings.comparisons import AnySource, Planted

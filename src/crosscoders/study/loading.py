@@ -24,7 +24,8 @@ from crosscoders.study.settings.corpora import AnyTemplate, Corpus
 from crosscoders.study.settings.crosscoders import AlignedSettings, AnyCrosscoder
 from crosscoders.study.settings.models import Model
 from crosscoders.study.settings.study import Study
-from crosscoders.study.validation import cross_checks, suggestion
+from crosscoders.study.validation.names import suggestion
+from crosscoders.study.validation.study import cross_checks
 
 # -- loading -----------------------------------------------------------------------------------------------------------
 

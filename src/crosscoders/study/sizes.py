@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crosscoders.study import model_folder
 from crosscoders.study.blocks import crosscoder_sources, differences, group_sizes, groups, stored_sources
-from crosscoders.study.queries import data_setting, paged
+from crosscoders.study.queries.comparisons import data_setting, paged
 from crosscoders.study.settings.comparisons import PlantedSetting, Source, SyntheticSource
 from crosscoders.study.settings.corpora import HubCorpus, PlantedChats
 from crosscoders.study.settings.crosscoders import PublishedSettings

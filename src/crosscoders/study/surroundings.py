@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from crosscoders.study import queries
+from crosscoders.study.queries import measurements, trainings
 from crosscoders.study.settings.study import Study
 
 ENDPOINTS = (("CROSSCODERS_ENDPOINT", "CROSSCODERS_ENDPOINT_KEY"), ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
@@ -25,7 +25,7 @@ def missing(study: Study) -> list[str]:
         A line each.
     """
     lines = []
-    for place, names in queries.trackers(study).items():
+    for place, names in trainings.trackers(study).items():
         for name in names:
             if importlib.util.find_spec(name) is None:
                 lines.append(
@@ -35,7 +35,7 @@ def missing(study: Study) -> list[str]:
     if not any(os.environ.get(address) for address, _ in ENDPOINTS):
         lines += [
             f"settings.{name}.explain.endpoint: {ENDPOINTS[0][0]} is not set; expected an address as https://api.example.org/v1"
-            for name in queries.explained(study)
+            for name in measurements.explained(study)
             if study.settings[name].explain.endpoint is not None
         ]
     return lines

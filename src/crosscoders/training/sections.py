@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from crosscoders.activations.sections import NullChange
 from crosscoders.study.blocks import crosscoder_sources
-from crosscoders.study.queries import data_setting, segments
+from crosscoders.study.queries.comparisons import data_setting
+from crosscoders.study.queries.trainings import segments
 from crosscoders.study.settings.base import Count, Name, Seed
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
 from crosscoders.study.settings.study import Study

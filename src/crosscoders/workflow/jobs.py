@@ -53,7 +53,7 @@ def name_trackers(trackers: Mapping[str, list[str]]) -> None:
     Parameters
     ----------
     trackers : {section: list of str}
-        As :func:`crosscoders.study.queries.trackers` gives it.
+        As :func:`crosscoders.study.queries.trainings.trackers` gives it.
     """
     os.environ["CROSSCODERS_TRACKERS"] = json.dumps(trackers)
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from crosscoders.errors import UserError
-from crosscoders.study import queries, sizes
+from crosscoders.study import sizes
+from crosscoders.study.queries import comparisons, lineage, measurements, trainings
 from crosscoders.study.settings.comparisons import DoseSeries, PlantedSetting, Setting
 from crosscoders.study.settings.corpora import PlantedChats
 from crosscoders.study.settings.models import FineTunedModel, NoisedModel, RoundedModel, TrainedModel
 from crosscoders.study.settings.study import Study
-from crosscoders.workflow import costs
-from crosscoders.workflow.costs import GB, GPU_RULES, Cost, Rates
+from crosscoders.workflow.costs import estimates
+from crosscoders.workflow.costs.estimates import GPU_RULES
+from crosscoders.workflow.costs.terms import GB, Cost, Rates
 
 GPUS = {
     "a100": (Rates(forward=0.4 * 312e12, products=0.4 * 156e12, memory=0.7 * 2.0e12, start=5.0), 80 * GB),
@@ -46,7 +48,7 @@ class Job:
 
     def cost(self, study: Study) -> Cost:
         """What it takes."""
-        return costs.cost(study, self.rule, **dict(self.wildcards))
+        return estimates.cost(study, self.rule, **dict(self.wildcards))
 
 
 def jobs(study: Study) -> list[Job]:
@@ -61,7 +63,7 @@ def jobs(study: Study) -> list[Job]:
     list of Job
         Each once, in about the order in which they run.
     """
-    reached = queries.reported_settings(study)
+    reached = comparisons.reported_settings(study)
     each = itertools.chain(
         _inputs(study, reached), *(_of_setting(study, name) for name in reached), _report(study, reached)
     )
@@ -70,21 +72,21 @@ def jobs(study: Study) -> list[Job]:
 
 def _data_settings(study: Study, reached: list[str]) -> list[str]:
     """Settings whose tokens and activations are needed."""
-    needed = {part(study, name) for name in reached for part in (queries.data_setting, queries.trained_setting)}
-    needed |= {cell.setting for name in reached for cell in queries.cells_of(study, name)}
+    needed = {part(study, name) for name in reached for part in (comparisons.data_setting, comparisons.trained_setting)}
+    needed |= {cell.setting for name in reached for cell in comparisons.cells_of(study, name)}
     return [name for name in study.settings if name in needed and isinstance(study.settings[name], Setting)]
 
 
 def _inputs(study: Study, reached: list[str]) -> Iterator[Job]:
     """Models and text."""
     data = _data_settings(study, reached)
-    models = {name for one in data for name in queries.setting_models(study, one)}
-    models |= set(queries.labellers(study))
-    models = {origin for name in models for origin in queries.with_origins(study, name)}
-    corpora = {name for one in data for name in queries.setting_corpora(study, one)}
+    models = {name for one in data for name in lineage.setting_models(study, one)}
+    models |= set(measurements.labellers(study))
+    models = {origin for name in models for origin in lineage.with_origins(study, name)}
+    corpora = {name for one in data for name in lineage.setting_corpora(study, one)}
     for name in models:
         if isinstance(model := study.models[name], FineTunedModel):
-            corpora |= {model.corpus, *queries.plain_chats(study, name)}
+            corpora |= {model.corpus, *lineage.plain_chats(study, name)}
         elif isinstance(model, TrainedModel):
             corpora |= set(model.corpora)
     corpora |= {study.corpora[name].articles for name in corpora if isinstance(study.corpora[name], PlantedChats)}
@@ -101,7 +103,10 @@ def _of_setting(study: Study, name: str) -> Iterator[Job]:
     if isinstance(study.settings[name], DoseSeries):
         yield from _series(study, name)
         return
-    for data in (queries.data_setting(study, name), queries.data_setting(study, queries.trained_setting(study, name))):
+    for data in (
+        comparisons.data_setting(study, name),
+        comparisons.data_setting(study, comparisons.trained_setting(study, name)),
+    ):
         yield from _activations(study, data)
     yield from _trainings(study, name)
     yield from _validation(study, name)
@@ -111,7 +116,7 @@ def _of_setting(study: Study, name: str) -> Iterator[Job]:
 def _trials(study: Study, name: str) -> Iterator[Job]:
     for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
         yield Job.of("trial", setting=name, crosscoder=crosscoder, seed=seed)
-    if chosen := queries.circuits_of(study, name):
+    if chosen := measurements.circuits_of(study, name):
         for seed in study.seeds:
             yield Job.of("circuit_trial", setting=name, crosscoder=chosen.crosscoder, seed=seed)
     yield Job.of("collate_trials", setting=name)
@@ -119,7 +124,7 @@ def _trials(study: Study, name: str) -> Iterator[Job]:
 
 def _series(study: Study, name: str) -> Iterator[Job]:
     """Jobs of the repetitions of a series."""
-    for cell in queries.cells_of(study, name):
+    for cell in comparisons.cells_of(study, name):
         yield from _activations(study, cell.setting)
         for crosscoder, seed in itertools.product(study.settings[cell.setting].crosscoders, study.seeds):
             yield from _training(study, cell.setting, crosscoder, seed)
@@ -132,25 +137,25 @@ def _series(study: Study, name: str) -> Iterator[Job]:
 def _activations(study: Study, data: str) -> Iterator[Job]:
     yield Job.of("tokenize", setting=data)
     for split, count in study.settings[data].shards.items():
-        windowed = split == "train" and queries.windowed(study, data)
+        windowed = split == "train" and trainings.windowed(study, data)
         for shard in range(0 if windowed else count):
             yield Job.of("extract_activations", setting=data, split=split, shard=f"{shard:03d}")
-    if queries.windowed(study, data):
-        for segment in range(queries.segments(study, data)):
+    if trainings.windowed(study, data):
+        for segment in range(trainings.segments(study, data)):
             yield Job.of("extract_window", setting=data, segment=f"{segment:04d}")
     yield Job.of("fit_normalisation", setting=data)
 
 
 def _trainings(study: Study, name: str) -> Iterator[Job]:
-    trained, matches = queries.trained_setting(study, name), len(study.seeds) > 1
+    trained, matches = comparisons.trained_setting(study, name), len(study.seeds) > 1
     for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
         named = {"crosscoder": crosscoder, "seed": seed}
         yield from _training(study, trained, **named)
         yield Job.of("evaluate", setting=name, **named)
         yield Job.of("classify_latents", setting=name, **named)
-        if matches and not queries.is_transfer(study, name):
+        if matches and not comparisons.is_transfer(study, name):
             yield Job.of("match_seeds", setting=name, **named)
-    for aligned, seed in itertools.product(queries.aligned_of(study, name), study.seeds):
+    for aligned, seed in itertools.product(trainings.aligned_of(study, name), study.seeds):
         yield Job.of("train_aligned", setting=trained, aligned=aligned, seed=seed)
         yield Job.of("evaluate_aligned", setting=name, aligned=aligned, seed=seed)
 
@@ -158,52 +163,52 @@ def _trainings(study: Study, name: str) -> Iterator[Job]:
 def _training(study: Study, setting: str, crosscoder: str, seed: int) -> Iterator[Job]:
     """The job or the jobs that train one crosscoder."""
     named = {"setting": setting, "crosscoder": crosscoder, "seed": seed}
-    if crosscoder in queries.published(study):
+    if crosscoder in trainings.published(study):
         yield Job.of("import_crosscoder", **named)
         return
-    if not queries.windowed(study, setting):
+    if not trainings.windowed(study, setting):
         yield Job.of("train_crosscoder", **named)
         return
-    for segment in range(queries.segments(study, queries.data_setting(study, setting))):
+    for segment in range(trainings.segments(study, comparisons.data_setting(study, setting))):
         yield Job.of("train_segment", **named, segment=f"{segment:04d}")
     yield Job.of("finish_training", **named)
 
 
 def _validation(study: Study, name: str) -> Iterator[Job]:
     chosen = study.settings[name]
-    if queries.spliced(study, name):
+    if measurements.spliced(study, name):
         yield Job.of("measure_ablations", setting=name)
-    if queries.diverging(study, name):
+    if measurements.diverging(study, name):
         yield Job.of("measure_divergence", setting=name)
-    if queries.patched(study, name):
+    if measurements.patched(study, name):
         yield Job.of("generate_responses", setting=name)
         for crosscoder, seed in itertools.product(chosen.crosscoders, study.seeds):
             yield Job.of("causal", setting=name, crosscoder=crosscoder, seed=seed)
-    for crosscoder, seed in itertools.product(queries.steered(study, name), study.seeds):
+    for crosscoder, seed in itertools.product(measurements.steered(study, name), study.seeds):
         yield Job.of("steer", setting=name, crosscoder=crosscoder, seed=seed)
-    for crosscoder, seed in itertools.product(queries.compared(study, name), study.seeds):
+    for crosscoder, seed in itertools.product(measurements.compared(study, name), study.seeds):
         yield Job.of("compare_effects", setting=name, crosscoder=crosscoder, seed=seed)
-    if circuits := queries.circuits_of(study, name):
+    if circuits := measurements.circuits_of(study, name):
         for seed in study.seeds:
             yield Job.of("circuits", setting=name, crosscoder=circuits.crosscoder, seed=seed)
             yield from _training(study, name, circuits.saes, seed)
 
 
 def _report(study: Study, reached: list[str]) -> Iterator[Job]:
-    drawn = [name for name in reached if name in queries.drawn_settings(study)]
+    drawn = [name for name in reached if name in comparisons.drawn_settings(study)]
     for name in drawn:
         if isinstance(study.settings[name], Setting):
             yield Job.of("measure_similarity", setting=name)
-            pair = queries.planted_pair(study, name) if study.behaviours else None
+            pair = lineage.planted_pair(study, name) if study.behaviours else None
             if pair:
                 yield Job.of("measure_behaviours", model=pair[1])
-    for name in queries.paged(study):
+    for name in comparisons.paged(study):
         for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
             yield Job.of("latent_page", setting=name, crosscoder=crosscoder, seed=seed)
-    for name in queries.explained(study):
+    for name in measurements.explained(study):
         for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
             yield Job.of("explain_latents", setting=name, crosscoder=crosscoder, seed=seed)
-    for name, crosscoder, seed, form in queries.exports(study):
+    for name, crosscoder, seed, form in trainings.exports(study):
         yield Job.of("export", setting=name, crosscoder=crosscoder, seed=seed, format_name=form)
     for name in drawn:
         yield Job.of("notebook", setting=name)
@@ -337,7 +342,7 @@ def _peak(study: Study, made: list[tuple[Job, Cost]]) -> float:
         wildcards = dict(job.wildcards)
         if job.rule == "extract_window":
             window = study.settings[wildcards["setting"]].activations.window
-            shards[wildcards["setting"]] = cost.disk * min(window, queries.segments(study, wildcards["setting"]))
+            shards[wildcards["setting"]] = cost.disk * min(window, trainings.segments(study, wildcards["setting"]))
         elif job.rule == "train_segment":
             states[wildcards["setting"], wildcards["crosscoder"], wildcards["seed"]] = 2 * cost.disk
     return kept + sum(shards.values()) + sum(states.values())

@@ -1,0 +1,166 @@
+"""The trainings of a study: which there are, how often they read their activations, and what becomes of them."""
+
+from __future__ import annotations
+
+from crosscoders.study.queries.comparisons import data_setting, is_transfer, reported_settings, series_of
+from crosscoders.study.settings.comparisons import Setting, TransferSetting
+from crosscoders.study.settings.crosscoders import PublishedSettings
+from crosscoders.study.settings.study import Study
+
+
+def published(study: Study) -> list[str]:
+    """Crosscoders that are read, not trained.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the study file.
+    """
+    return [name for name, one in study.crosscoders.items() if isinstance(one, PublishedSettings)]
+
+
+def aligned_of(study: Study, setting: str) -> list[str]:
+    """Aligned crosscoders that a setting trains or measures.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of str
+        Names of sections under `aligned`.
+    """
+    chosen = study.settings[setting]
+    return chosen.aligned if isinstance(chosen, (Setting, TransferSetting)) else []
+
+
+def windowed(study: Study, setting: str) -> bool:
+    """Whether the training activations that a setting reads pass through a window and are deleted."""
+    chosen = study.settings[data_setting(study, setting)]
+    return isinstance(chosen, Setting) and chosen.activations.keep == "window"
+
+
+def trainings_on(study: Study, data: str) -> list[tuple[str, str, int]]:
+    """Trainings that read the training activations of a setting: its own, and those of its nulls.
+
+    Parameters
+    ----------
+    study : Study
+    data : str
+        A setting with activations of its own.
+
+    Returns
+    -------
+    list of (setting, crosscoder, seed)
+    """
+    read = published(study)
+    return [
+        (name, crosscoder, seed)
+        for name, setting in study.settings.items()
+        if data_setting(study, name) == data and not is_transfer(study, name)
+        for crosscoder in setting.crosscoders
+        if crosscoder not in read
+        for seed in study.seeds
+    ]
+
+
+def passes(study: Study, data: str) -> int:
+    """How often the training activations of a windowed setting are extracted: as often as its longest training reads them.
+
+    Parameters
+    ----------
+    study : Study
+    data : str
+
+    Returns
+    -------
+    int
+        Training tokens that a crosscoder sees, over those that there are, rounded up.
+    """
+    there = sum(study.settings[data].tokens["train"].values())
+    trainings = trainings_on(study, data)
+    seen = max((study.crosscoders[name].training.tokens for _, name, _ in trainings), default=there)
+    return max(1, -(-seen // there))
+
+
+def segments(study: Study, data: str) -> int:
+    """Parts of a training on a window: one for every shard of every pass."""
+    return study.settings[data].shards["train"] * passes(study, data)
+
+
+def unequal_budgets(study: Study) -> list[str]:
+    """Settings that compare crosscoders which see unequal numbers of tokens in training.
+
+    A difference between such crosscoders may come from the tokens and not from what they are.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        A line for each setting, with the tokens of every member.
+    """
+    lines = []
+    repeated = series_of(study)
+    for name, setting in study.settings.items():
+        if name in repeated:
+            continue  # said of the setting that is repeated
+        read = published(study)  # what they saw is not known
+        members = {member: study.crosscoders[member] for member in setting.crosscoders if member not in read}
+        members |= {member: study.aligned[member] for member in aligned_of(study, name)}
+        tokens = {member: one.training.tokens for member, one in members.items()}
+        if len(set(tokens.values())) > 1:
+            listed = ", ".join(f"{member} {count:,}" for member, count in tokens.items())
+            lines.append(
+                f"settings.{name}: its members see unequal numbers of tokens in training ({listed}); expected equal "
+                "steps × batch_tokens where they are compared"
+            )
+    return lines
+
+
+def trackers(study: Study) -> dict[str, list[str]]:
+    """What follows the trainings of a study while they run.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    {section: list of str}
+        By section of the study, as `crosscoders.l1`; those without trackers are left out.
+    """
+    sections = {f"crosscoders.{name}": one for name, one in study.crosscoders.items() if name not in published(study)}
+    sections |= {f"aligned.{name}": one for name, one in study.aligned.items()}
+    return {place: one.training.trackers for place, one in sections.items() if one.training.trackers}
+
+
+def exports(study: Study) -> list[tuple[str, str, int, str]]:
+    """What a study writes for other tools.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of (setting, crosscoder, seed, format)
+        Of settings with activations of models of their own.
+    """
+    return [
+        (name, crosscoder, seed, format_name)
+        for name in reported_settings(study)
+        if isinstance(study.settings[name], Setting)
+        for crosscoder in study.settings[name].crosscoders
+        for seed in study.seeds
+        for format_name in study.crosscoders[crosscoder].exports
+    ]

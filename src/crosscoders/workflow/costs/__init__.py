@@ -1,0 +1,1 @@
+"""What every job costs, computed from the study before anything runs: memory, disk, time, floating-point operations."""
