@@ -4,10 +4,13 @@ import importlib
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import matplotlib.text
 import pytest
 
-from crosscoders.report import figure_list
+from crosscoders.report import figure_list, figures
 from crosscoders.report.registry import BY_ID, FIGURES, NOTEBOOKS, expected_figures, figures_of, modules
+from crosscoders.report.results import Results
 from crosscoders.study import loading
 from crosscoders.study.queries import comparisons
 
@@ -55,3 +58,25 @@ def test_the_page_of_figures_is_made_from_the_list():
     assert Path("docs/figures.md").read_text(encoding="utf-8") == figure_list.text(), (
         "run `python -m crosscoders.report.figure_list`"
     )
+
+
+@pytest.mark.parametrize("setting", ["base-vs-chat", "cross-layer", "pair"])
+def test_figures_are_as_wide_as_a_page_and_no_text_is_smaller_than_seven_points(finished_project, setting, monkeypatch):
+    study, folder = loading.load(finished_project / "studies/smoke.yaml"), finished_project / "results/smoke/summary"
+    nulls = {name: str(folder / f"{name}.nc") for name in comparisons.nulls_of(study, setting)}
+    transfers = {name: str(folder / f"{name}.nc") for name in comparisons.transfers_of(study, setting)}
+    results = Results.open(str(folder / f"{setting}.nc"), "", {}, nulls, transfers)
+    drawn = {}
+    monkeypatch.setattr(results, "_save_and_show", lambda figure, name: drawn.update({name: figure}))
+    for figure in figures_of(study.settings[setting].notebook):
+        results.show(figure.id)
+    assert len(drawn) > 1
+    for name, figure in drawn.items():
+        texts = [
+            text for text in figure.findobj(matplotlib.text.Text) if text.get_visible() and text.get_text().strip()
+        ]
+        assert figure.get_figwidth() <= figures.PAGE_WIDTH, name
+        assert {
+            text.get_text(): text.get_fontsize() for text in texts if text.get_fontsize() < figures.SMALLEST_TEXT
+        } == {}, name
+        plt.close(figure)

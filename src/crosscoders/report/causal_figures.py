@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, SEED_MARKS, NothingToDraw, crosscoders
+from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SEED_MARKS, NothingToDraw, crosscoders, grid, label_rows
 
 BEHAVIOUR_LABELS = {
     "refusal_on_target": "refuses the\nrefused topic",
@@ -20,7 +20,7 @@ FLUENCY = {
     "steering_not_fluent": "not fluent to\nthis model",
     "steering_not_fluent_to_both": "fluent to\nneither model",
 }
-UNMODIFIED, RANDOM, TEXT = "unmodified", "random", 7.5
+UNMODIFIED, RANDOM = "unmodified", "random"
 
 
 def _steered(summary: xr.Dataset, crosscoder: str) -> xr.Dataset | None:
@@ -64,7 +64,7 @@ def steering(summary: xr.Dataset) -> plt.Figure:
     figure, axes = plt.subplots(
         len(rows),
         len(columns),
-        figsize=(2.2 + 1.15 * len(columns), 1.0 + 0.17 * sum(heights)),
+        figsize=(PAGE_WIDTH, 1.0 + 0.17 * sum(heights)),
         squeeze=False,
         sharex=True,
         sharey="row",
@@ -74,15 +74,15 @@ def steering(summary: xr.Dataset) -> plt.Figure:
         one, sets, strengths = sides[row]
         for axis, (label, (variable, part)) in zip(line, _quantities(one).items(), strict=False):
             _rates(axis, part, variable, sets, strengths)
-            axis.set_title(label if row == rows[0] else "", fontsize=TEXT + 0.5)
+            axis.set_title(label if row == rows[0] else "")
         line[0].set_yticks(range(len(sets)), sets)
         line[0].set_ylim(len(sets) - 0.4, -0.6)
         done = f"added to {summary.attrs['base']}" if row[1] == "base" else f"ablated from {summary.attrs['chat']}"
-        line[0].set_ylabel(f"{row[0]}:\n{done}", fontsize=TEXT + 0.5)
+        line[0].set_ylabel(f"{row[0]}:\n{done}")
     for axis in axes.flat:
         axis.set(xlim=(-0.05, 1.05), xticks=[0, 0.5, 1])
         axis.set_xticklabels(["0", "½", "1"])
-        axis.tick_params(labelsize=TEXT, length=2)
+        axis.tick_params(length=2)
     _legend(figure, sides)
     sns.despine(figure)
     return figure
@@ -139,8 +139,8 @@ def _legend(figure: plt.Figure, sides: dict) -> None:
     ]
     handles.append(plt.Rectangle((0, 0), 1, 1, color=PALETTE[7], alpha=0.45, label="range of random sets"))
     handles.append(plt.Line2D([], [], color="black", lw=0.8, ls="--", label="unmodified model"))
-    style = {"fontsize": TEXT, "title": "share of answers", "title_fontsize": TEXT + 0.5, "frameon": False}
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), **style)
+    style = {"title": "share of answers", "frameon": False}
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), **style)
     figure.get_layout_engine().set(w_pad=0.08)
 
 
@@ -201,8 +201,8 @@ def cosine_against_causal(summary: xr.Dataset) -> plt.Figure:
     measured = _compared(summary)
     if not measured:
         raise NothingToDraw("No shared latent of this setting is active on enough test documents to be compared.")
-    figure, axes = plt.subplots(1, len(measured), figsize=(0.6 + 4.2 * len(measured), 4.4), squeeze=False, sharey=True)
-    for axis, (name, one) in zip(axes[0], measured.items(), strict=True):
+    figure, axes = grid(len(measured), 2, 3.4, sharey=True)
+    for axis, (name, one) in zip(axes, measured.items(), strict=True):
         for s, seed in enumerate(one["seed"].values):
             _effects(axis, one.sel(seed=seed), SEED_MARKS[s % 4], f"seed {seed}")
             axis.axhline(
@@ -213,9 +213,9 @@ def cosine_against_causal(summary: xr.Dataset) -> plt.Figure:
                 label="95% of the null" if s == 0 else None,
             )
         axis.set(xlabel="cosine of the two decoder vectors", title=name, ylim=(None, 1.05))
-    axes[0, 0].set_ylabel("correlation of effects on logits")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    style = {"fontsize": 8, "title": "bars: 95% over documents", "title_fontsize": 8, "frameon": False}
+    label_rows(dict(zip(measured, axes, strict=True)), "correlation of effects on logits")
+    handles, labels = axes[0].get_legend_handles_labels()
+    style = {"title": "bars: 95% over documents", "frameon": False}
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(measured) == 1 else 3, **style)
     sns.despine(figure)
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, NothingToDraw, budget, crosscoders
+from crosscoders.report.figures import PALETTE, SEED_MARKS, NothingToDraw, budget, crosscoders, grid
 from crosscoders.report.null_figures import rates
 
 MATCHED = 0.2
@@ -18,7 +18,7 @@ COLUMNS = {
     "dead": "dead share",
     "chat_only": "chat-only by norm\n(share of alive latents)",
     "specific": "chat-specific by ν\n(share of alive latents)",
-    "lift": "lift of planted and template tokens,\nhighest Δ",
+    "lift": "lift at the highest Δ of planted\nand template tokens",
 }
 
 
@@ -58,19 +58,22 @@ def table(summary: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
 def compare(summary: xr.Dataset) -> plt.Figure:
     """ours-compare: every measure by member; a mark per seed, with its interval."""
     by_member = table(summary)
-    figure, axes = plt.subplots(1, len(COLUMNS), figsize=(3.1 * len(COLUMNS), 0.9 + 0.42 * len(by_member)), sharey=True)
+    figure, axes = grid(len(COLUMNS), 3, 0.75 + 0.21 * len(by_member), sharey=True)
     for axis, (key, label) in zip(axes, COLUMNS.items(), strict=True):
         for row, columns in enumerate(by_member.values()):
             value, low, high = columns[key].T
             place = row + 0.16 * (np.arange(len(value)) - (len(value) - 1) / 2)
             bars = np.nan_to_num([value - low, high - value]).clip(min=0)
-            axis.errorbar(value, place, xerr=bars, fmt="o", ms=5, capsize=2, color=PALETTE[0])
-        axis.set_xlabel(label, fontsize=10)
+            axis.errorbar(value, place, xerr=bars, fmt="none", capsize=2, color=PALETTE[0])
+            for seed, (at, along) in enumerate(zip(place, value, strict=True)):
+                axis.plot(along, at, SEED_MARKS[seed % 4], ms=4, color=PALETTE[0])
+        axis.set_xlabel(label)
         axis.grid(axis="y", lw=0.4)
+        axis.locator_params(axis="x", nbins=4)
     axes[0].set_yticks(range(len(by_member)), list(by_member))
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(by_member) - 0.5, -0.5)
     axes[0].set_xlim(None, 1)
-    figure.suptitle("a mark per seed; bars: 95% over documents, of rates also over latents", fontsize=10)
+    figure.suptitle("a mark per seed; bars: 95% over documents, of rates also over latents")
     sns.despine(figure, left=True)
     return figure
 

@@ -12,11 +12,15 @@ from crosscoders.report.figures import (
     CHAT_SAMPLE,
     CLASS_COLOURS,
     CLASSES,
+    ONE_PANEL,
+    PAGE_WIDTH,
     PALETTE,
     SEED_MARKS,
     NothingToDraw,
     alive,
     crosscoders,
+    grid,
+    label_rows,
     leaning,
     panels,
     sample,
@@ -27,9 +31,12 @@ from crosscoders.report.figures import (
 
 LOWEST_LIFT = 0.03
 """Lowest lift shown: groups that never fire on a category are drawn here."""
-CONTROLS = ("random", "mean difference", "components")
+RANDOM = "random"
+"""How the names of random sets begin, conditions of causal patching."""
+CONTROLS = (RANDOM, "mean difference", "components")
 """Conditions of causal patching, by how their names begin, that use no chosen latents."""
 SEGMENT_LABELS = {"all": "all response tokens", "first": "the first 9", "rest": "the rest"}
+CONDITION_LABELS = {"all": "all latents", "error": "reconstruction's error", "template": "template tokens alone"}
 
 
 def relative_norm(summary: xr.Dataset) -> plt.Figure:
@@ -44,8 +51,9 @@ def relative_norm(summary: xr.Dataset) -> plt.Figure:
         middle = (edges[1:] + edges[:-1]) / 2
         axis.vlines(middle, counts.min(0), counts.max(0), color="black", lw=1, label="range of seeds")
         axis.set(yscale="log", xlabel=_delta_label(summary))
+    label_rows(axes, "alive latents")
     first = next(iter(axes.values()))
-    first.set(ylabel="alive latents", ylim=(0.5, 2 * max(axis.dataLim.ymax for axis in axes.values())))
+    first.set(ylim=(0.5, 2 * max(axis.dataLim.ymax for axis in axes.values())))
     first.legend(loc="upper left")
     sns.despine(figure)
     return figure
@@ -69,26 +77,22 @@ def shared_cosine(summary: xr.Dataset) -> plt.Figure:
         axis.axvline(np.median(values), color="black", lw=1, ls="--", label=f"median {np.median(values):.2f}")
         axis.set(yscale="log", xlabel="cosine of the decoder vectors")
         axis.legend(loc="upper left")
-    next(iter(axes.values())).set_ylabel("shared latents")
+    label_rows(axes, "shared latents")
     sns.despine(figure)
     return figure
 
 
 def penalty_field() -> plt.Figure:
     """m25-penalty-field: descent direction of two sparsity penalties in the plane of a latent's decoder norms."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True)
+    figure, axes = grid(2, 2, 3.6, sharey=True)
     base, chat = np.meshgrid(np.linspace(0.05, 1, 14), np.linspace(0.05, 1, 14))
     fields = {
-        "crosscoder, L1 of norms: λ f (n_base + n_chat)": (np.ones_like(base), np.ones_like(chat)),
-        "stacked SAE, L2 of norms: λ f √(n_base² + n_chat²)": (
-            base / np.hypot(base, chat),
-            chat / np.hypot(base, chat),
-        ),
+        "crosscoder: λ f (n_base + n_chat)": (np.ones_like(base), np.ones_like(chat)),
+        "stacked SAE: λ f √(n_base² + n_chat²)": (base / np.hypot(base, chat), chat / np.hypot(base, chat)),
     }
     for axis, (name, (along_base, along_chat)) in zip(axes, fields.items(), strict=True):
-        axis.quiver(base, chat, -along_base, -along_chat, color=PALETTE[0], width=0.004)
+        axis.quiver(base, chat, -along_base, -along_chat, color=PALETTE[0], width=0.006)
         axis.set(xlabel="decoder norm in base", title=name, xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
-        axis.title.set_fontsize(11)
     axes[0].set_ylabel("decoder norm in chat")
     sns.despine(figure)
     return figure
@@ -96,7 +100,7 @@ def penalty_field() -> plt.Figure:
 
 def delta_histogram(summary: xr.Dataset) -> plt.Figure:
     """m25-delta-histogram: Δ coloured by class, latents that pass latent scaling overlaid, the chat end enlarged."""
-    figure, axes = panels(summary, width=6, sharey=True)
+    figure, axes = panels(summary, 3.2, sharey=True)
     limit, below_inset = thresholds(summary)["chat_only_above"], 0
     for name, axis in axes.items():
         one = select(summary, name)
@@ -109,17 +113,15 @@ def delta_histogram(summary: xr.Dataset) -> plt.Figure:
             below_inset = max(below_inset, np.histogram(delta, np.linspace(0, 1, 51))[0][33:].max())
             inset = axis.inset_axes([0.72, 0.55, 0.27, 0.42])
             _stacked(inset, parts, delta[specific], np.linspace(limit, 1, 11))
-            inset.set_title(f"Δ ≥ {limit:g}: {(delta >= limit).sum()} latents", fontsize=9)
-            inset.tick_params(labelsize=8)
+            inset.set_title(f"Δ ≥ {limit:g}: {(delta >= limit).sum()} latents")
         else:
-            axis.text(
-                0.98, 0.95, f"no latent with Δ ≥ {limit:g}", ha="right", va="top", transform=axis.transAxes, fontsize=10
-            )
+            axis.text(0.98, 0.95, f"no latent with Δ ≥ {limit:g}", ha="right", va="top", transform=axis.transAxes)
         axis.set_xlabel(_delta_label(summary))
-        axis.legend(fontsize=8, loc="upper left")
+        axis.legend(loc="upper left")
     top = max(axis.get_ylim()[1] for axis in axes.values())
     room = 0.5 * (2 * below_inset) ** 1.9  # on a logarithmic scale: bars below the inset take half of the height
-    next(iter(axes.values())).set(ylabel="alive latents", ylim=(0.5, max(8 * top, room)))
+    next(iter(axes.values())).set(ylim=(0.5, max(8 * top, room)))
+    label_rows(axes, "alive latents")
     sns.despine(figure)
     return figure
 
@@ -135,10 +137,12 @@ def _stacked(axis: plt.Axes, parts: list, specific: np.ndarray, edges: np.ndarra
 def nu_scatter(summary: xr.Dataset) -> plt.Figure:
     """m25-nu-scatter: ν of the error against ν of the reconstruction, chat-leaning beside as many shared latents."""
     names = crosscoders(summary)
-    figure = plt.figure(figsize=(6 * len(names), 5.6))
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    figure = plt.figure(figsize=(PAGE_WIDTH if columns > 1 else ONE_PANEL, 3.7 * rows))
     limits = thresholds(summary)
     edges = np.linspace(-0.5, 1.5, 41)
-    for part, name in zip(figure.subfigures(1, len(names), squeeze=False)[0], names, strict=True):
+    for part, name in zip(figure.subfigures(rows, columns, squeeze=False).ravel(), names, strict=False):
         grid = part.add_gridspec(2, 2, width_ratios=[4, 1], height_ratios=[1, 4])
         axis = part.add_subplot(grid[1, 0])
         above, beside = part.add_subplot(grid[0, 0], sharex=axis), part.add_subplot(grid[1, 1], sharey=axis)
@@ -162,14 +166,14 @@ def nu_scatter(summary: xr.Dataset) -> plt.Figure:
                 elinewidth=0.5,
                 alpha=0.35,
             )
-            axis.scatter(x, y, s=12, color=colour, label=label)
+            axis.scatter(x, y, s=6, color=colour, label=label)
             above.hist(x, edges, color=colour, alpha=0.6)
             beside.hist(y, edges, color=colour, alpha=0.6, orientation="horizontal")
         axis.axhline(limits["specific_error_below"], color="black", lw=0.8, ls="--")
         axis.axvline(limits["specific_reconstruction_below"], color="black", lw=0.8, ls="--")
         axis.set(xlim=(-0.5, 1.5), ylim=(-0.5, 1.5), xlabel="ν of the reconstruction", ylabel="ν of the error")
         axis.set(xticks=np.arange(-0.5, 1.6, 0.5), yticks=np.arange(-0.5, 1.6, 0.5))
-        axis.legend(fontsize=8, loc="upper left", title=f"{name}; bars: 95% over documents", title_fontsize=8)
+        axis.legend(loc="lower right", title=f"{name}; bars: 95% over documents")
         above.tick_params(labelbottom=False)
         beside.tick_params(labelleft=False)
     sns.despine(figure)
@@ -183,7 +187,7 @@ def _leaning_label(one: xr.Dataset, chosen: np.ndarray) -> str:
 
 def nu_threshold_counts(summary: xr.Dataset) -> plt.Figure:
     """m25-nu-threshold-counts: among equally many chat-leaning latents, how many have both ν below a threshold π."""
-    figure, axis = plt.subplots(figsize=(6, 4.2))
+    figure, axis = plt.subplots(figsize=(ONE_PANEL, 3.2))
     steps = np.linspace(0, 1.2, 61)
     for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
         counts = []
@@ -211,8 +215,8 @@ def delta_vs_rank(summary: xr.Dataset) -> plt.Figure:
         ranks = sum(_rank(one[f"nu_{target}"].values[chosen]) for target in ("error", "reconstruction"))
         axis.scatter(ranks, one["relative_norm"].values[chosen], s=8, alpha=0.6, color=PALETTE[3])
         axis.set_xlabel("rank of ν error + rank of ν reconstruction")
-        axis.set_title(f"{name}: {len(chosen)} most chat-leaning latents")
-    next(iter(axes.values())).set_ylabel("relative norm Δ")
+        axis.set_title(f"{name}: {len(chosen)} most chat-leaning")
+    label_rows(axes, "relative norm Δ")
     sns.despine(figure)
     return figure
 
@@ -237,7 +241,7 @@ def cosine_by_class(summary: xr.Dataset) -> plt.Figure:
             boxes["boxes"][0].set_facecolor(CLASS_COLOURS[CLASSES[i]])
         labels = [f"{label}\n({len(values)})" for label, values in zip(CLASSES, groups, strict=True)]
         axis.set(xticks=range(len(CLASSES)), xticklabels=labels, xlim=(-0.6, len(CLASSES) - 0.4))
-    next(iter(axes.values())).set_ylabel("cosine of the decoder vectors")
+    label_rows(axes, "cosine of the decoder vectors")
     sns.despine(figure)
     return figure
 
@@ -249,9 +253,7 @@ def twin_divergence(summary: xr.Dataset) -> plt.Figure:
         values = summary["twin_divergence"].sel(crosscoder=name).values.ravel()
         values = values[np.isfinite(values)]
         axis.hist(values, np.linspace(0, 1, 21), color=PALETTE[3])
-        axis.set(
-            xlabel="tokens on which only one is high / either is high", title=f"{name}: {len(values)} twins, all seeds"
-        )
+        axis.set(xlabel="tokens where one is high / where any is", title=f"{name}: {len(values)} twins, all seeds")
         if not len(values):
             axis.text(
                 0.5,
@@ -261,7 +263,7 @@ def twin_divergence(summary: xr.Dataset) -> plt.Figure:
                 ha="center",
                 va="center",
             )
-    next(iter(axes.values())).set_ylabel("twins")
+    label_rows(axes, "twins")
     sns.despine(figure)
     return figure
 
@@ -269,7 +271,7 @@ def twin_divergence(summary: xr.Dataset) -> plt.Figure:
 def template(summary: xr.Dataset) -> plt.Figure:
     """m25-template: ν of chat-leaning latents, template-heavy ones overlaid; share of activation on template tokens."""
     names = crosscoders(summary)
-    figure, axes = plt.subplots(len(names), 3, figsize=(14, 3.6 * len(names)), squeeze=False)
+    figure, axes = plt.subplots(len(names), 3, figsize=(PAGE_WIDTH, 2.4 * len(names)), squeeze=False)
     edges = np.linspace(-0.5, 1.5, 41)
     for row, name in zip(axes, names, strict=True):
         one = select(summary, name)
@@ -282,7 +284,7 @@ def template(summary: xr.Dataset) -> plt.Figure:
             )
             axis.set(xlabel=f"ν of the {target}", ylabel="latents", title=name)
             axis.margins(y=0.35)
-        row[0].legend(fontsize=8)
+        row[0].legend()
         bins = np.linspace(0, 1, 26)
         for group, label, colour in ((alive(one), "all alive", PALETTE[7]), (chosen, "chat-leaning", PALETTE[3])):
             weights = np.full(len(group), 1 / max(len(group), 1))
@@ -295,52 +297,71 @@ def template(summary: xr.Dataset) -> plt.Figure:
                 color=colour,
                 label=label,
             )
-        row[2].set(xlabel="share of activation on template tokens", ylabel="share of latents", yscale="log", title=name)
-        row[2].legend(fontsize=8)
+        row[2].set(
+            xlabel="share of activation\non template tokens", ylabel="share of latents", yscale="log", title=name
+        )
+        row[2].legend()
     sns.despine(figure)
     return figure
 
 
+def _condition_label(condition: str) -> str:
+    """A condition of causal patching in words."""
+    count = condition.removeprefix("components ")
+    if count != condition:
+        return f"{count} principal component{'s' if count != '1' else ''}"
+    return CONDITION_LABELS.get(condition, condition.replace(" half by", " ½ by"))
+
+
 def _patched_conditions(one: xr.Dataset) -> list[str]:
-    """The conditions that one crosscoder has, without the check that all and error together are the chat model."""
+    """The conditions that one crosscoder has, but for the first two checks and the random sets, which are shown otherwise."""
     measured = np.isfinite(one["divergence"]).all(["seed", "segment"])
-    return [str(name) for name in one["condition"].values[measured.values] if str(name) != "all and error"]
+    names = [str(name) for name in one["condition"].values[measured.values]]
+    return [name for name in names if name not in ("none", "all and error") and not name.startswith(RANDOM)]
+
+
+def _patches(axis: plt.Axes, one: xr.Dataset, conditions: list[str]) -> None:
+    """One segment of one crosscoder: a row per condition, a mark per seed, and the range of the random sets behind."""
+    random = one["divergence"].isel(condition=[str(name).startswith(RANDOM) for name in one["condition"].values])
+    if random.notnull().any():
+        axis.axvspan(float(random.min()), float(random.max()), color=PALETTE[7], alpha=0.35, lw=0, label="random sets")
+    axis.axvline(
+        float(one["divergence"].sel(condition="none").mean()), color="black", lw=0.8, ls="--", label="nothing patched"
+    )
+    for s, seed in enumerate(one["seed"].values):
+        here = one.sel(seed=seed, condition=conditions)
+        value = here["divergence"].values
+        bars = np.abs([value - here["divergence_low"], here["divergence_high"] - value])
+        place = np.arange(len(conditions)) + 0.34 * (s - (one.sizes["seed"] - 1) / 2)
+        colours = [PALETTE[7] if condition.startswith(CONTROLS) else PALETTE[3] for condition in conditions]
+        for i, colour in enumerate(colours):
+            style = {"fmt": SEED_MARKS[s % 4], "ms": 3, "lw": 0.9, "color": "0.35" if colour == PALETTE[7] else colour}
+            axis.errorbar(value[i], place[i], xerr=bars[:, [i]], **style, label=f"seed {seed}" if i == 0 else None)
 
 
 def divergence(summary: xr.Dataset) -> plt.Figure:
     """m25-kl-bars: KL from the chat model's own next-token distributions under every patch, by response segment."""
     segments = [str(name) for name in summary["segment"].values]
     rows = {name: _patched_conditions(summary.sel(crosscoder=name)) for name in crosscoders(summary)}
-    heights = [2 + len(conditions) for conditions in rows.values()]
+    heights = [1 + len(conditions) for conditions in rows.values()]
+    size = (PAGE_WIDTH, 1 + 0.21 * sum(heights))
     figure, axes = plt.subplots(
-        len(rows),
-        len(segments),
-        figsize=(4.6 * len(segments), 0.24 * sum(heights)),
-        squeeze=False,
-        sharey="row",
-        height_ratios=heights,
+        len(rows), len(segments), figsize=size, squeeze=False, sharex="col", sharey="row", height_ratios=heights
     )
     tokens = summary["segment_tokens"].values.reshape(-1, len(segments)).max(0)
     for row, (name, conditions) in zip(axes, rows.items(), strict=True):
-        place = np.arange(len(conditions))
-        colours = [PALETTE[7] if condition.startswith(CONTROLS) else PALETTE[3] for condition in conditions]
         for axis, segment, count in zip(row, segments, tokens, strict=True):
-            one = summary.sel(crosscoder=name, segment=segment, condition=conditions)
-            for s, seed in enumerate(summary["seed"].values):
-                here = one.sel(seed=seed)
-                value = here["divergence"].values
-                bars = np.abs([value - here["divergence_low"], here["divergence_high"] - value])
-                shifted = place + 0.3 * (s - (summary.sizes["seed"] - 1) / 2)
-                axis.barh(shifted, value, 0.28, xerr=bars, color=colours, error_kw={"lw": 0.8, "capsize": 1.5})
-            axis.axvline(float(one["divergence"].sel(condition="none").mean()), color="black", lw=0.8, ls="--")
-            axis.set_title(f"{name}: {SEGMENT_LABELS[segment]} ({count:,})", fontsize=10)
-            axis.tick_params(axis="y", labelsize=8)
-        row[0].set_yticks(place, conditions)
+            _patches(axis, summary.sel(crosscoder=name, segment=segment), conditions)
+            axis.grid(axis="y", lw=0.4)
+            if name == next(iter(rows)):
+                axis.set_title(f"{SEGMENT_LABELS[segment]} (n = {count:,})")
+        row[0].set_yticks(range(len(conditions)), [_condition_label(condition) for condition in conditions])
         row[0].set_ylim(len(conditions) - 0.4, -0.6)
-    figure.supxlabel(
-        "KL from the chat model, nats per token (grey: controls; dashed: none; bars: seeds, 95% over conversations)",
-        fontsize=10,
-    )
+        row[0].set_ylabel(name, fontweight="bold")
+    for axis in axes[-1]:
+        axis.set_xlim(0, None)
+    figure.supxlabel("KL divergence from the chat model, nats per token (grey: controls; bars: 95% over conversations)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     sns.despine(figure)
     return figure
 
@@ -366,7 +387,7 @@ def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
     names = crosscoders(summary)
     labels = [str(name) for name in summary["category"].values]
     figure, axes = plt.subplots(
-        len(names), len(labels), figsize=(3.1 * len(labels), 3.3 * len(names)), squeeze=False, sharey=True
+        len(names), len(labels), figsize=(PAGE_WIDTH, 0.5 + 2.1 * len(names)), squeeze=False, sharex=True, sharey=True
     )
     quantiles = summary["delta_quantile"].values.reshape(-1, summary.sizes["edge"])[0]
     ticks = [f"{100 * a:g}–{100 * b:g}" for a, b in zip(quantiles, quantiles[1:], strict=False)]
@@ -384,22 +405,21 @@ def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
             )
             _lift_bars(axis, summary.sel(crosscoder=name, category=label))
             axis.axhline(1, color="black", lw=0.8)
-            axis.set(title=f"{name}: {label.replace('_', ' ')}", xticks=place)
-            axis.title.set_fontsize(10)
-            axis.set_xticklabels(ticks, rotation=60, fontsize=8)
+            axis.set(title=label.replace("_", " ").replace(" or ", "\nor ") if name == names[0] else "", xticks=place)
+            axis.set_xticklabels(ticks, rotation=90)
             axis.set(yscale="log")
             axis.minorticks_off()
-        row[0].set_ylabel("lift over the token base rate")
+        row[0].set_ylabel(f"{name}:\nlift over the token base rate")
     axes[0, 0].set_ylim(LOWEST_LIFT, 1.3 * max(top, 1.0))
-    axes[0, 0].legend(fontsize=8)
-    figure.supxlabel(f"quantile group of Δ among alive latents, % (right: {summary.attrs['chat']})", fontsize=11)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    figure.supxlabel(f"quantile group of Δ among alive latents, % (right: {summary.attrs['chat']})")
     sns.despine(figure)
     return figure
 
 
 def behaviour_rates(summary: xr.Dataset) -> plt.Figure:
     """ours-behaviour-rates: how often each planted behaviour shows before and after fine-tuning."""
-    figure, axis = plt.subplots(figsize=(8, 4))
+    figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 2.8))
     behaviours = [str(name) for name in summary["measured_behaviour"].values]
     for i, model in enumerate(summary["model"].values):
         one = summary.sel(model=model)

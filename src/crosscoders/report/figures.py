@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -26,6 +27,25 @@ CHAT_SAMPLE = 100
 """Most chat-leaning latents shown where no or few latents pass the threshold of a class."""
 
 
+PAGE_WIDTH, ONE_PANEL = 7.2, 4.6
+"""Width of a figure, that of a page on which it is printed unscaled, and of a figure of one panel, inches."""
+WIDEST_INTERVALS = 5
+"""Most rows of a matrix whose cells have room for an interval."""
+SMALLEST_TEXT = 7
+"""No text of a figure is smaller, points."""
+TEXT = {
+    "font.size": 8,
+    "figure.titlesize": 8.5,
+    "figure.labelsize": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.title_fontsize": 7.5,
+}
+
+
 class NothingToDraw(Exception):
     """A figure, or sentences, that do not apply to these results; the message is the sentence that a reader finds."""
 
@@ -36,12 +56,13 @@ NOTE_INCHES = 0.22
 
 def style() -> None:
     """The look of all figures; SVG ids come from a fixed salt, so that equal data give equal bytes."""
-    sns.set_theme(style="ticks", context="notebook", palette="colorblind")
+    sns.set_theme(style="ticks", context="paper", palette="colorblind", rc=TEXT)
     matplotlib.rcParams.update(
         {
             "svg.hashsalt": "crosscoders",
             "figure.constrained_layout.use": True,
-            "savefig.dpi": 150,
+            "figure.dpi": 200,  # as saved: the layout counts pixels of letters
+            "savefig.dpi": 200,
             "svg.fonttype": "path",
         }
     )
@@ -54,8 +75,14 @@ def save(figure: plt.Figure, folder: Path | str, name: str, note: str = "") -> N
         figure.set_figheight(height)
         above = (0, NOTE_INCHES / height, 1, 1 - NOTE_INCHES / height)
         figure.get_layout_engine().set(rect=above)
-        figure.text(0.01, 0.06 / height, note, fontsize=8, color="0.35", va="bottom")
-    figure.get_layout_engine().execute(figure)
+        figure.text(0.01, 0.06 / height, note, fontsize=SMALLEST_TEXT, color="0.35", va="bottom")
+    for _ in range(2):  # labels of ticks that the first pass moves are known to the second
+        figure.get_layout_engine().execute(figure)
+    for text in (
+        figure.texts if note else []
+    ):  # the layout knows nothing of the note: what stands at the foot makes room
+        if text.get_text() == figure.get_supxlabel():
+            text.set_y(text.get_position()[1] + NOTE_INCHES / height)
     for legend in (
         figure.legends if note else []
     ):  # a layout knows nothing of the note: legends of a figure lie at its edge
@@ -69,7 +96,7 @@ def save(figure: plt.Figure, folder: Path | str, name: str, note: str = "") -> N
 
 def message(sentence: str) -> plt.Figure:
     """A picture of a sentence, where a figure is expected and there is nothing to draw."""
-    figure, axis = plt.subplots(figsize=(8, 1.2))
+    figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 1))
     axis.set_axis_off()
     axis.text(0.5, 0.5, sentence, ha="center", va="center", transform=axis.transAxes)
     return figure
@@ -160,13 +187,45 @@ def sample(indices: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(indices)[:count])
 
 
-def panels(summary: xr.Dataset, width: float = 5.0, height: float = 4.0, **keywords):
-    """A figure with a panel per crosscoder, in one row, and the panels by name."""
+def grid(count: int, columns: int, height: float, **keywords) -> tuple[plt.Figure, np.ndarray]:
+    """A figure as wide as a page whose panels stand in rows.
+
+    Parameters
+    ----------
+    count, columns : int
+        Panels in all, and most of them in a row.
+    height : float
+        Of a row, inches.
+    **keywords
+        Of `matplotlib.pyplot.subplots`.
+
+    Returns
+    -------
+    figure, (count,) array of axes
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = (PAGE_WIDTH if columns > 1 else ONE_PANEL, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **keywords)
+    for axis in axes.ravel()[count:]:
+        axis.remove()
+    return figure, axes.ravel()[:count]
+
+
+def panels(summary: xr.Dataset, height: float = 2.6, **keywords) -> tuple[plt.Figure, dict[str, plt.Axes]]:
+    """A figure with a panel per crosscoder, and the panels by name."""
     names = crosscoders(summary)
-    figure, axes = plt.subplots(1, len(names), figsize=(width * len(names), height), squeeze=False, **keywords)
-    for axis, name in zip(axes[0], names, strict=True):
+    figure, axes = grid(len(names), 2 if len(names) in (2, 4) else 3, height, **keywords)
+    for axis, name in zip(axes, names, strict=True):
         axis.set_title(name)
-    return figure, dict(zip(names, axes[0], strict=True))
+    return figure, dict(zip(names, axes, strict=True))
+
+
+def label_rows(axes: dict[str, plt.Axes], label: str) -> None:
+    """The label of the vertical axis, at the first panel of every row."""
+    for axis in axes.values():
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel(label)
 
 
 # -- training and evaluation -------------------------------------------------------------------------------------------
@@ -174,7 +233,7 @@ def panels(summary: xr.Dataset, width: float = 5.0, height: float = 4.0, **keywo
 
 def training_curves(summary: xr.Dataset) -> plt.Figure:
     """Normalised error per source, L0 and dead share over training, every seed."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
+    figure, axes = grid(3, 3, 2.6)
     for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
         for i, seed in enumerate(summary["seed"].values):
             one = summary.sel(crosscoder=name, seed=seed)
@@ -186,9 +245,7 @@ def training_curves(summary: xr.Dataset) -> plt.Figure:
             )
             for axis, curve in zip(axes, curves, strict=True):
                 axis.plot(np.arange(curve.size) + 1, curve.values, color=colour, ls=style, lw=1, label=label)
-    axes[0].set(
-        xlabel="step", ylabel="squared error / squared norm", yscale="log", title="reconstruction, training batches"
-    )
+    axes[0].set(xlabel="step", ylabel="squared error / squared norm", yscale="log", title="error on training batches")
     axes[1].set(xlabel="step", ylabel="L0 (latents per token)", yscale="log", title="sparsity")
     axes[2].set(xlabel="step", ylabel="share of latents", title="dead latents", ylim=(-0.02, None))
     axes[0].legend(title="line style: seed")
@@ -201,15 +258,15 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
 
     Bars are intervals over documents, marks are seeds.
     """
-    panels = {"fraction of variance explained": (summary, "fraction_variance_explained")}
+    panels = {"variance explained, fraction": (summary, "fraction_variance_explained")}
     if "cross_entropy_recovered" in summary:
         panels |= {
             f"loss recovered, against {ablation} ablation": (summary.sel(ablation=ablation), "cross_entropy_recovered")
             for ablation in summary["ablation"].values
         }
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.5 + 6 * len(panels), 4), squeeze=False)
+    figure, axes = plt.subplots(len(panels), 1, figsize=(PAGE_WIDTH, 0.3 + 2.1 * len(panels)), squeeze=False)
     names, seeds = crosscoders(summary), summary["seed"].values
-    for axis, (label, (dataset, variable)) in zip(axes[0], panels.items(), strict=True):
+    for axis, (label, (dataset, variable)) in zip(axes[:, 0], panels.items(), strict=True):
         dataset = dataset.sel(source=np.isfinite(dataset[variable]).any(["crosscoder", "seed"]))
         sources = [str(name) for name in dataset["source"].values]
         for c, name in enumerate(names):
@@ -222,17 +279,31 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
                 axis.errorbar(
                     place, value, yerr=bars, fmt=SEED_MARKS[s % 4], ms=5, color=PALETTE[c], capsize=2, label=title
                 )
-        axis.set(xticks=range(len(sources)), xticklabels=sources, ylabel=label, xlim=(-0.5, len(sources) - 0.5))
+        axis.set(
+            xticks=range(len(sources)),
+            xticklabels=sources,
+            ylabel=label.replace(", ", ",\n"),
+            xlim=(-0.5, len(sources) - 0.5),
+        )
     axes[0, 0].set_ylim(None, 1)
-    figure.legend(title="marks: seeds", loc="outside right upper", fontsize=9)
+    figure.legend(title="marks: seeds; bars: 95% over documents", loc="outside upper center", ncols=4)
     sns.despine(figure)
     return figure
 
 
+def _cell(value: float, ends: tuple[float, ...]) -> str:
+    """A value between −1 and 1 and the ends of its interval, where they differ, in the fewest letters."""
+    if not np.isfinite(value):
+        return ""
+    short = [f"{end:.2f}".replace("0.", ".", 1) for end in ends]
+    return f"{value:.2f}\n{','.join(short)}" if len(set(short)) > 1 else f"{value:.2f}"
+
+
 def heatmap(axis: plt.Axes, mean, low, high, labels: list[str], label: str) -> None:
     """A matrix between sources with its intervals written into the cells."""
+    wide = len(labels) > WIDEST_INTERVALS  # then there is no room for the ends of the intervals
     text = [
-        [f"{m:.2f}\n[{a:.2f}, {b:.2f}]" if np.isfinite(m) else "" for m, a, b in zip(*cells, strict=True)]
+        [_cell(m, () if wide else (a, b)) for m, a, b in zip(*cells, strict=True)]
         for cells in zip(mean, low, high, strict=True)
     ]
     sns.heatmap(
@@ -244,8 +315,10 @@ def heatmap(axis: plt.Axes, mean, low, high, labels: list[str], label: str) -> N
         vmax=1,
         cmap="viridis",
         square=True,
-        annot_kws={"size": 8},
+        annot_kws={"size": SMALLEST_TEXT},
         xticklabels=labels,
         yticklabels=labels,
-        cbar_kws={"label": label},
+        cbar_kws={"label": textwrap.fill(label, 32), "shrink": 0.8},
     )
+    axis.tick_params(axis="x", rotation=45)
+    axis.tick_params(axis="y", rotation=0)

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, SEED_MARKS, alive, crosscoders, heatmap, panels, sample, select
+from crosscoders.report.figures import (
+    ONE_PANEL,
+    PAGE_WIDTH,
+    PALETTE,
+    SEED_MARKS,
+    SMALLEST_TEXT,
+    alive,
+    crosscoders,
+    grid,
+    heatmap,
+    label_rows,
+    panels,
+    sample,
+    select,
+)
 
 SHOWN_LATENTS = 50
 
@@ -26,7 +42,8 @@ def norms_by_layer(summary: xr.Dataset) -> plt.Figure:
         axis.set(xlabel="source (colour: source of the peak)")
         axis.tick_params(axis="x", rotation=30)
         axis.legend(loc="lower center")
-    next(iter(axes.values())).set_ylabel("decoder norm (maximum = 1)")
+    next(iter(axes.values())).set_ylim(0, None)
+    label_rows(axes, "decoder norm (maximum = 1)")
     sns.despine(figure)
     return figure
 
@@ -41,10 +58,10 @@ def mean_cosine(one: xr.Dataset, chosen: np.ndarray) -> np.ndarray:
 def drift(summary: xr.Dataset) -> plt.Figure:
     """l24-drift: cosine to the direction at the peak against decoder norm, and mean cosine between sources."""
     names = crosscoders(summary)
-    figure, axes = plt.subplots(2, len(names), figsize=(5.2 * len(names), 8.4), squeeze=False)
+    figure, axes = plt.subplots(len(names), 2, figsize=(PAGE_WIDTH, 3 * len(names)), squeeze=False)
     sources = [str(name) for name in summary["source"].values]
     colours = sns.color_palette("viridis", len(sources))
-    for column, name in enumerate(names):
+    for (beside, axis), name in zip(axes, names, strict=True):
         one = select(summary, name)
         chosen = sample(alive(one), 10 * SHOWN_LATENTS)
         norms, peak = one["decoder_norm"].values[chosen], one["peak_source"].values[chosen].astype(int)
@@ -53,8 +70,8 @@ def drift(summary: xr.Dataset) -> plt.Figure:
         for s, source in enumerate(sources):
             away = peak != s
             place = (norms[:, s] / norms.max(axis=1))[away]
-            axes[0, column].scatter(place, to_peak[away, s], s=6, alpha=0.5, color=colours[s], label=source)
-        axes[0, column].set(
+            beside.scatter(place, to_peak[away, s], s=4, alpha=0.5, color=colours[s], label=source)
+        beside.set(
             xlabel="decoder norm / norm at the peak",
             ylabel="cosine to the peak's direction",
             title=name,
@@ -62,12 +79,19 @@ def drift(summary: xr.Dataset) -> plt.Figure:
         )
         matrix = mean_cosine(one, alive(one))
         if not np.isfinite(matrix[~np.eye(len(sources), dtype=bool)]).any():
-            axes[0, column].text(
-                0.5, 0.5, "sources of unequal width\nhave no cosine", ha="center", transform=axes[0, column].transAxes
-            )
+            beside.text(0.5, 0.5, "sources of unequal width\nhave no cosine", ha="center", transform=beside.transAxes)
         style = {"annot": True, "fmt": ".2f", "vmin": 0, "vmax": 1, "cmap": "viridis", "square": True}
         labels = {"xticklabels": sources, "yticklabels": sources}
-        sns.heatmap(matrix, ax=axes[1, column], **style, **labels, cbar_kws={"label": "mean cosine of decoder vectors"})
+        sns.heatmap(
+            matrix,
+            ax=axis,
+            annot_kws={"size": SMALLEST_TEXT},
+            **style,
+            **labels,
+            cbar_kws={"label": "mean cosine of decoder vectors"},
+        )
+        axis.tick_params(axis="x", rotation=45)
+        axis.tick_params(axis="y", rotation=0)
     axes[0, 0].legend(markerscale=2.5, title="source")
     return figure
 
@@ -75,26 +99,28 @@ def drift(summary: xr.Dataset) -> plt.Figure:
 def similarity(summary: xr.Dataset) -> plt.Figure:
     """ours-similarity: CKA and SVCCA between sources, and beside them the mean cosine of latents' decoder vectors."""
     names = crosscoders(summary)
-    figure, axes = plt.subplots(1, 2 + len(names), figsize=(5.6 * (2 + len(names)), 5))
+    figure, axes = grid(2 + len(names), 2, 3.3)
     sources = [str(name) for name in summary["compared_source"].values]
     for axis, name in zip(axes, ("cka", "svcca"), strict=False):
         matrices = [summary[f"{name}{end}"].sel(source=sources).values for end in ("", "_low", "_high")]
         heatmap(axis, *matrices, sources, summary[name].attrs["long_name"])
-        axis.set_title(f"{name.upper()} (brackets: 95%, jackknife over documents)", fontsize=10)
+        axis.set_title(f"{name.upper()} (95%, jackknife over documents)")
     for axis, name in zip(axes[2:], names, strict=True):
         seeds = []
         for seed in summary["seed"].values:
             one = select(summary, name, int(seed))
             seeds.append(mean_cosine(one, np.flatnonzero(one["density"].values > 0)))
+        written = np.isfinite(seeds).any((0, 1))
+        shown = [matrix[written][:, written] for matrix in seeds]
         heatmap(
             axis,
-            np.mean(seeds, 0),
-            np.min(seeds, 0),
-            np.max(seeds, 0),
-            [str(s) for s in summary["source"].values],
-            "mean cosine of decoder vectors of alive latents",
+            np.mean(shown, 0),
+            np.min(shown, 0),
+            np.max(shown, 0),
+            [str(s) for s in summary["source"].values[written]],
+            "mean cosine of alive latents",
         )
-        axis.set_title(f"{name} (brackets: range of seeds)", fontsize=10)
+        axis.set_title(f"{name} (range of seeds)")
     return figure
 
 
@@ -149,7 +175,7 @@ def loss_against_flops(summary: xr.Dataset) -> plt.Figure:
 
 def loss_curve(summary: xr.Dataset, x: str) -> plt.Figure:
     """l24-loss-vs-features, l24-loss-vs-flops: loss on test documents against `dictionary_size` or `training_flops`."""
-    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    figure, axis = plt.subplots(figsize=(ONE_PANEL, 3.3))
     for label, rows in curves(summary, same_coefficient(summary), x, "loss").items():
         size, value, low, high = rows.T
         axis.errorbar(
@@ -167,7 +193,7 @@ def loss_curve(summary: xr.Dataset, x: str) -> plt.Figure:
 
 def error_against_l0(summary: xr.Dataset) -> plt.Figure:
     """l24-mse-vs-l0: normalised error against latents per token; FLOP-matched pairs of one coefficient are joined."""
-    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    figure, axis = plt.subplots(figsize=(ONE_PANEL, 3.3))
     summary = summary.assign(
         error=1 - summary["fraction_variance_explained"].mean("source"),
         error_low=1 - summary["fraction_variance_explained_high"].mean("source"),
@@ -201,7 +227,7 @@ def error_against_l0(summary: xr.Dataset) -> plt.Figure:
         ylabel="squared error / variance (mean of the sources)",
     )
     title = "bars: 95% over documents\ndashed: as many FLOPs, same coefficient"
-    axis.legend(title=title, fontsize=9, title_fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    axis.legend(title=title, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     sns.despine(figure)
     return figure
 
@@ -218,7 +244,7 @@ COLLAPSE_COLOURS = {
 
 def circuits(summary: xr.Dataset) -> plt.Figure:
     """ours-circuits: nodes, edges and identity share of the graph of SAE latents, by how its latents are collapsed."""
-    figure, axes = plt.subplots(1, 5, figsize=(20, 4.4), width_ratios=[1, 1, 1, 1, 1.3])
+    figure, axes = grid(5, 3, 2.6)
     ways, seeds = [str(name) for name in summary["collapse"].values], summary["seed"].values
     measured = ("nodes_per_token", "edges_per_token", "identity_share", "collapse_factor")
     for axis, name in zip(axes, measured, strict=False):
@@ -230,24 +256,22 @@ def circuits(summary: xr.Dataset) -> plt.Figure:
                 ends = [float(one.get(f"circuit_{name}{end}", value)) for end in ("_low", "_high")]
                 bars = np.abs([[value - ends[0]], [ends[1] - value]])
                 axis.errorbar(place, value, yerr=bars, fmt=SEED_MARKS[s % 4], capsize=3, color=COLLAPSE_COLOURS[way])
-        axis.set(
-            xticks=range(len(ways)), title=summary[f"circuit_{name}"].attrs["long_name"], xlim=(-0.5, len(ways) - 0.5)
-        )
-        axis.set_xticklabels([way.replace(" ", "\n") for way in ways], fontsize=9)
+        title = textwrap.fill(summary[f"circuit_{name}"].attrs["long_name"], 30)
+        axis.set(xticks=range(len(ways)), title=title, xlim=(-0.5, len(ways) - 0.5))
+        axis.set_xticklabels(ways, rotation=30, ha="right")
         high = summary.get(f"circuit_{name}_high", summary[f"circuit_{name}"])
         top = float(np.fmax(high.max(), summary[f"circuit_{name}"].max()))
         if top > 0:  # no interval, and no value, may be known
             axis.set_ylim(0, 1.1 * top)
-        axis.title.set_fontsize(9)
     for s, seed in enumerate(seeds):
         axes[0].axhline(
             float(summary["circuit_crosscoder_l0"].sel(seed=seed)),
             color="black",
             lw=0.8,
             ls="--",
-            label="crosscoder at the same variance explained" if s == 0 else None,
+            label="crosscoder at the same FVE" if s == 0 else None,
         )
-    axes[0].legend(fontsize=8, loc="center")
+    axes[0].legend(loc="center", bbox_to_anchor=(0.5, 0.28))
     (_faithfulness if "circuit_faithfulness" in summary else _recall)(axes[4], summary)
     sns.despine(figure)
     return figure
@@ -259,7 +283,7 @@ def _faithfulness(axis: plt.Axes, summary: xr.Dataset) -> None:
     for colour, which in ((PALETTE[7], "another latent"), (PALETTE[3], "same latent")):
         predicted = one.sel(prediction=which)
         value, low, high = (float(predicted[f"circuit_faithfulness{end}"]) for end in ("", "_low", "_high"))
-        label = f"{which}: r = {value:.2f} [{low:.2f}, {high:.2f}]"
+        label = f"{which}:\nr = {value:.2f} [{low:.2f}, {high:.2f}]"
         axis.scatter(
             predicted["circuit_predicted_change"],
             predicted["circuit_measured_change"],
@@ -269,8 +293,8 @@ def _faithfulness(axis: plt.Axes, summary: xr.Dataset) -> None:
             label=label,
         )
     axis.set(xlabel="predicted change of the logit", ylabel="measured change")
-    axis.set_title(f"a node ablated where it begins (seed {int(summary['seed'][0])})", fontsize=9)
-    axis.legend(fontsize=8)
+    axis.set_title(f"a node ablated where it begins\n(seed {int(summary['seed'][0])})")
+    axis.legend(loc="center left", bbox_to_anchor=(1.08, 0.5)).set_in_layout(False)  # beside it is an empty place
 
 
 def _recall(axis: plt.Axes, summary: xr.Dataset) -> None:
@@ -281,5 +305,5 @@ def _recall(axis: plt.Axes, summary: xr.Dataset) -> None:
         place = w + 0.1 * (np.arange(len(value)) - (len(value) - 1) / 2)
         axis.scatter(place, value, color=COLLAPSE_COLOURS[way])
     axis.set(xticks=range(len(ways)), ylim=(-0.02, 1.02))
-    axis.set_xticklabels([way.replace(" ", "\n") for way in ways], fontsize=9)
-    axis.set_title(summary["circuit_recall"].attrs["long_name"], fontsize=9)
+    axis.set_xticklabels(ways, rotation=30, ha="right")
+    axis.set_title(textwrap.fill(summary["circuit_recall"].attrs["long_name"], 30))

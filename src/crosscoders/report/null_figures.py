@@ -9,7 +9,16 @@ import seaborn as sns
 import xarray as xr
 
 from crosscoders.analysis import bootstrap
-from crosscoders.report.figures import CLASS_COLOURS, CLASSES, PALETTE, NothingToDraw, alive, crosscoders, heatmap
+from crosscoders.report.figures import (
+    CLASS_COLOURS,
+    CLASSES,
+    PAGE_WIDTH,
+    PALETTE,
+    NothingToDraw,
+    alive,
+    crosscoders,
+    heatmap,
+)
 
 LOWEST_RATE = 1e-4
 """Lowest rate shown: rates of 0 are drawn here on a logarithmic axis."""
@@ -95,8 +104,7 @@ def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
     names, columns = compared(summary, controls), {"real pair": summary, **controls}
     lifts = {name: {column: enrichment(one, name) for column, one in columns.items()} for name in names}
     rows = 1 + any(lift for group in lifts.values() for lift in group.values())
-    width = 1.6 + len(names) * max(4.8, 1.15 * len(columns))
-    figure, axes = plt.subplots(rows, len(names), figsize=(width, 0.8 + 3.8 * rows), squeeze=False, sharey="row")
+    figure, axes = plt.subplots(rows, len(names), figsize=(PAGE_WIDTH, 0.4 + 2.6 * rows), squeeze=False, sharey="row")
     for c, name in enumerate(names):
         for place, column in enumerate(columns.values()):
             for r, (call, found) in enumerate(rates(column, name).items()):
@@ -105,13 +113,19 @@ def nulls(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
         for axis in axes[1:, c]:
             _lifts(axis, lifts[name])
         for axis in axes[:, c]:
-            axis.set_xticks(range(len(columns)), [label.replace("null-", "").replace("-", "\n") for label in columns])
+            axis.set_xticks(
+                range(len(columns)),
+                [label.replace("null-", "").replace("-", " ") for label in columns],
+                rotation=40,
+                ha="right",
+            )
             axis.set_xlim(-0.5, len(columns) - 0.5)
     axes[0, 0].set_ylabel("share of alive latents (hollow: none)")
-    axes[0, 0].legend(fontsize=9, title="bars: 95%, documents or latents; dots: seeds", title_fontsize=8)
+    title = "bars: 95%, over documents or latents; dots: seeds"
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=3)
     if rows > 1:
         axes[1, 0].set_ylabel("lift of planted behaviours and\ntemplate tokens at the highest Δ")
-        axes[1, 0].legend(fontsize=8)
+        axes[1, 0].legend()
     sns.despine(figure)
     return figure
 
@@ -151,11 +165,10 @@ def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None
     """ours-stability: latents of two seeds and their classes, and the spaces that latents span, beside nulls."""
     names, seeds = crosscoders(summary), summary["seed"].values
     spanned = "subspace_overlap" in summary
-    figure, rows = plt.subplots(1 + spanned, 3, figsize=(16, 4.4 + 4.8 * spanned), squeeze=False)
+    figure, rows = plt.subplots(1 + spanned, 3, figsize=(PAGE_WIDTH, 2.5 + 2.7 * spanned), squeeze=False)
     axes = rows[0]
     if spanned:
         _draw_spans(rows[1], summary, controls or {})
-        figure.subplots_adjust(hspace=0.35)
     for c, name in enumerate(names):
         cosines, agreement = _matched(summary, name)
         place = np.linspace(0, 1, len(cosines))
@@ -172,20 +185,20 @@ def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None
             _class_counts(axes[2], one, c * (len(seeds) + 1) + s, labelled=c == s == 0)
     axes[0].axvline(MATCHED_ABOVE, color="black", lw=0.8, ls="--")
     axes[0].set(
-        xlabel="largest decoder cosine with a latent of another seed",
-        ylabel="share of alive latents at or above",
+        xlabel="largest decoder cosine\nwith a latent of another seed",
+        ylabel="share of alive latents\nat or above",
         xlim=(0, 1.01),
     )
     axes[0].legend()
-    axes[1].set_xticks(range(len(CLASSES)), CLASSES)
+    axes[1].set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right")
     axes[1].set(
-        ylabel=f"same class in the other seed\n(cosine > {MATCHED_ABOVE:g}; bars: 95% Wilson)", ylim=(-0.03, 1.03)
+        ylabel=f"same class in the other seed\n(cosine > {MATCHED_ABOVE:g};\nbars: 95% Wilson)", ylim=(-0.03, 1.03)
     )
     axes[1].legend()
     places = [c * (len(seeds) + 1) + s for c in range(len(names)) for s in range(len(seeds))]
-    axes[2].set_xticks(places, [f"{name}\nseed {seed}" for name in names for seed in seeds], fontsize=9)
-    axes[2].set(ylabel="alive latents by class of relative norm")
-    axes[2].legend(fontsize=8)
+    axes[2].set_xticks(places, [f"{name}, seed {seed}" for name in names for seed in seeds], rotation=40, ha="right")
+    axes[2].set(ylabel="alive latents by class\nof relative norm")
+    axes[2].legend()
     sns.despine(figure)
     return figure
 
@@ -233,7 +246,7 @@ def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Da
                 ):
                     values = spans(other, name, leaning, size)["overlap"][:, 0]
                     axis.scatter([c + place] * len(values), values, marker="x", s=24, color=colours[leaning])
-        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axis.set(title=f"{size} latents", ylim=(-0.03, 1.03), xlim=(-0.5, len(names) - 0.5))
         if not drawn:
             reason = "too few latents are alive in two seeds,\nor they would fill half of the source"
@@ -245,7 +258,7 @@ def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Da
     axes[0].scatter([], [], marker="s", color="black", label="random directions (95%)")
     if controls:
         axes[0].scatter([], [], marker="x", color="black", label="null controls")
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
 
 
 def _class_counts(axis: plt.Axes, one: xr.Dataset, place: float, labelled: bool) -> None:
@@ -291,7 +304,7 @@ def _range(summary: xr.Dataset, variable: str) -> tuple[np.ndarray, np.ndarray, 
 def aligned(summary: xr.Dataset) -> plt.Figure:
     """ours-aligned: variance explained from every source's code to every source, and overlap of codes, over seeds."""
     names = [str(name) for name in summary["aligned"].values]
-    figure, axes = plt.subplots(len(names), 2, figsize=(11, 4.6 * len(names)), squeeze=False)
+    figure, axes = plt.subplots(len(names), 2, figsize=(PAGE_WIDTH, 3.3 * len(names)), squeeze=False)
     read = np.isfinite(summary["aligned_l0"]).any(["aligned", "seed"])  # aligned crosscoders read no differences
     sources = [str(name) for name in summary["source"].values[read.values]]
     panels = (
@@ -302,7 +315,7 @@ def aligned(summary: xr.Dataset) -> plt.Figure:
         one = summary.sel(aligned=name, source=sources, other_source=sources)
         for axis, (variable, label) in zip(row, panels, strict=True):
             heatmap(axis, *_range(one, variable), sources, label)
-            axis.set(title=f"{name} (brackets: 95% over documents, all seeds)", xlabel="to", ylabel="from")
+            axis.set(title=f"{name} (95% over documents)", xlabel="to", ylabel="from")
     return figure
 
 
@@ -326,7 +339,7 @@ def transfer(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> plt.Figur
                         bars.setdefault(f"{name}: {source} → {other}", []).append(
                             (label, *(v[s, t] for v in explained))
                         )
-    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.5 * len(bars)))
+    figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 0.9 + 0.3 * len(bars)))
     for c, label in enumerate(columns):
         rows = [(r, *bar[1:]) for r, group in enumerate(bars.values()) for bar in group if bar[0] == label]
         if not rows:
@@ -345,7 +358,7 @@ def transfer(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> plt.Figur
     axis.invert_yaxis()
     axis.grid(axis="y", lw=0.4)
     axis.set(xlabel="fraction of variance explained (bars: 95% over documents, all seeds)")
-    axis.legend(fontsize=9)
+    axis.legend()
     sns.despine(figure)
     return figure
 

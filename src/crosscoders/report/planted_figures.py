@@ -8,7 +8,7 @@ import scipy.stats
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE
+from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SMALLEST_TEXT, grid
 
 RECALL_WANTED = 0.95
 MARKERS = "osD^vP*X<>"
@@ -51,14 +51,14 @@ def recall_and_false_positives(summary: xr.Dataset) -> plt.Figure:
     common = "shared" if "shared" in summary["planted_class"].values else "spanning"
     panels = {f"{common} concepts recovered": (summary["recovered"].sel(planted_class=common), None)}
     if "rule" in summary.dims and summary.sizes["rule"]:
-        panels["exclusive concepts recovered and called so"] = (_exclusive(summary["recall"]), "rule")
-        panels["latents of common concepts called exclusive"] = (summary["false_positive_rate"], "rule")
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 5), squeeze=False)
+        panels["exclusive concepts recovered\nand called so"] = (_exclusive(summary["recall"]), "rule")
+        panels["latents of common concepts\ncalled exclusive"] = (summary["false_positive_rate"], "rule")
+    figure, axes = grid(len(panels), 3, 3.6)
     confidence = float(summary.attrs["confidence"])
     by_member = members(summary)
     offsets = np.exp(np.linspace(-0.12, 0.12, max(len(by_member), 2)))
     colours = sns.color_palette("husl", len(by_member))
-    for axis, (title, (values, rule)) in zip(axes[0], panels.items(), strict=True):
+    for axis, (title, (values, rule)) in zip(axes, panels.items(), strict=True):
         for i, (name, sizes) in enumerate(by_member.items()):
             place = summary["latents"].sel(crosscoder=sizes).values[:, 0] * offsets[i]
             for r, label in enumerate(values["rule"].values if rule else [None]):
@@ -69,18 +69,15 @@ def recall_and_false_positives(summary: xr.Dataset) -> plt.Figure:
                 style |= {"mfc": filled, "ls": ":" if rule and r == 0 else "-"}
                 axis.errorbar(place, mean, yerr=half, **style, label=name if filled != "none" else None)
         axis.set(xscale="log", xlabel="latents of the dictionary", title=title, ylim=(-0.04, 1.04))
-        axis.title.set_fontsize(11)
         sizes = sorted({int(size) for size in np.unique(summary["latents"].values) if size > 0})
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
-    axes[0, 0].set_ylabel(f"share ({100 * confidence:.0f}% over {summary.sizes['seed']} seeds)")
+    axes[0].set_ylabel(f"share ({100 * confidence:.0f}% over {summary.sizes['seed']} seeds)")
     if len(panels) > 1:
-        axes[0, -1].plot([], [], color="black", marker="o", mfc="none", ls=":", label="class by norm alone")
-        axes[0, -1].plot([], [], color="black", marker="o", ls="-", label="confirmed by latent scaling")
-    handles = {
-        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=9)
+        axes[-1].plot([], [], color="black", marker="o", mfc="none", ls=":", label="class by norm alone")
+        axes[-1].plot([], [], color="black", marker="o", ls="-", label="confirmed by latent scaling")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     sns.despine(figure)
     return figure
 
@@ -91,29 +88,37 @@ def confusion(summary: xr.Dataset) -> plt.Figure:
     names = [name for name in names if summary["called"].sel(crosscoder=name).notnull().any()]
     rules, calls = summary["rule"].values, [str(call) for call in summary["call"].values]
     planted = [str(name) for name in summary["planted_class"].values]
-    columns = min(len(names), 4)
+    columns = min(len(names), 3)
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.1 * columns, 3.6 * rows), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 2.4 * rows), squeeze=False, sharey=True)
     for axis, name in zip(axes.ravel(), names, strict=False):
         mean = summary["called"].sel(crosscoder=name).mean("seed")
         table = np.concatenate([mean.sel(rule=rule).values for rule in rules], axis=1)
         sns.heatmap(
-            table, ax=axis, annot=True, fmt=".2f", vmin=0, vmax=1, cmap="viridis", cbar=False, annot_kws={"size": 8}
+            table,
+            ax=axis,
+            annot=True,
+            fmt=".2f",
+            vmin=0,
+            vmax=1,
+            cmap="viridis",
+            cbar=False,
+            annot_kws={"size": SMALLEST_TEXT},
         )
         axis.axvline(len(calls), color="white", lw=4)
-        axis.set_xticks(np.arange(table.shape[1]) + 0.5, calls * len(rules), rotation=60, fontsize=8)
-        axis.set_yticks(np.arange(len(planted)) + 0.5, planted, rotation=0, fontsize=9)
-        axis.set_title(f"{name}\n{rules[0]}  |  {rules[1]}", fontsize=10)
+        axis.set_xticks(np.arange(table.shape[1]) + 0.5, calls * len(rules), rotation=60)
+        axis.set_yticks(np.arange(len(planted)) + 0.5, planted, rotation=0)
+        axis.set_title(f"{name}\n{rules[0]}  |  {rules[1]}")
     for axis in axes.ravel()[len(names) :]:
         axis.set_axis_off()
-    figure.supxlabel("called (share of recovered concepts, mean over seeds)", fontsize=11)
-    figure.supylabel("planted", fontsize=11)
+    figure.supxlabel("called (share of recovered concepts, mean over seeds)")
+    figure.supylabel("planted")
     return figure
 
 
 def onset(summary: xr.Dataset) -> plt.Figure:
     """ours-onset: how often a member begins a latent in the layer in which the planted concept begins."""
-    figure, axis = plt.subplots(figsize=(8, 4.2))
+    figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 3))
     confidence = float(summary.attrs["confidence"])
     names = [str(name) for name in summary["crosscoder"].values]
     bars = {
@@ -134,10 +139,7 @@ def onset(summary: xr.Dataset) -> plt.Figure:
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axis.set(ylabel="share of planted concepts", ylim=(0, 1.08))
     figure.legend(
-        title=f"bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds",
-        fontsize=9,
-        loc="outside lower center",
-        ncols=2,
+        title=f"bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds", loc="outside lower center", ncols=2
     )
     sns.despine(figure)
     return figure

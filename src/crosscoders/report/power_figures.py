@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, NothingToDraw
+from crosscoders.report.figures import PAGE_WIDTH, PALETTE, NothingToDraw
 
 WITHOUT_LABELS = ("energy", "nu", "delta")
 """Rankings of a method's own."""
@@ -36,7 +36,7 @@ def power(summary: xr.Dataset) -> plt.Figure:
     if not bool(summary["power"].notnull().any()):
         raise NothingToDraw("No test token belongs to a planted behaviour, so that no method can be measured.")
     shape = (len(methods), len(behaviours) + 1)
-    size = (2.1 * shape[1] + 1, 1.25 * shape[0] + 1)
+    size = (PAGE_WIDTH, 0.8 * shape[0] + 1)
     figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, sharey=True)
     for row, method in zip(axes, methods, strict=True):
         one, shown = summary.sel(detector=method), rankings(summary, method)
@@ -45,14 +45,14 @@ def power(summary: xr.Dataset) -> plt.Figure:
                 _auc(axis, one.sel(ranking=ranking, behaviour=behaviour), COLOURS[ranking])
             _power(row[-1], one.sel(ranking=ranking), COLOURS[ranking], 0.08 * (place - (len(shown) - 1) / 2))
         row[-1].axhline(summary.attrs["false_alarms"], color="black", lw=0.7, ls=":")
-        row[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=9)
-    for axis, title in zip(axes[0], [*(f"AUC: {name}" for name in behaviours), "power"], strict=True):
-        axis.set_title(title, fontsize=10)
+        row[0].set_ylabel(method, rotation=0, ha="right", va="center")
+    for axis, title in zip(axes[0], [*(f"AUC:\n{name}" for name in behaviours), "power"], strict=True):
+        axis.set_title(title)
     doses = summary["dose"].values
     axes[0, 0].set(xlim=(-0.4, len(doses) - 0.6), ylim=(-0.03, 1.05), yticks=[0, 0.5, 1])
     for axis in axes[-1]:
-        axis.set_xticks(range(len(doses)), [f"{100 * dose:g}" for dose in doses], fontsize=8)
-    figure.supxlabel("dose: share of fine-tuning chats that show the behaviours (%)", fontsize=10)
+        axis.set_xticks(range(len(doses)), [f"{100 * dose:g}" for dose in doses])
+    figure.supxlabel("dose: share of fine-tuning chats that show the behaviours (%)")
     _legend(figure, summary)
     sns.despine(figure)
     return figure
@@ -88,7 +88,7 @@ def _legend(figure: plt.Figure, summary: xr.Dataset) -> None:
     }
     lines = [plt.Line2D([], [], color=COLOURS[key], label=label) for key, label in labels.items()]
     title = "dots: seeds, bars: 95% (documents; power: Wilson); bands: AUC at dose 0; dashes: above them a behaviour is detected"
-    figure.legend(handles=lines, title=title, title_fontsize=8, loc="outside upper left", fontsize=9, ncols=4)
+    figure.legend(handles=lines, title=title, loc="outside upper left", ncols=4)
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------

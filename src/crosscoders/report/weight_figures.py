@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, NothingToDraw
+from crosscoders.report.figures import PAGE_WIDTH, PALETTE, NothingToDraw
 from crosscoders.report.null_figures import LOWEST_RATE, RATES, compared, rates
 
 FINE_TUNE = "fine-tune"
@@ -49,7 +49,7 @@ def rounding(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure
     names = compared(summary, columns)
     bits = np.array([float(one["weight_bits"]) for one in columns.values()])
     colours = {label: PALETTE[(3, 0, 2, 1, 4, 5, 6)[i % 7]] for i, label in enumerate(beside)}
-    figure, axes = plt.subplots(2, len(names) + 1, figsize=(1 + 4.6 * (len(names) + 1), 8), sharex=True)
+    figure, axes = plt.subplots(2, len(names) + 1, figsize=(PAGE_WIDTH, 4.8), sharex=True)
     for row, call in zip(axes, ("chat-only", "chat-specific"), strict=True):
         for axis, name in zip(row, names, strict=False):
             having = {label: one for label, one in beside.items() if name in one["crosscoder"].values}
@@ -72,9 +72,9 @@ def rounding(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure
     figure.legend(
         handles,
         labels,
-        loc="outside right upper",
-        title=f"bars and bands: 95%\nrates at {LOWEST_RATE:g}: none",
-        fontsize=9,
+        loc="outside lower center",
+        ncols=4,
+        title=f"bars and bands: 95%; rates at {LOWEST_RATE:g}: none",
     )
     sns.despine(figure)
     return figure
