@@ -47,11 +47,20 @@ def test_every_link_leads_to_a_file_or_a_part_of_the_page(finished_project, page
 
 
 @pytest.mark.slow
+def test_the_comparison_of_two_models_comes_first_and_every_setting_is_heard_on_the_terminal(finished_project, page):
+    assert page.index('id="base-vs-chat"') < page.index('id="cross-layer"')
+    log = (finished_project / RESULTS / "logs/index.log").read_text()
+    said = log[log.index("what was found, among other things:") :].splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in said[:2]] == ["base-vs-chat", "cross-layer"]
+    assert len(said) == index.SAID
+
+
+@pytest.mark.slow
 def test_findings_are_the_sentences_of_the_notebooks_with_their_numbers(finished_project, page):
     summary = artifacts.read(finished_project / RESULTS / "summary/base-vs-chat.nc")
     l0 = float(summary["l0"].sel(crosscoder="batchtopk").mean())
     assert f"{l0:.1f}" in page
-    notebook = (finished_project / RESULTS / "notebooks/cross_layer-cross-layer.html").read_text()
+    notebook = (finished_project / RESULTS / "notebooks/model_diffing-base-vs-chat.html").read_text()
     findings = re.findall(r"<article class=\"finding\">.*?<h3>(.*?)</h3>(.*?)</div>", page, re.DOTALL)
     assert len(findings) >= 5
     sentence = re.sub(r"<.*?>", "", findings[0][1]).strip().splitlines()[0]

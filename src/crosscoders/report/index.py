@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +134,12 @@ def datasets(folder: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
+def said(chapters: list[Chapter]) -> list[str]:
+    """The first sentences of findings, a line each: the first of every setting, then the second of every one, and so on."""
+    rows = itertools.zip_longest(*([f"  {one.name}: {finding.first}" for finding in one.findings] for one in chapters))
+    return [line for row in rows for line in row if line is not None][:SAID]
+
+
 LONGEST_LINE = 320
 """Characters of the sentences that stand beside a figure, but for a first one that is longer."""
 SAID = 6
@@ -170,8 +177,7 @@ def main(arguments) -> None:
     storage.write_sealed(page, arguments.output)
     findings = render(arguments.findings_template.read_text(encoding="utf-8"), chapters=chapters)
     storage.write_sealed(findings, arguments.findings)
-    said = [f"  {one.name}: {finding.first}" for one in chapters for finding in one.findings]
-    for line in ["what was found, among other things:", *said[:SAID]]:
+    for line in ["what was found, among other things:", *said(chapters)]:
         stage.say(line)
 
 

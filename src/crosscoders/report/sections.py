@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from crosscoders.report.registry import expected_figures, leading
 from crosscoders.study.queries.comparisons import data_setting, drawn_settings, nulls_of, paged, transfers_of
+from crosscoders.study.queries.lineage import models_first
 from crosscoders.study.queries.trainings import aligned_of
 from crosscoders.study.settings.analysis import Classification
 from crosscoders.study.settings.base import Digest, Name, Seed, Share
@@ -183,7 +184,7 @@ class IndexSection(StageSection):
                     transfers=transfers_of(study, name),
                     paged=name in paged(study),
                 )
-                for name in drawn_settings(study)
+                for name in models_first(study, drawn_settings(study))
             ],
         )
 

@@ -122,6 +122,25 @@ def contrast_models(setting: Setting) -> list[str]:
     return [(one if isinstance(one, Source) else setting.sources[one.of[0]]).model for one in chosen]
 
 
+def models_first(study: Study, settings: list[str]) -> list[str]:
+    """Settings in the order in which a reader meets them: those that compare two models, then all others.
+
+    Parameters
+    ----------
+    study : Study
+    settings : list of str
+        Names of settings of the study.
+
+    Returns
+    -------
+    list of str
+        The same names; within both groups they keep their order.
+    """
+    chosen = {name: study.settings[name] for name in settings}
+    compare = {name: isinstance(one, Setting) and len(set(contrast_models(one))) > 1 for name, one in chosen.items()}
+    return sorted(settings, key=lambda name: not compare[name])
+
+
 def contrast_model(setting: Setting) -> str:
     """The model of the second source of a setting's contrast; where that is a difference, of its minuend."""
     return contrast_models(setting)[1]
