@@ -24,6 +24,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from crosscoders.errors import UserError, shortened
 from crosscoders.home import ensure_home, show_all_letters
 from crosscoders.study import loading
+from crosscoders.workflow import progress
 
 ensure_home()
 show_all_letters()
@@ -46,8 +47,12 @@ SAID = re.compile(r"^(?:slurmstepd\S*: )?error: (.*)$", re.MULTILINE)
 """What a stage, or Slurm, says in the log of a job that failed."""
 
 
+CHATTER = (LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED)
+"""What Snakemake says of every job; the bar says it."""
+
+
 class LogHandler(LogHandlerBase):
-    """Reads the study files, and then hands every record to Snakemake's own terminal handler."""
+    """Reads the study files, draws the bar of the whole, and hands all other records to Snakemake's own terminal handler."""
 
     writes_to_stream, writes_to_file = True, False
     has_filter, has_formatter, needs_rulegraph = False, False, False
@@ -55,6 +60,8 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         common = self.common_settings
         _read_study_files(sys.argv[1:])
+        self.run: progress.Run | None = None
+        self.jobs: dict[int, tuple[str, str]] = {}  # rule and name of every job that was started
         self.terminal = ColorizingTextHandler(common.nocolor, sys.stdout if common.stdout else sys.stderr)
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
@@ -62,16 +69,34 @@ class LogHandler(LogHandlerBase):
         super().setFormatter(fmt)
         self.terminal.setFormatter(fmt)
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Note what the bar has to know, also of records that the profile keeps quiet about."""
+        event = getattr(record, "event", None)
+        if event is LogEvent.RUN_INFO and not self.common_settings.dryrun:
+            self.run = progress.run(
+                {rule: count for rule, count in record.stats.items() if rule not in ("all", "total")}
+            )
+        elif event is LogEvent.JOB_INFO:
+            values = [value for name, value in (record.wildcards or {}).items() if name != "study"]
+            self.jobs[record.jobid] = record.rule_name, " ".join([record.rule_name, "/".join(values)]).strip()
+        elif event is LogEvent.JOB_FINISHED and self.run and record.job_id in self.jobs:
+            self.run.finish(*self.jobs.pop(record.job_id))
+        return super().handle(record)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record; an interruption is followed by what to do next, and a failed stage is named without its command."""
-        if GUESSED.match(str(record.msg)):
+        event = getattr(record, "event", None)
+        if GUESSED.match(str(record.msg)) or event in CHATTER or record.msg == "Select jobs to execute...":
             return
+        if event is LogEvent.PROGRESS and self.run:
+            record = copy.copy(record)
+            record.event, record.msg = None, self.run.line(record.done, record.total)
         failed = FAILED_STAGE.search(str(record.msg))
         if str(record.msg).startswith("Terminating processes on user request"):
             record.msg = "Interrupted: jobs are ended now. The same command continues where this run stopped."
         elif failed:
             record.msg, record.args = f"{failed[1]} failed; the reason stands above.", ()
-        elif getattr(record, "event", None) is LogEvent.JOB_ERROR and record.rule_msg:
+        elif event is LogEvent.JOB_ERROR and record.rule_msg:
             record = copy.copy(record)  # Snakemake's log file gets all of it
             record.event, record.msg = None, "\n".join(failed_elsewhere(record.rule_name, record.rule_msg, record.log))
         self.terminal.emit(record)

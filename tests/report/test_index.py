@@ -73,7 +73,9 @@ def test_the_same_summaries_make_the_same_page(finished_project, tmp_path):
     project = copy_finished(finished_project, tmp_path / "project")
     before = (project / RESULTS / "index.html").read_bytes()
     (project / RESULTS / "index.html").unlink()
-    snakemake(project, f"{RESULTS}/index.html", "--configfile", "studies/smoke.yaml")
+    done = snakemake(project, f"{RESULTS}/index.html", "--configfile", "studies/smoke.yaml")
+    assert "[##############################] 100%  1 of 1 jobs  index" in done.stderr
+    assert "Select jobs" not in done.stderr
     assert (project / RESULTS / "index.html").read_bytes() == before
 
 

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -22,7 +24,7 @@ _claims: list[TextIO] = []
 
 
 def prepare(project: Path | str, snakefile: Path | str, study: Sequence[str], changes: Sequence[str] | None) -> None:
-    """Let jobs run the sources of a project, also in environments that do not have them installed, and read UTF-8.
+    """Let jobs run the sources of a project with this Python, also in environments that lack them, and read UTF-8.
 
     envs/crosscoders.yaml finds the lock by `CROSSCODERS_PROJECT`. The report's job finds the study by `STUDY_ARGUMENTS`: in
     the settings of the job another spelling of the study's path would make the report anew.
@@ -43,8 +45,16 @@ def prepare(project: Path | str, snakefile: Path | str, study: Sequence[str], ch
     if sources not in before.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sources, before]))
     os.environ["PYTHONUTF8"] = "1"
+    _prefer_this_python()
     arguments = ["--snakefile", str(from_here(snakefile)), "--configfile", *study]
     os.environ["STUDY_ARGUMENTS"] = shlex.join([*arguments, *(["--config", *changes] if changes else [])])
+
+
+def _prefer_this_python() -> None:
+    """Make `python` mean the one that runs here: an environment can be used without being activated."""
+    folder, found = Path(sys.executable).parent, shutil.which("python")
+    if (folder / "python").exists() and (found is None or Path(found).parent != folder):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PATH", "")]))
 
 
 def name_trackers(trackers: Mapping[str, list[str]]) -> None:

@@ -302,7 +302,7 @@ def account(study: Study, where: Where) -> tuple[list[str], list[str]]:
                 _bytes(sum(cost.disk for cost in each)),
                 _bytes(max(cost.memory for cost in each)),
                 _bytes(max(cost.device for cost in each)) if on_gpu else "–",
-                f"{_duration(taken)}{' on the GPU' if on_gpu else ''}",
+                f"{duration(taken)}{' on the GPU' if on_gpu else ''}",
             )
         )
     flat = [entry for made in rows.values() for entry in made]
@@ -316,7 +316,7 @@ def hours(study: Study, where: Where, made: list[tuple[Job, Cost]] | None = None
     return max(processor / where.cores, gpu) / 3600
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time in the unit in which a person would say it."""
     if seconds < 90:
         return f"{seconds:.0f} seconds" if seconds >= 1.5 else "1 second"
@@ -327,7 +327,7 @@ def _totals(study: Study, where: Where, made: list[tuple[Job, Cost]]) -> list[st
     written, activations = _peak(study, made), sum(cost.disk for job, cost in made if job.rule == "extract_activations")
     device = f"one {where.device} and {where.cores} cores" if where.device != "cpu" else f"{where.cores} cores"
     return [
-        f"in all: {len(made)} jobs, about {_duration(3600 * hours(study, where, made))} on {device}",
+        f"in all: {len(made)} jobs, about {duration(3600 * hours(study, where, made))} on {device}",
         f"disk: {_bytes(written)} at most, of which {_bytes(activations)} are activations, which can be deleted "
         "when nothing will be trained or measured again",
         f"memory: {_bytes(max(cost.memory for _, cost in made))} for the largest job",
