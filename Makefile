@@ -17,8 +17,8 @@ INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(
 .PHONY: study test faults lint docs lock bench clean
 
 study: $(VENV)/installed
-	"$(BIN)/python" -m crosscoders.cli check "$(CONFIG)"
-	"$(BIN)/python" -m crosscoders.cli plan --total "$(CONFIG)"
+	@"$(BIN)/python" -m crosscoders.cli check "$(CONFIG)"
+	@"$(BIN)/python" -m crosscoders.cli plan --total "$(CONFIG)"
 	"$(BIN)/python" -m snakemake --cores $(CORES) --configfile "$(CONFIG)"
 	@study=$$(sed -n 's/^study: *//p' "$(CONFIG)"); \
 	printf 'start here: results/%s/index.html\n' "$$study"
@@ -52,15 +52,16 @@ bench: $(VENV)/installed .venv-peers/installed
 # a folder that pip is told of (find-links): PyPI has none for Linux. Only CUDA builds ask for the libraries in cuda.txt. The
 # folder of the package is written relatively, since Python 3.11 starts in no locale that lacks a letter of that file.
 $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/machine.py pyproject.toml
-	"$(PYTHON)" envs/machine.py
-	"$(PYTHON)" -m venv $(VENV)
-	$(PIP_INSTALL) --no-index --no-deps -r envs/torch-cpu.txt 2>/dev/null || true
-	$(INSTALL) --no-deps -r envs/requirements.txt
-	"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
+	@"$(PYTHON)" envs/machine.py
+	@echo "installing the pinned packages into $(VENV); this takes some minutes, once"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(PIP_INSTALL) --no-index --no-deps -r envs/torch-cpu.txt 2>/dev/null || true
+	@$(INSTALL) --no-deps -r envs/requirements.txt
+	@"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
 	  $(INSTALL) --no-deps -r envs/cuda.txt
-	LC_ALL=C.UTF-8 $(INSTALL) --no-deps --no-build-isolation -e .
-	for file in $(VENV)/lib/python*/site-packages/__editable__.crosscoders-*.pth; do echo ../../../../src >"$$file"; done
-	touch $@
+	@LC_ALL=C.UTF-8 $(INSTALL) --no-deps --no-build-isolation -e .
+	@for file in $(VENV)/lib/python*/site-packages/__editable__.crosscoders-*.pth; do echo ../../../../src >"$$file"; done
+	@touch $@
 
 # Triton comes with torch's CUDA builds; beside the CPU build the tests of the kernels need it apart.
 $(VENV)/kernels: $(VENV)/installed envs/kernels.txt

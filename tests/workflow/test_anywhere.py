@@ -1,4 +1,4 @@
-"""The workflow in unkind places: folders with spaces and other letters, started elsewhere, no home, an ASCII locale."""
+"""The workflow in unkind places: odd folders, started elsewhere, an environment not activated, no home, an ASCII locale."""
 
 import os
 import re
@@ -34,8 +34,10 @@ def snakemake(places, *arguments, **variables):
     project, study, here = places
     environment = {name: value for name, value in os.environ.items() if name not in NAMED} | UNKIND | variables
     environment["PYTHONPATH"] = str(project / "src")
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["snakemake", "--cores", "2", "-s", project / "Snakefile", "-d", here, "--configfile", study, *arguments]
+    activated, others = Path(sys.executable).parent, os.environ["PATH"].split(os.pathsep)
+    environment["PATH"] = os.pathsep.join(folder for folder in others if Path(folder) != activated)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "-s", project / "Snakefile", "-d", here]
+    command += ["--configfile", study, *arguments]
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     return done.returncode, done.stdout + done.stderr
 
