@@ -165,7 +165,7 @@ def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None
     """ours-stability: latents of two seeds and their classes, and the spaces that latents span, beside nulls."""
     names, seeds = crosscoders(summary), summary["seed"].values
     spanned = "subspace_overlap" in summary
-    figure, rows = plt.subplots(1 + spanned, 3, figsize=(PAGE_WIDTH, 2.5 + 2.7 * spanned), squeeze=False)
+    figure, rows = plt.subplots(1 + spanned, 3, figsize=(PAGE_WIDTH, 2.5 + 3.1 * spanned), squeeze=False)
     axes = rows[0]
     if spanned:
         _draw_spans(rows[1], summary, controls or {})
@@ -198,7 +198,8 @@ def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None
     places = [c * (len(seeds) + 1) + s for c in range(len(names)) for s in range(len(seeds))]
     axes[2].set_xticks(places, [f"{name}, seed {seed}" for name in names for seed in seeds], rotation=40, ha="right")
     axes[2].set(ylabel="alive latents by class\nof relative norm")
-    axes[2].legend()
+    axes[2].set_ylim(0, 1.4 * axes[2].get_ylim()[1])  # room for the legend above the bars
+    axes[2].legend(loc="upper center", ncols=2, columnspacing=0.8)
     sns.despine(figure)
     return figure
 
@@ -258,7 +259,8 @@ def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Da
     axes[0].scatter([], [], marker="s", color="black", label="random directions (95%)")
     if controls:
         axes[0].scatter([], [], marker="x", color="black", label="null controls")
-    axes[0].legend()
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
 def _class_counts(axis: plt.Axes, one: xr.Dataset, place: float, labelled: bool) -> None:
