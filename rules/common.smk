@@ -8,7 +8,7 @@ from crosscoders.errors import UserError
 from crosscoders.report import registry
 from crosscoders.study import loading, places, sizes, surroundings
 from crosscoders.study.queries import comparisons, lineage, measurements, trainings
-from crosscoders.workflow import dependencies, jobs, progress, sections, slurm
+from crosscoders.workflow import dependencies, jobs, progress, scheduling, sections, slurm
 from crosscoders.workflow.costs import estimates
 
 PROJECT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
@@ -42,6 +42,7 @@ RESULTS = f"results/{STUDY.study}"
 jobs.prepare(PROJECT, PROJECT / "Snakefile" if MODULE else workflow.main_snakefile, STUDY_FILES, CHANGES)
 jobs.name_trackers(trainings.trackers(STUDY))
 progress.begin(STUDY)
+scheduling.look_once_per_timespan()
 # Large buffers lie on huge pages, which makes training and fine-tuning steps about a tenth shorter (docs/decisions.md).
 shell.prefix("export GLIBC_TUNABLES=glibc.malloc.hugetlb=1; ")
 PLANTED = comparisons.planted_settings(STUDY)
