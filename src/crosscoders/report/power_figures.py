@@ -46,7 +46,9 @@ def power(summary: xr.Dataset) -> plt.Figure:
             _power(row[-1], one.sel(ranking=ranking), COLOURS[ranking], 0.08 * (place - (len(shown) - 1) / 2))
         row[-1].axhline(summary.attrs["false_alarms"], color="black", lw=0.7, ls=":")
         row[0].set_ylabel(method, rotation=0, ha="right", va="center")
-    for axis, title in zip(axes[0], [*(f"AUC:\n{name}" for name in behaviours), "power"], strict=True):
+    for axis, title in zip(
+        axes[0], [*(f"AUC:\n{name.replace('_', ' ')}" for name in behaviours), "power"], strict=True
+    ):
         axis.set_title(title)
     doses = summary["dose"].values
     axes[0, 0].set(xlim=(-0.4, len(doses) - 0.6), ylim=(-0.03, 1.05), yticks=[0, 0.5, 1])
@@ -87,8 +89,8 @@ def _legend(figure: plt.Figure, summary: xr.Dataset) -> None:
         "labels": f"best {best} by validation labels (upper bound)",
     }
     lines = [plt.Line2D([], [], color=COLOURS[key], label=label) for key, label in labels.items()]
-    title = "dots: seeds, bars: 95% (documents; power: Wilson); bands: AUC at dose 0; dashes: above them a behaviour is detected"
-    figure.legend(handles=lines, title=title, loc="outside upper left", ncols=4)
+    title = "dots: seeds; bars: 95% (over documents; power: Wilson)\nbands: AUC at dose 0; dashes: above them a behaviour is detected"
+    figure.legend(handles=lines, title=title, loc="outside upper center", ncols=2)
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------
