@@ -64,22 +64,22 @@ def course(
     """
     nothing = dict.fromkeys(("onset_accuracy", "ending_accuracy", "rotation_error"), np.nan)
     cosine = np.where(alive, cosine, 0)
-    recovered, best = cosine.max(1) > threshold, cosine.argmax(1)
-    spanning = truth.is_class("spanning")
-    if not (spanning & recovered).any() or known != list(range(truth.gain.shape[1])):
+    concept = np.flatnonzero(cosine.max(1) > threshold)
+    best, spanning = cosine.argmax(1)[concept], truth.is_class("spanning")[concept]
+    if not spanning.any() or known != list(range(truth.gain.shape[1])):
         return nothing
-    presence = Presence.of(np.stack([np.linalg.norm(decoder, axis=1) for decoder in decoders], axis=1)[best])
-    ends, last = np.where(presence.vanishes_after < 0, len(known) - 1, presence.vanishes_after), spanning & recovered
+    presence = Presence.of(np.stack([np.linalg.norm(decoder[best], axis=1) for decoder in decoders], axis=1))
+    ends = np.where(presence.vanishes_after < 0, len(known) - 1, presence.vanishes_after)
     found = {
-        "onset_accuracy": float((presence.emerges_at == truth.first)[last].mean()),
-        "ending_accuracy": float((ends == truth.last)[last].mean()),
+        "onset_accuracy": float((presence.emerges_at == truth.first[concept])[spanning].mean()),
+        "ending_accuracy": float((ends == truth.last[concept])[spanning].mean()),
     }
     if len({decoder.shape[1] for decoder in decoders}) > 1:
         return nothing | found
     turned, _ = traces.rotation([torch.from_numpy(decoder[best]).double() for decoder in decoders])
-    planted, _ = traces.rotation([torch.from_numpy(directions) for directions in truth.directions])
-    both, _ = traces.present_in_both(truth.gain >= 0.5)
-    difference = np.abs(turned - planted)[both & recovered[:, None]]
+    planted, _ = traces.rotation([torch.from_numpy(directions[concept]) for directions in truth.directions])
+    both, _ = traces.present_in_both(truth.gain[concept] >= 0.5)
+    difference = np.abs(turned - planted)[both]
     return nothing | found | {"rotation_error": float(np.nanmean(difference)) if len(difference) else np.nan}
 
 

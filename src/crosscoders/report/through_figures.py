@@ -38,7 +38,7 @@ def beside(nulls: dict[str, xr.Dataset], name: str) -> dict[str, xr.Dataset]:
 
 def moments(summary: xr.Dataset) -> tuple[list[str], str]:
     """Labels of the snapshots on an axis, and what they are: steps of the training, or names where they are not known."""
-    steps = summary["trace_step"].values.reshape(-1, summary.sizes["snapshot"]).max(0)
+    steps = summary["trace_step"].max(["crosscoder", "seed"]).values  # not known of crosscoders that are not followed
     if (steps >= 0).all():
         return [f"{int(step):,}" for step in steps], "step of training"
     return [str(name) for name in summary["snapshot"].values], "snapshot"
@@ -175,7 +175,7 @@ def emergence_sentences(summary: xr.Dataset, nulls: dict[str, xr.Dataset]) -> st
     lines = []
     for name in followed(summary):
         one = summary.sel(crosscoder=name)
-        top = int(one["trace_emerged"].mean("seed").argmax())
+        top = int(one["trace_emerged"].mean("seed").argmax("snapshot"))
         gone, last = one["trace_vanished"].sum("snapshot"), one.isel(snapshot=-1)
         lines.append(
             f"- **{name}** follows {_shown(one['trace_latents'], '{:,.0f}')} latents: {_at(one, 'emerged', 0)} are there in "
