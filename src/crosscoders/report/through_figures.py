@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -10,6 +12,7 @@ import xarray as xr
 from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SEED_MARKS, NothingToDraw, crosscoders
 
 EMERGED, VANISHED, PRESENT, CHANCE, NULLS = PALETTE[0], PALETTE[3], "black", "0.82", "0.45"
+NULLS_COSINE = PALETTE[1]
 MEDIAN = 0.5
 
 
@@ -80,6 +83,14 @@ def _norms(axis: plt.Axes, one: xr.Dataset, labels: list[str]) -> None:
     axis.set_ylim(0, 1.05)
 
 
+def _shares(axis: plt.Axes, one: xr.Dataset, nulls: dict[str, xr.Dataset], name: str, style: dict) -> None:
+    """A share over snapshots, beside chance and nulls."""
+    _chance(axis, one, name, "snapshots in random order")
+    _marks(axis, one, name, style)
+    for null, other in nulls.items():
+        _marks(axis, other, name, {"color": NULLS, "mfc": "white", "label": null}, 0.25)
+
+
 def emergence(summary: xr.Dataset, nulls: dict[str, xr.Dataset]) -> plt.Figure:
     """ours-emergence: when latents emerge and vanish, and their norms through training, a row per crosscoder."""
     names, (labels, axis_label) = followed(summary), moments(summary)
@@ -87,16 +98,10 @@ def emergence(summary: xr.Dataset, nulls: dict[str, xr.Dataset]) -> plt.Figure:
     figure, axes = plt.subplots(rows, 3, figsize=(PAGE_WIDTH, 0.9 + 2.3 * rows), squeeze=False, sharex=True)
     for row, name in zip(axes, names, strict=True):
         one = summary.sel(crosscoder=name)
-        for axis, share, colour in ((row[0], "emerged", EMERGED), (row[2], "vanished", VANISHED)):
-            _chance(axis, one, share, "snapshots in random order")
-            _marks(
-                axis,
-                one,
-                share,
-                {"color": colour, "label": f"{share} here" if share == "emerged" else "vanished after"},
-            )
-            for null, other in beside(nulls, name).items():
-                _marks(axis, other, share, {"color": NULLS, "mfc": "white", "label": null}, 0.25)
+        others, ended = beside(nulls, name), {"snapshot": slice(None, -1)}  # after the last snapshot nothing is known
+        _shares(row[0], one, others, "emerged", {"color": EMERGED, "label": "emerged here"})
+        gone = {null: other.isel(ended) for null, other in others.items()}
+        _shares(row[2], one.isel(ended), gone, "vanished", {"color": VANISHED, "label": "vanished after"})
         _marks(row[2], one, "present", {"color": PRESENT, "ls": "-", "label": "present here"}, -0.2)
         _norms(row[1], one, labels)
         row[0].set_ylabel(f"{name}\nshare of latents")
@@ -111,17 +116,7 @@ def emergence(summary: xr.Dataset, nulls: dict[str, xr.Dataset]) -> plt.Figure:
     for axis in axes[-1]:
         axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
         axis.set_xlabel(axis_label)
-    handles = {}
-    for axis in (*axes[:, 0], *axes[:, 2]):
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        title="marks: seeds; bars: 95%, over latents",
-        loc="outside upper center",
-        ncols=3,
-    )
+    _legend(figure, (*axes[:, 0], *axes[:, 2]), "marks: seeds; bars: 95%, over latents", 3)
     sns.despine(figure)
     return figure
 
@@ -137,7 +132,7 @@ def rotation(summary: xr.Dataset, nulls: dict[str, xr.Dataset]) -> plt.Figure:
         for axis, cosine in zip(row, ("before", "final"), strict=True):
             axis.axhline(0, color="0.8", lw=0.7)
             for null, other in beside(nulls, name).items():
-                _marks(axis, other.sel(quantile=MEDIAN), cosine, {"color": PALETTE[1], "label": null}, 0.3)
+                _marks(axis, other.sel(quantile=MEDIAN), cosine, {"color": NULLS_COSINE, "label": null}, 0.3)
             _cosines(axis, one, f"{cosine}_null", NULLS, "different latents paired")
             _cosines(axis, one, cosine, EMERGED, "same latent")
         row[0].set_ylabel(f"{name}\ncosine of decoder vectors")
@@ -147,9 +142,18 @@ def rotation(summary: xr.Dataset, nulls: dict[str, xr.Dataset]) -> plt.Figure:
         axis.set_xticks(range(len(labels)), labels)
         axis.set_xlabel(axis_label)
     title = "marks: median, a seed each, with its 95% interval over latents; band: middle half of the latents"
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=4)
+    _legend(figure, axes.ravel(), title, 4)
     sns.despine(figure)
     return figure
+
+
+def _legend(figure: plt.Figure, axes: Iterable[plt.Axes], title: str, columns: int) -> None:
+    """One legend above all panels, with every label of theirs once."""
+    handles: dict[str, object] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), title=title, loc="outside upper center", ncols=columns)
 
 
 def _cosines(axis: plt.Axes, one: xr.Dataset, name: str, colour: object, label: str) -> None:
