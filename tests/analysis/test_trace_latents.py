@@ -7,11 +7,12 @@ import scipy.stats
 import torch
 import xarray as xr
 
+from crosscoders import artifacts
 from crosscoders.analysis import trace_latents, traces
 from crosscoders.analysis.sections import TraceLatentsSection
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.planted import concepts, trial
-from crosscoders.report import figures, stacking, through_figures
+from crosscoders.report import collate, figures, through_figures
 from crosscoders.study.settings.analysis import Bootstrap
 from crosscoders.study.settings.comparisons import Planted
 from crosscoders.training import loop
@@ -132,10 +133,14 @@ def test_a_trained_crosscoder_finds_when_concepts_live_and_how_they_turn(truth, 
     assert found["rotation_error"] < 0.1
 
 
-def test_figures_and_sentences_say_what_was_found_and_what_was_not(traced):
+def test_figures_and_sentences_say_what_was_found_and_what_was_not(traced, tmp_path):
     figures.style()
-    parts = [name for name in traced.data_vars if name.startswith("trace_")]
-    summary = stacking.stack({("c", seed): traced[parts] for seed in (0, 1)})
+    paths = [tmp_path / "c" / f"seed-{seed}.nc" for seed in (0, 1)]
+    for path in paths:
+        artifacts.write(traced, path)
+    summary = collate.of_some(paths, ["other", "c"], "trace_")
+    assert "latent" not in summary.sizes, "dictionaries of other crosscoders may be larger"
+    assert through_figures.followed(summary) == ["c"]
     for draw in (through_figures.emergence, through_figures.rotation):
         drawn = draw(summary, {"null": summary, "other": xr.Dataset()})
         assert drawn.get_figwidth() <= figures.PAGE_WIDTH
