@@ -14,7 +14,7 @@ from crosscoders.workflow import sections
 CONTENT = loading.read(project.ROOT / "studies/through-training.yaml")
 SETTING, MODEL = CONTENT["settings"]["snapshots"], CONTENT["models"]["base"]
 ORDER = SETTING["through"]
-SAES = {"latents": 1024, "blocks": {"all": {"share": 1.0, "reads": "each", "writes": "each"}}}
+SAES = {"latents": 2048, "blocks": {"all": {"share": 1.0, "reads": "each", "writes": "each"}}}
 
 
 @pytest.mark.parametrize(
