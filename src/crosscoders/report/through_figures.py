@@ -24,10 +24,15 @@ def followed(summary: xr.Dataset) -> list[str]:
     NothingToDraw
         There is none.
     """
-    names = [name for name in crosscoders(summary) if float(summary["trace_latents"].sel(crosscoder=name).max()) > 0]
+    names = [name for name in crosscoders(summary) if _is_followed(summary, name)]
     if not names:
         raise NothingToDraw("No latent of this setting's crosscoders writes all snapshots and fires on test tokens.")
     return names
+
+
+def _is_followed(summary: xr.Dataset, name: str) -> bool:
+    """Whether some latents of a crosscoder are followed; of one that is not, their number is not known or 0."""
+    return name in crosscoders(summary) and float(summary["trace_latents"].sel(crosscoder=name).max()) > 0
 
 
 def beside(nulls: dict[str, xr.Dataset], name: str) -> dict[str, xr.Dataset]:
@@ -35,7 +40,7 @@ def beside(nulls: dict[str, xr.Dataset], name: str) -> dict[str, xr.Dataset]:
     return {
         label.replace("-", " "): null.sel(crosscoder=name)
         for label, null in nulls.items()
-        if "trace_emerged" in null and name in crosscoders(null)
+        if "trace_emerged" in null and _is_followed(null, name)
     }
 
 
@@ -183,11 +188,11 @@ def emergence_sentences(summary: xr.Dataset, nulls: dict[str, xr.Dataset]) -> st
         gone, last = one["trace_vanished"].sum("snapshot"), one.isel(snapshot=-1)
         lines.append(
             f"- **{name}** follows {_shown(one['trace_latents'], '{:,.0f}')} latents: {_at(one, 'emerged', 0)} are there in "
-            f"the first snapshot ({labels[0]}); most emerge at {labels[top]}, {_at(one, 'emerged', top)}, where random "
-            f"order gives {_shown(one['trace_emerged_null'].isel(snapshot=top))}. {_shown(gone)} vanish before the last "
-            f"snapshot, in which {_shown(last['trace_present'])} are present. {_shown(one['trace_contiguous'])} are "
-            f"present in every snapshot between their first and last; in random order "
-            f"{_shown(one['trace_contiguous_null'])}.{_against(beside(nulls, name))}"
+            f"the first snapshot ({labels[0]}). {_shown(_later(one))} emerge after it{_against(beside(nulls, name))}. Most emerge "
+            f"at {labels[top]}, {_at(one, 'emerged', top)}, where random order gives "
+            f"{_shown(one['trace_emerged_null'].isel(snapshot=top))}. {_shown(gone)} vanish before the last snapshot, in which "
+            f"{_shown(last['trace_present'])} are present. {_shown(one['trace_contiguous'])} are present in every snapshot "
+            f"between their first and last; in random order {_shown(one['trace_contiguous_null'])}."
         )
         lines.append(f"- **{name}**, share of each group among the densest tenth of latents: {_dense(one, labels)}.")
     return "\n".join(lines)
@@ -199,13 +204,14 @@ def _at(one: xr.Dataset, name: str, at: int) -> str:
     return f"{_shown(value)} [{float(low.min()):.0%}, {float(high.max()):.0%}]"
 
 
+def _later(one: xr.Dataset) -> xr.DataArray:
+    """Share of latents that emerge after the first snapshot, over seeds."""
+    return one["trace_emerged"].isel(snapshot=slice(1, None)).sum("snapshot")
+
+
 def _against(nulls: dict[str, xr.Dataset]) -> str:
-    """What stands beside it in nulls."""
-    parts = [
-        f"{_shown(null['trace_emerged'].isel(snapshot=slice(1, None)).sum('snapshot'))} in {label}"
-        for label, null in nulls.items()
-    ]
-    return f" After the first snapshot emerge {', '.join(parts)}." if parts else ""
+    """How many emerge after the first snapshot in nulls."""
+    return "".join(f", and {_shown(_later(null))} in {label}" for label, null in nulls.items())
 
 
 def _dense(one: xr.Dataset, labels: list[str]) -> str:
