@@ -58,7 +58,8 @@ WHOLE = sorted(set(STUDY.settings) - {*WINDOWED, *PLANTED})
 FINE_TUNED = [name for name, model in STUDY.models.items() if model.kind == "fine_tuned"]
 PERTURBED = [name for name, model in STUDY.models.items() if model.kind in ("noised", "rounded")]
 TRAINED = [name for name, model in STUDY.models.items() if model.kind == "trained"]
-FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *PERTURBED, *TRAINED})
+SNAPSHOTS = [name for name, model in STUDY.models.items() if model.kind == "snapshot"]
+FETCHED = sorted(set(STUDY.models) - {*FINE_TUNED, *PERTURBED, *TRAINED, *SNAPSHOTS})
 # A model with random weights is too small to be shared among threads.
 MODEL_THREADS = 1 if any(model.kind == "random" for model in STUDY.models.values()) else 2
 

@@ -1,6 +1,6 @@
 # Training, evaluation and classification of every crosscoder and seed.
 # Needs: activations/{setting}/, tokens/{setting}/test.nc
-# Gives: crosscoders/, evaluation/, latents/ and stability/ at {setting}/{crosscoder}/seed-{seed}.nc, and
+# Gives: crosscoders/, evaluation/, latents/, stability/ and traces/ at {setting}/{crosscoder}/seed-{seed}.nc, and
 # detection/{setting}/seed-{seed}.nc of what a series repeats
 
 
@@ -207,6 +207,29 @@ rule match_seeds:
     shell:
         "python -m crosscoders analysis.match_seeds --settings {params.settings:q} --crosscoders {input.crosscoders:q}"
         " --latents {input.latents:q} --threads {threads} --output {output:q} --log {log:q}"
+
+
+rule trace_latents:
+    input:
+        crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
+        latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
+        code=code("analysis.trace_latents"),
+    output:
+        "results/{study}/traces/{setting}/{crosscoder}/seed-{seed}.nc",
+    log:
+        "results/{study}/logs/trace_latents/{setting}/{crosscoder}/seed-{seed}.log",
+    benchmark:
+        "results/{study}/benchmarks/trace_latents/{setting}/{crosscoder}/seed-{seed}.tsv"
+    priority: 1
+    conda:
+        "../envs/crosscoders.yaml"
+    resources:
+        **asks("trace_latents"),
+    params:
+        settings=settings_of("trace_latents"),
+    shell:
+        "python -m crosscoders analysis.trace_latents --settings {params.settings:q} --crosscoder {input.crosscoder:q}"
+        " --latents {input.latents:q} --output {output:q} --log {log:q}"
 
 
 rule train_aligned:

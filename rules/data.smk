@@ -75,6 +75,31 @@ rule pretrain:
         " --output {output:q} --log {log:q}"
 
 
+rule take_snapshot:
+    input:
+        trained=lambda wildcards: f"{RESULTS}/models/{STUDY.models[wildcards.model].of}/provenance.json",
+        code=code("language_models.take_snapshot"),
+    output:
+        "results/{study}/models/{model}/provenance.json",
+    log:
+        "results/{study}/logs/take_snapshot/{model}.log",
+    benchmark:
+        "results/{study}/benchmarks/take_snapshot/{model}.tsv"
+    wildcard_constraints:
+        model="|".join(SNAPSHOTS) or "none",
+    priority: 20
+    conda:
+        "../envs/crosscoders.yaml"
+    threads: 1
+    resources:
+        **asks("take_snapshot"),
+    params:
+        settings=settings_of("take_snapshot"),
+    shell:
+        "python -m crosscoders language_models.take_snapshot --settings {params.settings:q} --trained {input.trained:q}"
+        " --output {output:q} --log {log:q}"
+
+
 rule fine_tune:
     input:
         base=lambda wildcards: f"{RESULTS}/models/{STUDY.models[wildcards.model].base}/provenance.json",

@@ -196,6 +196,12 @@ def effects(wildcards):
     return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
 
 
+def traces(wildcards):
+    """What becomes of the latents of a setting's crosscoders through training, where its sources are in that order."""
+    names, folder = measurements.traced(STUDY, wildcards.setting), f"{RESULTS}/traces/{wildcards.setting}"
+    return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+
+
 def saes(wildcards):
     """The SAEs whose graph a setting's crosscoder simplifies."""
     name = STUDY.settings[wildcards.setting].circuits.saes

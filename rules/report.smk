@@ -19,6 +19,7 @@ rule collate:
         causal=patched,
         steering=steered,
         effects=effects,
+        traces=traces,
         circuits=circuits,
         code=code("report.collate"),
     output:
@@ -48,6 +49,7 @@ rule collate:
                 "causal",
                 "steering",
                 "effects",
+                "traces",
                 "circuits",
             )
             if input[name]

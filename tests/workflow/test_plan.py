@@ -24,6 +24,7 @@ STUDIES = (
     "studies/nulls-weights.yaml",
     "studies/transfer.yaml",
     "studies/layers.yaml",
+    "studies/through-training.yaml",
 )
 
 

@@ -35,7 +35,7 @@ class Activations:
         The sources wanted, all that are no differences where absent. Sinks are judged by all stored sources in any
         case.
     null : NullChange, optional
-        With `same_model` the activations of `base` stand for those of `chat` as well; with `permuted_tokens` those of
+        With `same_model` the activations of `base` stand for those of `chat` and of `others` as well; with `permuted_tokens` those of
         `chat` are those of another token of the split.
     """
 
@@ -50,8 +50,8 @@ class Activations:
         stored = [str(name) for name in normalisation["source"].values if str(name) not in differences]
         self.sources = list(sources or stored)
         sink_norm = normalisation["sink_norm"].sel(source=stored).values
-        same = null is not None and null.kind == "same_model"
-        read = [null.base if same and name == null.chat else name for name in self.sources]
+        stands_for = null.stands_for if null is not None else {}
+        read = [stands_for.get(name, name) for name in self.sources]
         normalisation = normalisation.sel(source=read)
         files = [(number, part) for number, name in enumerate(read) for part in parts_of(name, differences)]
         self._source_of = [number for number, _ in files]  # of every file variable

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from crosscoders.study.blocks import differences, stored_sources
 from crosscoders.study.queries.lineage import setting_models
 from crosscoders.study.settings.base import Count, Name, Positive, Seed
@@ -38,6 +40,11 @@ class ModelReading(Part):
         )
 
 
+def _is_empty(values: list[str]) -> bool:
+    """Whether stages get a null without a part, as those of studies that do not have it do."""
+    return not values
+
+
 class NullChange(Part):
     """How a null changes the activations of the setting that it is a null of."""
 
@@ -46,6 +53,14 @@ class NullChange(Part):
     """Source of the contrast that stands for both models (same_model)."""
     chat: Name
     """Source of the contrast that is replaced or permuted."""
+    others: list[Name] = Field([], exclude_if=_is_empty)
+    """Further sources that are replaced as `chat` is (same_model)."""
+
+    @property
+    def stands_for(self) -> dict[str, str]:
+        """The source that is read in place of each that is replaced."""
+        replaced = (self.chat, *self.others) if self.kind == "same_model" else ()
+        return dict.fromkeys(replaced, self.base)
 
     @classmethod
     def of(cls, study: Study, setting: str) -> NullChange | None:
@@ -53,8 +68,11 @@ class NullChange(Part):
         chosen = study.settings[setting]
         if not isinstance(chosen, NullSetting):
             return None
-        base, chat = study.settings[chosen.null_of].contrast
-        return cls(kind=chosen.change, base=base, chat=chat)
+        changed = study.settings[chosen.null_of]
+        base, chat = changed.contrast
+        replaced = (changed.through or ()) if chosen.change == "same_model" else ()
+        others = [name for name in replaced if name not in (base, chat)]
+        return cls(kind=chosen.change, base=base, chat=chat, others=others)
 
 
 class ExtractActivationsSection(StageSection):

@@ -9,11 +9,11 @@ from pydantic import Field
 from crosscoders.activations.sections import ModelReading, NullChange
 from crosscoders.study.blocks import crosscoder_sources, stored_sources
 from crosscoders.study.queries.comparisons import data_setting, series_of
-from crosscoders.study.queries.lineage import contrast_models, setting_models
+from crosscoders.study.queries.lineage import contrast_models, setting_models, training_step
 from crosscoders.study.queries.measurements import spliced
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
 from crosscoders.study.settings.base import Count, Name, Seed
-from crosscoders.study.settings.comparisons import Explain, Source
+from crosscoders.study.settings.comparisons import Explain, Number, Source
 from crosscoders.study.settings.crosscoders import PublishedSettings
 from crosscoders.study.settings.models import RoundedModel
 from crosscoders.study.settings.study import Study
@@ -161,6 +161,34 @@ class MatchSeedsSection(TrainingSection):
         """The section of one job."""
         names = {"setting_name": setting, "crosscoder_name": crosscoder}
         return cls(study=study.study, **names, seed=int(seed), seeds=study.seeds)
+
+
+class TraceLatentsSection(TrainingSection):
+    """The latents of one crosscoder over snapshots of a training."""
+
+    stage: ClassVar[str] = "trace_latents"
+    through: list[Name]
+    """Sources in the order of training."""
+    steps: list[Number]
+    """Steps of the training after which they stand; empty where the study does not know them."""
+    permutations: Count
+    bootstrap: Bootstrap
+
+    @classmethod
+    def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> TraceLatentsSection:
+        """The section of one job."""
+        chosen = study.settings[data_setting(study, setting)]
+        known = [training_step(study, chosen.sources[name].model) for name in chosen.through]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            crosscoder_name=crosscoder,
+            seed=int(seed),
+            through=chosen.through,
+            steps=[step for _, step in known] if None not in known else [],
+            permutations=study.classification.null_permutations,
+            bootstrap=study.classification.bootstrap,
+        )
 
 
 class DetectPlantedSection(StageSection):

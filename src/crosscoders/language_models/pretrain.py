@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from crosscoders import artifacts, stage
 from crosscoders.data.chats import Document, in_split, shuffled, written
@@ -64,8 +66,18 @@ def initial(settings: TrainedModel, vocabulary: int) -> transformers.LlamaForCau
     return transformers.LlamaForCausalLM(config)
 
 
-def train(model: torch.nn.Module, tokens: np.ndarray, settings: TrainedModel, device: str, autocast: bool) -> float:
+def train(
+    model: torch.nn.Module,
+    tokens: np.ndarray,
+    settings: TrainedModel,
+    device: str,
+    autocast: bool,
+    keep: Callable[[int], None] = lambda step: None,
+) -> float:
     """Train on windows at random places of the stream; returns the mean loss of the last tenth of the steps.
+
+    `keep` is called with the number of steps taken, before the first and after every one, while the model has the weights
+    of that step; it must not change them.
 
     Raises
     ------
@@ -79,6 +91,7 @@ def train(model: torch.nn.Module, tokens: np.ndarray, settings: TrainedModel, de
     rows = max(1, settings.batch_tokens // settings.row_tokens)
     progress = stage.Progress("pretrain", settings.steps * rows * settings.row_tokens)
     losses: list[float] = []
+    keep(0)
     for step in range(settings.steps):
         starts = generator.integers(0, len(tokens) - settings.row_tokens - 1, rows)
         chosen = tokens[starts[:, None] + np.arange(settings.row_tokens + 1)]
@@ -94,9 +107,24 @@ def train(model: torch.nn.Module, tokens: np.ndarray, settings: TrainedModel, de
         check_divergence(step, loss=losses[-1], gradient_norm=length.item())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        keep(step + 1)
         progress.update(rows * settings.row_tokens, step=step + 1, loss=losses[-1])
     recent = losses[-max(1, len(losses) // 10) :]
     return sum(recent) / len(recent)
+
+
+def keeper(model: transformers.PreTrainedModel, settings: TrainedModel, folder: Path) -> Callable[[int], None]:
+    """A function of the step that keeps the model's weights in a folder, in float32, after the steps that are asked for."""
+
+    def keep(step: int) -> None:
+        if step in (settings.snapshots or ()):
+            tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+            kept = {
+                name: tensor.float().contiguous() for name, tensor in model.state_dict().items() if name not in tied
+            }
+            save_file(kept, folder / snapshots.step_file(step), metadata={"format": "pt"})
+
+    return keep
 
 
 def main(arguments) -> None:
@@ -119,12 +147,13 @@ def main(arguments) -> None:
             f"models.{section.name}.row_tokens: {settings.row_tokens} exceeds the text ({len(tokens)} tokens)"
         )
     model = initial(settings, len(tokenizer)).to(device)
-    with explain_divergence(f"models.{section.name}"):
-        loss = train(model, tokens, settings, device, chosen_dtype("auto", device) == torch.bfloat16)
     target: Path = arguments.output.parent
     with snapshots.working_folder(target) as name:
         folder = Path(name) / "snapshot"
         folder.mkdir()
+        autocast, keep = chosen_dtype("auto", device) == torch.bfloat16, keeper(model, settings, folder)
+        with explain_divergence(f"models.{section.name}"):
+            loss = train(model, tokens, settings, device, autocast, keep)
         model.float().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         provenance = section.provenance(settings.seed)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from crosscoders.study.settings.analysis import Behaviours
 from crosscoders.study.settings.base import Name, Share
 from crosscoders.study.settings.corpora import AnyTemplate, ChatTemplate, PlantedChats
-from crosscoders.study.settings.models import FineTunedModel, Model, PerturbedModel, TrainedModel
+from crosscoders.study.settings.models import FineTunedModel, Model, PerturbedModel, SnapshotModel, TrainedModel
 from crosscoders.study.settings.study import Study
 from crosscoders.study.stage_section import StageSection
 
@@ -47,6 +47,19 @@ class PretrainSection(StageSection):
             splits=[study.splits[name] for name in ("fine_tune", "train") if name in study.splits],
             device=study.device,
         )
+
+
+class TakeSnapshotSection(StageSection):
+    """One model that is a snapshot of another's training."""
+
+    stage: ClassVar[str] = "take_snapshot"
+    name: Name
+    model: SnapshotModel
+
+    @classmethod
+    def of(cls, study: Study, model: str) -> TakeSnapshotSection:
+        """The section of one job."""
+        return cls(study=study.study, name=model, model=study.models[model])
 
 
 class FineTuneSection(StageSection):

@@ -23,6 +23,11 @@ def publish(folder: Path, target: Path, provenance: dict) -> None:
     os.replace(folder, target)
 
 
+def step_file(step: int) -> str:
+    """Name of the file in which the folder of a trained model keeps the weights that it had after a step."""
+    return f"step-{step:06d}.safetensors"
+
+
 def working_folder(target: Path) -> tempfile.TemporaryDirectory:
     """A folder beside `target`, so that the finished snapshot can be renamed into place."""
     target.parent.mkdir(parents=True, exist_ok=True)

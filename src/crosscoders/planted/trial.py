@@ -7,8 +7,9 @@ import torch
 import xarray as xr
 
 from crosscoders import artifacts, stage
-from crosscoders.analysis import bootstrap, classification
+from crosscoders.analysis import bootstrap, classification, traces
 from crosscoders.analysis.reconstruction import reconstruction
+from crosscoders.analysis.traces import Presence
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.errors import explain_divergence
 from crosscoders.planted import concepts
@@ -19,6 +20,11 @@ from crosscoders.training import loop
 from crosscoders.training.recipes import CrosscoderRecipe
 
 RULES = ("norm", "norm and scaling")
+COURSE = {
+    "onset_accuracy": "share of concepts begun in the right source",
+    "ending_accuracy": "share of concepts ended in the right source",
+    "rotation_error": "mean absolute error of the cosine between consecutive sources",
+}
 
 
 def calls(geometry: xr.Dataset, specific: xr.Dataset) -> dict[str, np.ndarray]:
@@ -31,16 +37,50 @@ def calls(geometry: xr.Dataset, specific: xr.Dataset) -> dict[str, np.ndarray]:
     return dict(zip(RULES, (by_norm, np.where(confirmed, by_norm, "other")), strict=True))
 
 
-def onset(truth: World, coder: Crosscoder, cosine: np.ndarray, alive: np.ndarray, threshold: float) -> float:
-    """Share of spanning concepts, of those recovered, whose best latent begins in the layer where the concept begins.
+def course(
+    truth: World, decoders: list[np.ndarray], known: list[int], cosine: np.ndarray, alive: np.ndarray, threshold: float
+) -> dict[str, float]:
+    """How well the best latents of recovered concepts show where concepts begin and end, and how they turn.
 
-    A latent begins in the first source with half its largest decoder norm.
+    Parameters
+    ----------
+    truth : World
+    decoders : per source of the crosscoder, (m, width)
+    known : list of int
+        Indices of those sources among the planted ones, in order.
+    cosine : (concepts, m)
+        Of every concept with every latent.
+    alive : (m,) bool
+    threshold : float
+        Absolute cosine above which a latent stands for a concept.
+
+    Returns
+    -------
+    {name: float}
+        `onset_accuracy` and `ending_accuracy`: shares of spanning concepts whose latent has half its largest decoder norm
+        first, and last, in the source where the concept begins, and ends. `rotation_error`: mean absolute difference
+        between the cosines of a latent's and of its concept's directions in consecutive sources in which the concept
+        lives. NaN where nothing can be said.
     """
-    norms = coder.decoder_norms().numpy()
-    begins = (norms >= 0.5 * norms.max(1, keepdims=True)).argmax(1)
+    nothing = dict.fromkeys(("onset_accuracy", "ending_accuracy", "rotation_error"), np.nan)
     cosine = np.where(alive, cosine, 0)
-    chosen = truth.is_class("spanning") & (cosine.max(1) > threshold)
-    return float((begins[cosine.argmax(1)] == truth.first)[chosen].mean()) if chosen.any() else np.nan
+    concept = np.flatnonzero(cosine.max(1) > threshold)
+    best, spanning = cosine.argmax(1)[concept], truth.is_class("spanning")[concept]
+    if not spanning.any() or known != list(range(truth.gain.shape[1])):
+        return nothing
+    presence = Presence.of(np.stack([np.linalg.norm(decoder[best], axis=1) for decoder in decoders], axis=1))
+    ends = np.where(presence.vanishes_after < 0, len(known) - 1, presence.vanishes_after)
+    found = {
+        "onset_accuracy": float((presence.emerges_at == truth.first[concept])[spanning].mean()),
+        "ending_accuracy": float((ends == truth.last[concept])[spanning].mean()),
+    }
+    if len({decoder.shape[1] for decoder in decoders}) > 1:
+        return nothing | found
+    turned, _ = traces.rotation([torch.from_numpy(decoder[best]).double() for decoder in decoders])
+    planted, _ = traces.rotation([torch.from_numpy(directions[concept]) for directions in truth.directions])
+    both, _ = traces.present_in_both(truth.gain[concept] >= 0.5)
+    difference = np.abs(turned - planted)[both]
+    return nothing | found | {"rotation_error": float(np.nanmean(difference)) if len(difference) else np.nan}
 
 
 def score(
@@ -56,7 +96,7 @@ def score(
     """Reconstruction, classes and the judgement of one crosscoder on test tokens `data`.
 
     Latent scaling is fitted on the validation tokens `held_out`. `parts` holds, per source, the planted sources that it
-    is made of: one, or the two of a difference. No rule judges concepts that span layers; `onset` does.
+    is made of: one, or the two of a difference. No rule judges concepts that span layers; `course` does.
     """
     weights = bootstrap.resamples(int(data.document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
     sums = reconstruction(coder, data, data.document)
@@ -73,14 +113,13 @@ def score(
     judged = concepts.judge(truth, cosine, concept, alive, called, threshold)
     v, explained = artifacts.variable, 1 - sums["error"].sum(0) / sums["variance"].sum(0)
     best = np.where(alive, cosine, 0).argmax(1)
+    how = course(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], cosine, alive, threshold)
     judged = judged.assign(
         fraction_variance_explained=v("source", explained, "fraction of variance explained"),
         l0=v((), sums["active"].sum() / sums["tokens"].sum(), "active latents per token at inference"),
         dead_fraction=v((), 1 - alive.mean(), "share of latents that fire on no test token"),
         latents=v((), np.int64(coder.latents), "latents of the dictionary"),
-        onset_accuracy=v(
-            (), onset(truth, coder, cosine, alive, threshold), "share of concepts begun in the right layer"
-        ),
+        **{name: v((), how[name], label) for name, label in COURSE.items()},
         concept_class=artifacts.flags("concept", truth.planted_class, PLANTED_CLASSES, "class of the concept"),
         concept_cosine=v("concept", cosine[np.arange(len(cosine)), best], "cosine of the concept with its best latent"),
         concept_relative_norm=v("concept", geometry["relative_norm"].values[best], "relative norm of that latent"),

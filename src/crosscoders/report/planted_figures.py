@@ -117,29 +117,30 @@ def confusion(summary: xr.Dataset) -> plt.Figure:
 
 
 def onset(summary: xr.Dataset) -> plt.Figure:
-    """ours-onset: how often a member begins a latent in the layer in which the planted concept begins."""
+    """ours-onset: how often a member begins and ends a latent in the sources in which the planted concept does."""
     figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 3))
     confidence = float(summary.attrs["confidence"])
     names = [str(name) for name in summary["crosscoder"].values]
     bars = {
         "recovered": summary["recovered"].sel(planted_class="spanning"),
-        "begun in the right layer, of these": summary["onset_accuracy"],
+        "begun in the right source, of these": summary["onset_accuracy"],
+        "ended in the right source, of these": summary["ending_accuracy"],
     }
     for i, (label, values) in enumerate(bars.items()):
         mean, half = over_seeds(values.sel(crosscoder=names), confidence)
         axis.bar(
-            np.arange(len(names)) + 0.4 * i - 0.2,
+            np.arange(len(names)) + 0.27 * (i - 1),
             mean,
-            0.38,
+            0.25,
             yerr=half,
             capsize=3,
-            color=PALETTE[[7, 0][i]],
+            color=PALETTE[[7, 0, 3][i]],
             label=label,
         )
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axis.set(ylabel="share of planted concepts", ylim=(0, 1.08))
     figure.legend(
-        title=f"bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds", loc="outside lower center", ncols=2
+        title=f"bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds", loc="outside lower center", ncols=3
     )
     sns.despine(figure)
     return figure
@@ -178,6 +179,9 @@ def sentences(summary: xr.Dataset) -> str:
                         f" false alarms {_interval(at['false_positive_rate'], confidence)}"
                     )
         if one["onset_accuracy"].notnull().any():
-            text += f"; right first layer {_interval(one['onset_accuracy'], confidence)}"
+            text += f"; right first source {_interval(one['onset_accuracy'], confidence)}"
+            text += f", right last source {_interval(one['ending_accuracy'], confidence)}"
+        if one["rotation_error"].notnull().any():
+            text += f"; cosines between consecutive sources are off by {_interval(one['rotation_error'], confidence)}"
         lines.append(text + ".")
     return "\n".join(lines)

@@ -11,12 +11,22 @@ from dataclasses import dataclass
 
 from crosscoders.study.queries.comparisons import drawn_settings, nulls_of, transfers_of
 from crosscoders.study.queries.lineage import planted_pair
-from crosscoders.study.queries.measurements import circuits_of, compared, patched, rounded_nulls, steered
+from crosscoders.study.queries.measurements import circuits_of, compared, patched, rounded_nulls, steered, traced
 from crosscoders.study.queries.trainings import aligned_of
 from crosscoders.study.settings.study import Study
 
-NOTEBOOKS = ("cross_layer", "model_diffing", "layers", "pre_post_mlp", "compare", "planted", "planted_layers", "dose")
-BOTH = ("cross_layer", "model_diffing", "pre_post_mlp", "compare")
+NOTEBOOKS = (
+    "cross_layer",
+    "model_diffing",
+    "through_training",
+    "layers",
+    "pre_post_mlp",
+    "compare",
+    "planted",
+    "planted_layers",
+    "dose",
+)
+BOTH = ("cross_layer", "model_diffing", "through_training", "pre_post_mlp", "compare")
 """Notebooks of settings that train on activations of models."""
 
 
@@ -75,7 +85,11 @@ class Figure:
 
 
 MODEL_DIFFING, CROSS_LAYER, LAYERS = ("model_diffing",), ("cross_layer",), ("layers",)
+THROUGH = ("through_training",)
 PAIR = ("pair",)
+NO_ORDER = (
+    "The sources of this setting stand in no order of training; `through` in `studies/through-training.yaml` gives one."
+)
 SCRATCH_FIRST = ("from-scratch-pair", "embedded")
 
 FIGURES = (
@@ -397,9 +411,35 @@ FIGURES = (
         "ours-similarity",
         "CKA and SVCCA of sources, beside the crosscoders' cosines",
         "layer_figures.similarity",
-        CROSS_LAYER,
+        (*CROSS_LAYER, "through_training"),
         ("spanning",),
         words="prose.similarity",
+    ),
+    Figure(
+        "ours-emergence",
+        "When latents emerge and vanish in training, beside chance",
+        "through_figures.emergence",
+        THROUGH,
+        ("summary", "nulls"),
+        words="through_figures.emergence_sentences",
+        needs=("trace_emerged",),
+        absent=NO_ORDER,
+        expected=traced,
+        studies=("through-training",),
+        leads=4,
+    ),
+    Figure(
+        "ours-rotation",
+        "Cosine of latents' decoder vectors between snapshots of a training, beside chance",
+        "through_figures.rotation",
+        THROUGH,
+        ("summary", "nulls"),
+        words="through_figures.rotation_sentences",
+        needs=("trace_before",),
+        absent=NO_ORDER,
+        expected=traced,
+        studies=("through-training",),
+        leads=4,
     ),
     Figure(
         "ours-aligned",

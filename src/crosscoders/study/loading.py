@@ -291,7 +291,7 @@ SIZED = {"String": "a text", "List": "a list", "Dictionary": "a mapping"}
 
 
 KINDS = {
-    "models": ["wheel", "hub", "folder", "random", "trained", "fine_tuned", "noised", "rounded"],
+    "models": ["wheel", "hub", "folder", "random", "trained", "snapshot", "fine_tuned", "noised", "rounded"],
     "corpora": ["wheel", "hub", "file", "planted_chats"],
     "settings": ["text", "planted", "null_control", "transfer", "dose_series"],
     "sources": ["model", "synthetic", "difference"],

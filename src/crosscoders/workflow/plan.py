@@ -19,7 +19,7 @@ from crosscoders.study import sizes
 from crosscoders.study.queries import comparisons, lineage, measurements, trainings
 from crosscoders.study.settings.comparisons import DoseSeries, PlantedSetting, Setting
 from crosscoders.study.settings.corpora import PlantedChats
-from crosscoders.study.settings.models import FineTunedModel, NoisedModel, RoundedModel, TrainedModel
+from crosscoders.study.settings.models import FineTunedModel, NoisedModel, RoundedModel, SnapshotModel, TrainedModel
 from crosscoders.study.settings.study import Study
 from crosscoders.workflow.costs import estimates
 from crosscoders.workflow.costs.estimates import GPU_RULES
@@ -92,6 +92,7 @@ def _inputs(study: Study, reached: list[str]) -> Iterator[Job]:
     corpora |= {study.corpora[name].articles for name in corpora if isinstance(study.corpora[name], PlantedChats)}
     yield from (Job.of("fetch_text", corpus=name) for name in sorted(corpora))
     rules = {FineTunedModel: "fine_tune", TrainedModel: "pretrain", NoisedModel: "perturb", RoundedModel: "perturb"}
+    rules |= {SnapshotModel: "take_snapshot"}
     yield from (Job.of(rules.get(type(study.models[name]), "fetch_model"), model=name) for name in sorted(models))
 
 
@@ -188,6 +189,8 @@ def _validation(study: Study, name: str) -> Iterator[Job]:
         yield Job.of("steer", setting=name, crosscoder=crosscoder, seed=seed)
     for crosscoder, seed in itertools.product(measurements.compared(study, name), study.seeds):
         yield Job.of("compare_effects", setting=name, crosscoder=crosscoder, seed=seed)
+    for crosscoder, seed in itertools.product(measurements.traced(study, name), study.seeds):
+        yield Job.of("trace_latents", setting=name, crosscoder=crosscoder, seed=seed)
     if circuits := measurements.circuits_of(study, name):
         for seed in study.seeds:
             yield Job.of("circuits", setting=name, crosscoder=circuits.crosscoder, seed=seed)

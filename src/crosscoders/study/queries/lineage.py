@@ -5,7 +5,7 @@ from __future__ import annotations
 from crosscoders.study.blocks import stored_sources
 from crosscoders.study.settings.comparisons import Setting, Source
 from crosscoders.study.settings.corpora import PlantedChats
-from crosscoders.study.settings.models import DERIVED, FineTunedModel, NoisedModel
+from crosscoders.study.settings.models import DERIVED, FineTunedModel, NoisedModel, SnapshotModel, TrainedModel
 from crosscoders.study.settings.study import Study
 
 
@@ -144,6 +144,25 @@ def models_first(study: Study, settings: list[str]) -> list[str]:
 def contrast_model(setting: Setting) -> str:
     """The model of the second source of a setting's contrast; where that is a difference, of its minuend."""
     return contrast_models(setting)[1]
+
+
+def training_step(study: Study, model: str) -> tuple[str, int] | None:
+    """Whose training a model shows, and after how many steps, where the study says so.
+
+    Parameters
+    ----------
+    study : Study
+    model : str
+
+    Returns
+    -------
+    (str, int) or None
+        The trained model and the step: that of a snapshot, or the last one for the trained model itself.
+    """
+    chosen = study.models.get(model)
+    if isinstance(chosen, SnapshotModel):
+        return chosen.of, chosen.step
+    return (model, chosen.steps) if isinstance(chosen, TrainedModel) else None
 
 
 def plain_chats(study: Study, model: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from crosscoders.study.blocks import crosscoder_sources
-from crosscoders.study.queries.comparisons import nulls_of, reported_settings
+from crosscoders.study.blocks import crosscoder_sources, groups
+from crosscoders.study.queries.comparisons import data_setting, is_transfer, nulls_of, reported_settings
 from crosscoders.study.queries.lineage import contrast_model
 from crosscoders.study.settings.comparisons import Circuits, PlantedSetting, Setting
+from crosscoders.study.settings.crosscoders import AnyCrosscoder, CrosscoderSettings
 from crosscoders.study.settings.models import RoundedModel
 from crosscoders.study.settings.study import Study
 
@@ -139,6 +140,38 @@ def compared(study: Study, setting: str) -> list[str]:
         name for name in chosen.crosscoders if set(chosen.contrast) <= set(crosscoder_sources(chosen, members[name]))
     ]
     return [name for name in both if wanted is None or name in wanted]
+
+
+def traced(study: Study, setting: str) -> list[str]:
+    """Crosscoders of a setting whose latents are followed through training.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study; a null follows what the setting that it is a null of follows.
+
+    Returns
+    -------
+    list of str
+        Names, in the order of the setting; none where its sources are in no order of training.
+    """
+    chosen = study.settings[data_setting(study, setting)]
+    if not isinstance(chosen, Setting) or chosen.through is None or is_transfer(study, setting):
+        return []
+    return [name for name in study.settings[setting].crosscoders if follows(chosen, study.crosscoders[name])]
+
+
+def follows(setting: Setting, member: AnyCrosscoder) -> bool:
+    """Whether some latents of a crosscoder write every source of a setting's `through`."""
+    sources, through = crosscoder_sources(setting, member), set(setting.through)
+    if not isinstance(member, CrosscoderSettings):
+        return through <= set(sources)
+    written = [
+        {name for name, writes in zip(sources, group.writes, strict=True) if writes}
+        for group in groups(member.blocks, sources)
+    ]
+    return any(through <= some for some in written)
 
 
 def left_out(study: Study) -> list[str]:

@@ -229,6 +229,9 @@ class Setting(Section):
     sources: dict[Name, AnySource]
     contrast: list[Name] = Field(min_length=2, max_length=2)
     """The two sources that relative norm, cosine and latent scaling compare: [base, chat] or [first, last]."""
+    through: Annotated[Names, Field(min_length=3)] | None = None
+    """Sources in the order of training, as snapshots of one model at one layer: when each latent emerges, how it rotates and
+    when it vanishes is then measured; none where absent."""
     tokens: dict[Literal["train", "validation", "test"], dict[Name, Annotated[int, Field(ge=0)]]]
     """Tokens of each corpus, by split."""
     shards: dict[Literal["train", "validation", "test"], Annotated[int, Field(gt=0, le=1000)]]
@@ -276,7 +279,8 @@ class NullSetting(Section):
     kind: Literal["null_control"] = "null_control"
     null_of: Name
     change: Literal["same_model", "permuted_tokens"]
-    """`same_model`: the first source stands for both. `permuted_tokens`: the second source's tokens are shuffled."""
+    """`same_model`: the first source stands for both, and, in a setting with `through`, for all of them. `permuted_tokens`: the
+    second source's tokens are shuffled."""
     crosscoders: Names = Field(min_length=1)
 
 

@@ -111,6 +111,13 @@ class RandomModel(Section):
     )
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+Steps = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(distinct), Field(min_length=1)]
+
+
 class TrainedModel(Section):
     """A small Llama trained from scratch on the study's documents in the splits `fine_tune` and `train`."""
 
@@ -130,12 +137,24 @@ class TrainedModel(Section):
     learning_rate: Positive
     warmup_steps: Annotated[int, Field(ge=0)]
     seed: Seed = 0
+    snapshots: Annotated[Steps | None, Field(exclude_if=_is_none)] = None
+    """Steps after which the model is kept, ascending; 0 is the model before training. Models of kind `snapshot` name them."""
     RULES = (
         Rule("heads", lambda model: model.width % model.heads == 0, "a divisor of width = {width}"),
         Rule(
             "heads",
             lambda model: model.width // model.heads % 2 == 0,
             "heads of an even width, as a Llama needs them (width = {width})",
+        ),
+        Rule(
+            "snapshots",
+            lambda model: model.snapshots is None or model.snapshots == sorted(model.snapshots),
+            "steps that ascend",
+        ),
+        Rule(
+            "snapshots",
+            lambda model: model.snapshots is None or max(model.snapshots) <= model.steps,
+            "steps of at most steps = {steps}",
         ),
         Rule(
             "row_tokens",
@@ -146,8 +165,19 @@ class TrainedModel(Section):
     )
 
 
-def _is_none(value: object) -> bool:
-    return value is None
+class SnapshotModel(Section):
+    """A model as it was during the training of another of the study."""
+
+    kind: Literal["snapshot"]
+    of: Name
+    """A model of kind `trained`."""
+    step: Annotated[int, Field(ge=0)]
+    """One of its `snapshots`."""
+
+    @property
+    def base(self) -> str:
+        """The model whose tokenizer and size it has."""
+        return self.of
 
 
 class FineTunedModel(Section):
@@ -218,9 +248,17 @@ class RoundedModel(Section):
 PerturbedModel = Annotated[NoisedModel | RoundedModel, Field(discriminator="kind")]
 PERTURBED = (NoisedModel, RoundedModel)
 """Kinds of models that differ from another in their weights without any training."""
-DERIVED = (FineTunedModel, *PERTURBED)
+DERIVED = (FineTunedModel, SnapshotModel, *PERTURBED)
 """Kinds of models that are made from another model of the study, their `base`, and share its tokenizer."""
 Model = Annotated[
-    WheelModel | HubModel | FolderModel | RandomModel | TrainedModel | FineTunedModel | NoisedModel | RoundedModel,
+    WheelModel
+    | HubModel
+    | FolderModel
+    | RandomModel
+    | TrainedModel
+    | SnapshotModel
+    | FineTunedModel
+    | NoisedModel
+    | RoundedModel,
     Field(discriminator="kind"),
 ]

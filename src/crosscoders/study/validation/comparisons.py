@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from crosscoders.study.blocks import crosscoder_sources, differences, stored_sources
+from crosscoders.study.queries.lineage import training_step
+from crosscoders.study.queries.measurements import follows
 from crosscoders.study.series import cells
 from crosscoders.study.settings.base import SPLITS
 from crosscoders.study.settings.comparisons import (
@@ -63,6 +66,36 @@ def source_problems(study: Study, setting: Setting | PlantedSetting) -> list[str
             problems.append(f"tokens.train: {available} tokens are fewer than a batch of {name!r} ({batch})")
         problems += block_problems(f"crosscoders ({name!r})", crosscoder, setting)
     return list(dict.fromkeys(problems))
+
+
+def through_problems(study: Study, setting: Setting) -> list[str]:
+    """Problems of the order in which a setting's sources stand in training."""
+    stored = stored_sources(setting)
+    problems = [line for name in setting.through for line in unknown_name("through", name, stored)]
+    if problems:
+        return problems
+    first, *later = ((name, stored[name]) for name in setting.through)
+    for name, source in later:
+        if (source.layer, source.hook) != (first[1].layer, first[1].hook):
+            problems.append(
+                f"through: {name!r} reads {source.hook} of layer {source.layer}; expected {first[1].hook} of layer "
+                f"{first[1].layer}, as {first[0]!r} does"
+            )
+    known = {name: training_step(study, stored[name].model) for name in setting.through}
+    for one, other in itertools.pairwise(name for name, step in known.items() if step is not None):
+        (trained, step), (other_trained, other_step) = known[one], known[other]
+        if other_trained != trained:
+            problems.append(f"through: {other!r} is of the training of {other_trained!r}; expected that of {trained!r}")
+        elif other_step <= step:
+            problems.append(
+                f"through: {other!r} (step {other_step}) comes after {one!r} (step {step}); expected a later step"
+            )
+    members = {name: study.crosscoders.get(name) for name in setting.crosscoders}
+    if not problems and not any(member is None or follows(setting, member) for member in members.values()):
+        problems.append(
+            f"through: no latent of {', '.join(members)} writes all of its sources; expected a crosscoder that does"
+        )
+    return problems
 
 
 def notebook_problem(notebook: str) -> list[str]:

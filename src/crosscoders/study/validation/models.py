@@ -14,6 +14,7 @@ from crosscoders.study.settings.models import (
     NoisedModel,
     RandomModel,
     RoundedModel,
+    SnapshotModel,
     TrainedModel,
     WheelModel,
 )
@@ -29,11 +30,14 @@ def model_problems(study: Study, model: object) -> list[str]:
         return member_problem(model.file)
     if isinstance(model, TrainedModel):
         return [line for name in model.corpora for line in unknown_name("corpora", name, study.corpora)]
+    if isinstance(model, SnapshotModel):
+        return _snapshot_problems(study, model)
     if isinstance(model, FineTunedModel):
         problems = unknown_name("base", model.base, study.models)
         problems += unknown_name("corpus", model.corpus, study.corpora)
         if isinstance(study.models.get(model.base), DERIVED):
-            made = {"fine_tuned": "fine-tuned"}.get(kind := study.models[model.base].kind, kind)
+            kinds = {"fine_tuned": "fine-tuned", "snapshot": "a snapshot"}
+            made = kinds.get(kind := study.models[model.base].kind, kind)
             problems.append(f"base: {model.base!r} is itself {made}; expected a model that is fetched")
         if study.corpora.get(model.corpus) and not isinstance(study.corpora[model.corpus], PlantedChats):
             problems.append(f"corpus: {model.corpus!r} is no corpus of kind planted_chats")
@@ -47,6 +51,19 @@ def model_problems(study: Study, model: object) -> list[str]:
             problems.append(f"row_tokens: {model.row_tokens} exceeds the {context} tokens that {model.base!r} takes")
         return problems
     return _perturbed_problems(study, model) if isinstance(model, PERTURBED) else []
+
+
+def _snapshot_problems(study: Study, model: SnapshotModel) -> list[str]:
+    """Problems of a model that is a snapshot of another's training."""
+    problems, trained = unknown_name("of", model.of, study.models), study.models.get(model.of)
+    if trained is None:
+        return problems
+    if not isinstance(trained, TrainedModel):
+        return [f"of: {model.of!r} is of kind {trained.kind}; expected a model of kind trained"]
+    if model.step not in (trained.snapshots or ()):
+        kept = ", ".join(map(str, trained.snapshots or ())) or "none"
+        return [f"step: {model.step}; expected one of the snapshots of {model.of!r} ({kept})"]
+    return []
 
 
 def _perturbed_problems(study: Study, model: NoisedModel | RoundedModel) -> list[str]:

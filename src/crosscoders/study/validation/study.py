@@ -13,6 +13,7 @@ from crosscoders.study.validation.comparisons import (
     planted_problems,
     series_problems,
     source_problems,
+    through_problems,
     transfer_problems,
 )
 from crosscoders.study.validation.corpora import corpus_problems, split_problems, template_problems
@@ -55,6 +56,8 @@ def cross_checks(study: Study, path: Path = Path("config.yaml")) -> list[str]:
             problems += [f"settings.{name}.{line}" for line in notebook_problem(setting.notebook)]
         if isinstance(setting, Setting):
             problems += [f"settings.{name}.{line}" for line in text_problems(study, setting)]
+            if setting.through is not None:
+                problems += [f"settings.{name}.{line}" for line in through_problems(study, setting)]
         if isinstance(setting, PlantedSetting):
             problems += [f"settings.{name}.{line}" for line in planted_problems(study, setting)]
     seeds = getattr(study, "seeds", [])

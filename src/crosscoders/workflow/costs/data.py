@@ -43,8 +43,15 @@ def pretrain(study: Study, model: str) -> Cost:
     )
     layers = chosen.batch_tokens * size.depth * size.width * 108 + 2 * logit_bytes(study, model, chosen.batch_tokens)
     held, work = 16 * size.parameters + layers, 3 * size.flops() * tokens  # in steps that small, products are slow
-    memory, disk = MODELS + held + 6 * corpora, 4 * size.parameters
+    memory, disk = MODELS + held + 6 * corpora, 4 * size.parameters * (1 + len(chosen.snapshots or ()))
     return Cost(memory, START[MODELS], products=work, disk=disk, tokens=tokens, device=held)
+
+
+def take_snapshot(study: Study, model: str) -> Cost:
+    """A job of the rule `take_snapshot`."""
+    written = 4 * sizes.model_size(study, model).parameters
+    files = 1 + len(study.models[study.models[model].of].snapshots)  # whose checksums are compared
+    return Cost(MODELS, START[MODELS], moved=files * written, disk=written)
 
 
 def fine_tune(study: Study, model: str) -> Cost:

@@ -30,6 +30,7 @@ from crosscoders.workflow.costs.data import (
     measure_behaviours,
     perturb,
     pretrain,
+    take_snapshot,
     tokenize,
 )
 from crosscoders.workflow.costs.interventions import causal, circuits, compare_effects, generate_responses, steer
@@ -40,6 +41,7 @@ from crosscoders.workflow.costs.latents import (
     export,
     latent_page,
     match_seeds,
+    trace_latents,
 )
 from crosscoders.workflow.costs.report import (
     circuit_trial,
@@ -63,6 +65,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         fetch_model,
         fetch_text,
         pretrain,
+        take_snapshot,
         fine_tune,
         perturb,
         measure_behaviours,
@@ -82,6 +85,7 @@ RULES: dict[str, Callable[..., Cost]] = {
         evaluate_aligned,
         classify_latents,
         match_seeds,
+        trace_latents,
         detect_planted,
         generate_responses,
         causal,

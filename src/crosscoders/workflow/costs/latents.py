@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crosscoders.study import sizes
+from crosscoders.study.queries.comparisons import data_setting
 from crosscoders.study.queries.lineage import setting_models
 from crosscoders.study.settings.study import Study
 from crosscoders.workflow.costs.terms import (
@@ -83,6 +84,15 @@ def match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     work = (2.0 * coder.latents**2 + SPANNED + 80.0 * SPAN * coder.latents) * coder.width * (seeds - 1)
     memory = TORCH + 4 * coder.stored + 2 * seeds * coder.stored + 8 * coder.latents * min(coder.latents, 4096)
     return Cost(memory, START[TORCH], products=work, disk=MB)
+
+
+def trace_latents(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
+    """A job of the rule `trace_latents`."""
+    coder, drawn = applied_size(study, setting, crosscoder), study.classification.null_permutations
+    moments = len(study.settings[data_setting(study, setting)].through)
+    work = 40.0 * drawn * coder.latents * moments + 20.0 * coder.latents * coder.width
+    memory = TORCH + 6 * coder.stored + 8 * drawn * coder.latents
+    return Cost(memory, START[TORCH], products=work, disk=40 * coder.latents * moments + MB)
 
 
 def latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
