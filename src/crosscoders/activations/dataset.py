@@ -35,8 +35,8 @@ class Activations:
         The sources wanted, all that are no differences where absent. Sinks are judged by all stored sources in any
         case.
     null : NullChange, optional
-        With `same_model` the activations of `base` stand for those of `chat` as well; with `permuted_tokens` those of
-        `chat` are those of another token of the split.
+        With `same_model` the activations of `base` stand for those of the other sources of the contrast as well; with
+        `permuted_tokens` those of every other source are those of other tokens of the split.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Activations:
         self.sources = list(sources or stored)
         sink_norm = normalisation["sink_norm"].sel(source=stored).values
         same = null is not None and null.kind == "same_model"
-        read = [null.base if same and name == null.chat else name for name in self.sources]
+        read = [null.base if same and name in null.changed else name for name in self.sources]
         normalisation = normalisation.sel(source=read)
         files = [(number, part) for number, name in enumerate(read) for part in parts_of(name, differences)]
         self._source_of = [number for number, _ in files]  # of every file variable
@@ -74,7 +74,9 @@ class Activations:
         self._places: dict[int, np.ndarray] = {}  # per permuted source, the kept token read in place of each
         self._on_device: dict[torch.device, tuple] = {}
         if null is not None and null.kind == "permuted_tokens":
-            self._places[self.sources.index(null.chat)] = np.random.default_rng(0).permutation(len(self._kept))
+            for seed, name in enumerate(null.changed):
+                order = np.random.default_rng(seed).permutation(len(self._kept))
+                self._places[self.sources.index(name)] = order
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from crosscoders.study.blocks import differences, stored_sources
 from crosscoders.study.queries.lineage import setting_models
@@ -43,9 +46,16 @@ class NullChange(Part):
 
     kind: Literal["same_model", "permuted_tokens"]
     base: Name
-    """Source of the contrast that stands for both models (same_model)."""
+    """First source of the contrast, which stands for all (same_model)."""
     chat: Name
-    """Source of the contrast that is replaced or permuted."""
+    """Last source of the contrast, which is replaced or permuted …"""
+    between: list[Name] = Field(default_factory=list, exclude_if=operator.not_)
+    """… as are those between them, where the contrast has more than two."""
+
+    @property
+    def changed(self) -> list[str]:
+        """Sources that are replaced or permuted; those of a pair come first."""
+        return [self.chat, *self.between]
 
     @classmethod
     def of(cls, study: Study, setting: str) -> NullChange | None:
@@ -53,8 +63,8 @@ class NullChange(Part):
         chosen = study.settings[setting]
         if not isinstance(chosen, NullSetting):
             return None
-        base, chat = study.settings[chosen.null_of].contrast
-        return cls(kind=chosen.change, base=base, chat=chat)
+        base, *between, chat = study.settings[chosen.null_of].contrast
+        return cls(kind=chosen.change, base=base, chat=chat, between=between)
 
 
 class ExtractActivationsSection(StageSection):
