@@ -177,7 +177,7 @@ FIGURES = (
         "ours-simplex",
         "Relative norms of three sources or more, and latents by the subset of sources that they are written to",
         "simplex_figures.simplex",
-        MODEL_DIFFING,
+        ("cross_layer", "model_diffing"),
         ("pair", "nulls"),
         words="simplex_figures.sentences",
         needs=("subset_count",),
