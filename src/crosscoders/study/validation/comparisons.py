@@ -179,7 +179,7 @@ def subset_problems(setting: PlantedSetting) -> list[str]:
     names, seen = setting.contrast, {}
     if setting.planted.subsets and len(names) == 2:
         return [
-            "planted.subsets: expected with a contrast of three sources or more; a pair has base-only and chat-only"
+            "planted.subsets: expected with a contrast of three sources or more; a pair has base-only and chat-only concepts"
         ]
     problems = []
     for label in setting.planted.subsets:
