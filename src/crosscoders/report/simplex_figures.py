@@ -7,6 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import ScalarFormatter
 
 from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SEED_MARKS, NothingToDraw, crosscoders, thresholds
 
@@ -70,9 +71,10 @@ def simplex(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
         nulls = {label: one.sel(crosscoder=name) for label, one in controls.items() if _has(one, name)}
         _shares(above, summary.sel(crosscoder=name), subsets, nulls)
         above.set_title(name)
-        _members(below, subsets, sources)
+        _members(below, subsets, sources, summary.sizes["subset"])
         handles |= dict(zip(*reversed(above.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)
+    title = "bars: 95% over documents"
+    figure.legend(handles.values(), handles.keys(), title=title, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
@@ -90,7 +92,8 @@ def _triangle(axis: plt.Axes, one: xr.Dataset, sources: list[str]) -> None:
         drawn = axis.hexbin(
             x, y, gridsize=HEXAGONS, extent=(0, 1, 0, 1), mincnt=1, norm=LogNorm(vmin=1), cmap="viridis_r"
         )
-        axis.figure.colorbar(drawn, ax=axis, shrink=0.6, label="latents", location="bottom", pad=0.02)
+        label, form = "latents (dashed: borders of the subsets)", ScalarFormatter()
+        axis.figure.colorbar(drawn, ax=axis, shrink=0.6, label=label, location="bottom", pad=0.02, format=form)
     axis.plot(*CORNERS[[0, 1, 2, 0]].T, color="black", lw=0.8)
     for border in class_borders(float(thresholds(one)["present_above"])):
         axis.plot(*(border @ CORNERS).T, color="0.35", lw=0.7, ls="--")
@@ -98,7 +101,7 @@ def _triangle(axis: plt.Axes, one: xr.Dataset, sources: list[str]) -> None:
     for source, (at, height, aside, above) in zip(sources, places, strict=True):
         axis.text(at, height, source, ha=aside, va=above)
     axis.set(xlim=(-0.05, 1.05), ylim=(-0.1, 0.98), aspect="equal")
-    axis.set_title(f"seed {int(first['seed'])}: {chosen.sum():,} alive latents")
+    axis.set_title(f"{one['crosscoder'].item()}, seed {int(first['seed'])}: {chosen.sum():,} alive latents")
     axis.set_axis_off()
 
 
@@ -146,29 +149,31 @@ def _shares(axis: plt.Axes, one: xr.Dataset, subsets: list[str], nulls: dict[str
         xlim=(-0.6, len(subsets) - 0.4),
         ylabel="share of alive latents\n(at the foot: none)",
     )
-    axis.set_xticks(place, [])
+    axis.set_xticks([])
     sns.despine(ax=axis)
 
 
 def _marks(
     axis: plt.Axes, at: np.ndarray, ends: list[np.ndarray], mark: str, colour: object, label: str | None
 ) -> None:
-    """Shares with their intervals on a logarithmic axis; hollow where a share is 0."""
+    """Shares with their intervals on a logarithmic axis; those of 0 stand at its foot."""
     value, low, high = (np.fmax(part, LOWEST_SHARE) for part in ends)
     bars = np.fmax([value - low, high - value], 0)
     axis.errorbar(at, value, yerr=bars, fmt="none", ecolor=colour, elinewidth=0.8)
     axis.scatter(at, value, s=12, marker=mark, linewidths=0.8, color=colour, label=label)
 
 
-def _members(axis: plt.Axes, subsets: list[str], sources: list[str]) -> None:
-    """Which sources each subset has: a dot for each, joined."""
+def _members(axis: plt.Axes, subsets: list[str], sources: list[str], known: int) -> None:
+    """Which sources each subset has, of so many subsets that are known: a dot for each, joined."""
     for place, name in enumerate(subsets):
         rows = [sources.index(part) for part in name.split("+")]
         axis.scatter([place] * len(sources), range(len(sources)), s=14, color="0.88")
         axis.plot([place] * len(rows), rows, color="black", marker="o", ms=4, lw=1.2)
     axis.set_yticks(range(len(sources)), sources)
     axis.set(xticks=[], xlim=(-0.6, len(subsets) - 0.4), ylim=(len(sources) - 0.5, -0.5))
-    axis.set_xlabel("sources that latents are written to")
+    some = f" ({len(subsets)} of {known} subsets)" if len(subsets) < known else ""
+    axis.set_xlabel(f"sources that latents are written to{some}")
+    axis.tick_params(axis="y", length=0)
     sns.despine(ax=axis, left=True, bottom=True)
 
 

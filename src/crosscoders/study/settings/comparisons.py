@@ -176,7 +176,7 @@ class ExplainedLatents(Section):
     relative_norm: Number = 8
     """Of the largest relative norm Δ."""
     nu: Number = 8
-    """Of those that lean to the second source (Δ above 0.5), the ones whose larger ν, of error and reconstruction, is lowest."""
+    """Of those that lean to the last source (Δ above 0.5), the ones whose larger ν, of error and reconstruction, is lowest."""
     planted_share: Number = 8
     """Of the largest share of activation on one planted behaviour."""
     random: Number = 8
