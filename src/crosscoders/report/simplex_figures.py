@@ -7,7 +7,6 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import ScalarFormatter
 
 from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SEED_MARKS, NothingToDraw, crosscoders, thresholds
 
@@ -92,8 +91,8 @@ def _triangle(axis: plt.Axes, one: xr.Dataset, sources: list[str]) -> None:
         drawn = axis.hexbin(
             x, y, gridsize=HEXAGONS, extent=(0, 1, 0, 1), mincnt=1, norm=LogNorm(vmin=1), cmap="viridis_r"
         )
-        label, form = "latents (dashed: borders of the subsets)", ScalarFormatter()
-        axis.figure.colorbar(drawn, ax=axis, shrink=0.6, label=label, location="bottom", pad=0.02, format=form)
+        label = "latents (dashed: borders of the subsets)"
+        axis.figure.colorbar(drawn, ax=axis, shrink=0.6, label=label, location="bottom", pad=0.02, format="%d")
     axis.plot(*CORNERS[[0, 1, 2, 0]].T, color="black", lw=0.8)
     for border in class_borders(float(thresholds(one)["present_above"])):
         axis.plot(*(border @ CORNERS).T, color="0.35", lw=0.7, ls="--")
