@@ -163,8 +163,7 @@ rule measure_behaviours:
     input:
         articles=lambda wildcards: (f"{RESULTS}/text/{STUDY.corpora[STUDY.models[wildcards.model].corpus].articles}.nc"),
         models=lambda wildcards: [
-            f"{RESULTS}/models/{name}/provenance.json"
-            for name in (STUDY.models[wildcards.model].base, wildcards.model)
+            f"{RESULTS}/models/{name}/provenance.json" for name in lineage.behaving_models(STUDY, wildcards.model)
         ],
         code=code("language_models.measure_behaviours"),
     output:

@@ -13,7 +13,7 @@ def chat_snapshot(wildcards):
 
 
 def contrast_snapshots(wildcards):
-    """The models of the two sources of a setting's contrast, in order."""
+    """The models of the first and the last source of a setting's contrast."""
     chosen = STUDY.settings[wildcards.setting]
     return [f"{RESULTS}/models/{name}/provenance.json" for name in lineage.contrast_models(chosen)]
 
@@ -209,7 +209,7 @@ def saes(wildcards):
 
 
 def divergence(wildcards):
-    """How far the models of a setting's contrast lie apart, where that is asked for."""
+    """How far the first and the last model of a setting's contrast lie apart, where that is asked for."""
     asked = measurements.diverging(STUDY, wildcards.setting)
     return [f"{RESULTS}/divergence/{wildcards.setting}.nc"] if asked else []
 

@@ -170,6 +170,22 @@ def test_nulls_read_one_model_twice_or_other_tokens(shards):
     assert torch.equal(permuted[:, 6].sort().values, plain[:, 6].sort().values), "the same tokens in another order"
 
 
+def test_nulls_of_three_sources_change_all_but_the_first(shards):
+    statistics, sources, everything = fitted(shards), ["base", "difference", "chat"], np.arange(502)
+    of = {"base": "base", "chat": "chat", "between": ["difference"]}
+    same, permuted = (
+        Activations(shards, statistics, sources, NullChange(kind=kind, **of)).rows(everything).split(6, dim=1)
+        for kind in ("same_model", "permuted_tokens")
+    )
+    plain = Activations(shards, statistics, sources).rows(everything).split(6, dim=1)
+    assert all(torch.equal(part, plain[0]) for part in same)
+    assert torch.equal(permuted[0], plain[0])
+    orders = [(part[:, None, 0] == whole[:, 0]).int().argmax(1) for part, whole in zip(permuted, plain, strict=True)]
+    assert not any(
+        torch.equal(a, b) for a, b in [(orders[0], orders[1]), (orders[0], orders[2]), (orders[1], orders[2])]
+    )
+
+
 def test_statistics_equal_float64_numpy(shards):
     opened = [artifacts.read(path) for path in shards]
     values = np.concatenate([artifacts.from_bits(part["chat"].values) for part in opened]).astype(np.float64)

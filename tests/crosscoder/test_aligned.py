@@ -46,7 +46,7 @@ def options(alignment: float, **training) -> AlignedSettings:
 def data():
     """Two models of different width that share all 24 concepts."""
     settings = Planted(concepts={"shared": 24}, rate=0.06)
-    truth = concepts.world(settings, [24, 32], 0)
+    truth = concepts.world(settings, {"small": 24, "large": 32}, 0)
     return concepts.samples(
         truth, settings, ["small", "large"], {}, {"train": 8000, "validation": 2000, "test": 2000}, 0
     )[0]

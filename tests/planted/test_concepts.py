@@ -12,7 +12,7 @@ from crosscoders.study.settings.comparisons import Planted
 OPTIONS = Planted(
     concepts={"shared": 12, "base-only": 6, "chat-only": 6, "shrunk": 6, "rotated": 6, "decoupled": 6}, rate=0.05
 )
-WIDTHS = [96, 96]
+WIDTHS = {"base": 96, "chat": 96}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_concepts_fire_at_their_rate_and_write_what_their_class_says(truth):
 
 def test_spans_are_contiguous_and_drawn_from_the_seed():
     options = Planted(concepts={"spanning": 40}, rate=0.05)
-    first, again, other = (concepts.world(options, [16] * 5, seed) for seed in (0, 0, 1))
+    first, again, other = (concepts.world(options, {f"layer-{i}": 16 for i in range(5)}, seed) for seed in (0, 0, 1))
     layers = np.arange(5)
     assert ((first.gain > 0) == ((layers >= first.first[:, None]) & (layers <= first.last[:, None]))).all()
     assert np.array_equal(first.gain, again.gain)

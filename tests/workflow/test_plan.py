@@ -23,6 +23,7 @@ STUDIES = (
     "studies/nulls.yaml",
     "studies/nulls-weights.yaml",
     "studies/transfer.yaml",
+    "studies/three-models.yaml",
     "studies/layers.yaml",
     "studies/through-training.yaml",
 )

@@ -35,8 +35,8 @@ class Activations:
         The sources wanted, all that are no differences where absent. Sinks are judged by all stored sources in any
         case.
     null : NullChange, optional
-        With `same_model` the activations of `base` stand for those of `chat` and of `others` as well; with `permuted_tokens` those of
-        `chat` are those of another token of the split.
+        With `same_model` the activations of `base` stand for those of all other sources of the contrast, or of `through`; with
+        `permuted_tokens` those of every other source of the contrast are those of other tokens of the split.
     """
 
     def __init__(
@@ -74,7 +74,10 @@ class Activations:
         self._places: dict[int, np.ndarray] = {}  # per permuted source, the kept token read in place of each
         self._on_device: dict[torch.device, tuple] = {}
         if null is not None and null.kind == "permuted_tokens":
-            self._places[self.sources.index(null.chat)] = np.random.default_rng(0).permutation(len(self._kept))
+            changed = [name for name in null.changed if name in self.sources]
+            for seed, name in enumerate(changed):
+                order = np.random.default_rng(seed).permutation(len(self._kept))
+                self._places[self.sources.index(name)] = order
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -40,27 +41,27 @@ class ModelReading(Part):
         )
 
 
-def _is_empty(values: list[str]) -> bool:
-    """Whether stages get a null without a part, as those of studies that do not have it do."""
-    return not values
-
-
 class NullChange(Part):
     """How a null changes the activations of the setting that it is a null of."""
 
     kind: Literal["same_model", "permuted_tokens"]
     base: Name
-    """Source of the contrast that stands for both models (same_model)."""
+    """First source of the contrast, which stands for all (same_model)."""
     chat: Name
-    """Source of the contrast that is replaced or permuted."""
-    others: list[Name] = Field([], exclude_if=_is_empty)
-    """Further sources that are replaced as `chat` is (same_model)."""
+    """Last source of the contrast, which is replaced or permuted."""
+    others: list[Name] = Field(default_factory=list, exclude_if=operator.not_)
+    """Further sources that are replaced or permuted as `chat` is: those of the contrast between the two, and, for
+    same_model, those of `through`."""
+
+    @property
+    def changed(self) -> list[str]:
+        """Sources that are replaced or permuted; `chat` comes first."""
+        return [self.chat, *self.others]
 
     @property
     def stands_for(self) -> dict[str, str]:
         """The source that is read in place of each that is replaced."""
-        replaced = (self.chat, *self.others) if self.kind == "same_model" else ()
-        return dict.fromkeys(replaced, self.base)
+        return dict.fromkeys(self.changed, self.base) if self.kind == "same_model" else {}
 
     @classmethod
     def of(cls, study: Study, setting: str) -> NullChange | None:
@@ -69,9 +70,9 @@ class NullChange(Part):
         if not isinstance(chosen, NullSetting):
             return None
         changed = study.settings[chosen.null_of]
-        base, chat = changed.contrast
-        replaced = (changed.through or ()) if chosen.change == "same_model" else ()
-        others = [name for name in replaced if name not in (base, chat)]
+        base, *others, chat = changed.contrast
+        if chosen.change == "same_model":
+            others += [name for name in changed.through or () if name not in changed.contrast]
         return cls(kind=chosen.change, base=base, chat=chat, others=others)
 
 

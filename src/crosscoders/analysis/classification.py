@@ -30,6 +30,27 @@ BATCH = 2048
 TWIN_COSINE, TWIN_HIGH, TWIN_LOW = 0.9, 0.4, 0.1
 
 
+def compared_sources(coder: Crosscoder, contrast: list[str]) -> tuple[int, ...]:
+    """Those sources of a crosscoder that a contrast compares.
+
+    Parameters
+    ----------
+    coder : Crosscoder
+    contrast : list of str
+        Names of two or more sources: [base, …, chat].
+
+    Returns
+    -------
+    tuple of int
+        Indices of all of them; of the first and the last where it lacks another; none where it lacks one of these two.
+    """
+    places = {name: coder.sources.index(name) for name in contrast if name in coder.sources}
+    if len(places) == len(contrast):
+        return tuple(places.values())
+    ends = (contrast[0], contrast[-1])
+    return tuple(places[name] for name in ends) if all(name in places for name in ends) else ()
+
+
 # -- geometry ----------------------------------------------------------------------------------------------------------
 
 
@@ -83,8 +104,8 @@ class Scaling:
     """Sums over tokens from which latent scaling follows, for each resample of documents; replicate 0 is the data.
 
     β_j^s is the factor by which the part f d_j of latent j fits a target in source s with the least squared error, and
-    ν_j is the ratio of its β in the two sources. d_j is the decoder vector of the direction source, which is the first
-    axis of `activation` and `reconstruction`: activation[i, s, r, j] = Σ_t f ⟨d_j, x_s⟩,
+    ν_j is the ratio of its β in two of the n sources of the contrast. d_j is the decoder vector of the direction
+    source, which is the first axis of `activation` and `reconstruction`: activation[i, s, r, j] = Σ_t f ⟨d_j, x_s⟩,
     reconstruction[i, s, r, j] = Σ_t f ⟨d_j, x̂_s⟩, and squares[r, j] = Σ_t f².
     """
 
@@ -92,21 +113,35 @@ class Scaling:
     reconstruction: np.ndarray
     squares: np.ndarray
     own: np.ndarray
-    """⟨d_j^i, W_dec,j^s⟩, (2, 2, m): takes the latent's own part out of the reconstruction in the error target."""
+    """⟨d_j^i, W_dec,j^s⟩, (n, n, m): takes the latent's own part out of the reconstruction in the error target."""
 
-    def beta(self, target: str) -> np.ndarray:
-        """Numerators of β_j^s for a target, (direction, source, replicate, latent); the denominators cancel in ν."""
+    @property
+    def sources(self) -> int:
+        """Sources of the contrast, n."""
+        return len(self.own)
+
+    def beta(self, target: str, direction: int, source: int) -> np.ndarray:
+        """Numerators of β_j^s for a target, (replicates, m); the denominators cancel in ν."""
+        activation, reconstruction = self.activation[direction, source], self.reconstruction[direction, source]
         if target == "activation":
-            return self.activation
+            return activation
         if target == "reconstruction":
-            return self.reconstruction
-        return self.activation - self.reconstruction + self.squares * self.own[:, :, None, :]
+            return reconstruction
+        return activation - reconstruction + self.squares * self.own[direction, source]
 
     def nu(self, target: str, direction: int) -> np.ndarray:
-        """ν, (replicates, m): β of the other source over β of the direction's source."""
-        beta = self.beta(target)[direction]
+        """ν between the first and the last source, (replicates, m).
+
+        It is β of the other of the two over β of the direction's source: the first where `direction` is 0, the last
+        where it is 1.
+        """
+        ends = (0, self.sources - 1)
+        return self.nu_between(target, ends[direction], ends[1 - direction])
+
+    def nu_between(self, target: str, from_source: int, to_source: int) -> np.ndarray:
+        """ν, (replicates, m): β in `to_source` over β in `from_source`, whose decoder vector is the direction."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return beta[1 - direction] / beta[direction]
+            return self.beta(target, from_source, to_source) / self.beta(target, from_source, from_source)
 
 
 @dataclass
@@ -144,8 +179,9 @@ def scan(
         The crosscoder, and a split of its activations.
     document : (tokens,)
         Consecutive document numbers.
-    contrast : pair of source indices
-        (base, chat); empty where the crosscoder lacks one of them, and every ν is NaN.
+    contrast : source indices
+        (base, …, chat), as :func:`compared_sources` gives them; empty where the crosscoder lacks a source, and every ν
+        is NaN.
     weights : (replicates, documents), optional
         Resamples; a row of ones for the data itself is put before them.
     backend : Backend, optional
@@ -161,7 +197,8 @@ def scan(
     backend = backend or backends.choose(coder.decoder.device)
     m, columns = coder.latents, [coder.columns[s] for s in contrast]
     decoders = [coder.decoder[:, c].contiguous() for c in columns]
-    shape = (2, 2, len(weights), m)
+    count = max(len(contrast), 2)
+    shape = (count, count, len(weights), m)
     activation, reconstruction, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape[2:])
     pairs: list[tuple[np.ndarray, ...]] = []
     for chosen in document_batches(document, BATCH):
@@ -193,8 +230,9 @@ def _resampled(values: np.ndarray, cell: np.ndarray, drawn: np.ndarray, m: int) 
 
 
 def _own_products(decoders: list[torch.Tensor], m: int) -> np.ndarray:
-    """⟨d_j^i, d_j^s⟩ of both sources, (2, 2, m); NaN where widths differ or there is no contrast."""
-    own = np.full((2, 2, m), np.nan)
+    """⟨d_j^i, d_j^s⟩ of every two of the n sources, (n, n, m); NaN where widths differ or there is no contrast."""
+    count = max(len(decoders), 2)
+    own = np.full((count, count, m), np.nan)
     for i, a in enumerate(decoders):
         for j, b in enumerate(decoders):
             if a.shape == b.shape:
@@ -214,11 +252,12 @@ def specific(error: np.ndarray, reconstruction: np.ndarray, delta: np.ndarray, s
 
 
 def twins(
-    coder: Crosscoder, pairs: Pairs, by_norm: np.ndarray, contrast: tuple[int, int]
+    coder: Crosscoder, pairs: Pairs, by_norm: np.ndarray, contrast: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Each chat-only latent with the base-only latent of nearest direction, where their cosine exceeds TWIN_COSINE.
 
-    A crosscoder can split a concept of both models into two such latents. Then the twins fire on the same tokens.
+    A crosscoder can split a concept of both models into two such latents. Then the twins fire on the same tokens. Base
+    is the first source of the contrast and chat the last.
 
     Returns
     -------
@@ -232,7 +271,7 @@ def twins(
     chosen = [np.flatnonzero(by_norm == NORM_CLASSES.index(name)) for name in ("base-only", "chat-only")]
     decoders = [
         coder.decoder[torch.from_numpy(latents)][:, coder.columns[s]]
-        for latents, s in zip(chosen, contrast, strict=True)
+        for latents, s in zip(chosen, (contrast[0], contrast[-1]), strict=True)
     ]
     if not all(map(len, chosen)) or decoders[0].shape[1] != decoders[1].shape[1]:
         return np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0)
@@ -265,8 +304,8 @@ def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Cla
     Parameters
     ----------
     coder : Crosscoder
-    contrast : pair of source indices
-        (base, chat); empty where the crosscoder lacks one of them.
+    contrast : source indices
+        (base, …, chat): Δ and the cosine compare the first with the last. Empty where the crosscoder lacks a source.
     settings : Classification
 
     Returns
@@ -278,7 +317,7 @@ def geometry_dataset(coder: Crosscoder, contrast: tuple[int, ...], settings: Cla
     angles = source_cosine([coder.decoder[:, c].double() for c in coder.columns])
     delta = cosine = np.full(coder.latents, np.nan)
     if contrast:
-        base, chat = contrast
+        base, chat = contrast[0], contrast[-1]
         delta, cosine = relative_norm(norms[:, base], norms[:, chat]), angles[:, base, chat]
     v = artifacts.variable
     dims = ("latent", "source")
@@ -318,6 +357,27 @@ def count_calls(scaling: Scaling, delta: np.ndarray, fitted: np.ndarray, setting
     return np.stack([alive.sum(1), *((alive & group).sum(1) for group in groups)], axis=1)
 
 
+def centred_interval(counts: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of counts of latents over documents.
+
+    Fewer latents fire in a resample, which holds fewer different documents: counts are centred on those of the data.
+
+    Parameters
+    ----------
+    counts : (1 + replicates, ...)
+        Those of the data, and of every resample.
+    confidence : float
+
+    Returns
+    -------
+    low, high : (...)
+        At least 0.
+    """
+    centred = counts[1:] - counts[1:].mean(0) + counts[0]
+    low, high = bootstrap.interval(centred, confidence)
+    return low.clip(min=0), high
+
+
 def scaling_dataset(scaling: Scaling, validation: Scaling, delta: np.ndarray, settings: Classification) -> xr.Dataset:
     """ν of every latent for the three targets and both directions, with intervals; `specific`; counts of all calls.
 
@@ -355,11 +415,9 @@ def scaling_dataset(scaling: Scaling, validation: Scaling, delta: np.ndarray, se
     flags = specific(*both, delta, settings)
     variables["specific"] = artifacts.flags("latent", flags, SPECIFIC, "passes latent scaling on validation documents")
     counts = count_calls(scaling, delta, flags, settings)
-    # Fewer latents fire in a resample, which holds fewer different documents: counts are centred on those of the data.
-    centred = counts[1:] - counts[1:].mean(0) + counts[0]
-    low, high = bootstrap.interval(centred, settings.confidence)
+    low, high = centred_interval(counts, settings.confidence)
     variables["called"] = v("call", counts[0], "latents under each call on test documents")
-    variables["called_low"] = v("call", low.clip(min=0), "lower end of its interval over documents")
+    variables["called_low"] = v("call", low, "lower end of its interval over documents")
     variables["called_high"] = v("call", high, "upper end of its interval over documents")
     variables["called_replicate"] = v(("replicate", "call"), counts[1:], "latents under each call, resampled documents")
     return xr.Dataset(variables, coords={"call": ("call", np.array(CALLS, dtype=object), {"long_name": "call"})})

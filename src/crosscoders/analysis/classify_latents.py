@@ -20,6 +20,7 @@ from crosscoders.analysis import bootstrap
 from crosscoders.analysis.classification import (
     CALLS,
     Pairs,
+    compared_sources,
     geometry_dataset,
     scaling_dataset,
     scan,
@@ -27,10 +28,12 @@ from crosscoders.analysis.classification import (
     twins_dataset,
 )
 from crosscoders.analysis.sections import ClassifyLatentsSection
+from crosscoders.analysis.simplex import simplex_dataset
 from crosscoders.crosscoder.files import from_dataset
 from crosscoders.data.chats import BEHAVIOURS, ROLES
 from crosscoders.device import chosen_device
 from crosscoders.kernels import backends
+from crosscoders.study.contrasts import SEVERAL, contrast_attributes
 from crosscoders.study.settings.analysis import Classification
 
 CONTEXT_TOKENS = 24
@@ -277,8 +280,7 @@ def main(arguments) -> None:
     )
     tokens = artifacts.read(arguments.tokens)
     document = consecutive(data.metadata["document"].values)
-    contrast = tuple(coder.sources.index(name) for name in section.contrast if name in coder.sources)
-    contrast = contrast if len(contrast) == 2 else ()
+    contrast = compared_sources(coder, section.contrast)
     weights = bootstrap.resamples(int(document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
     backend = backends.choose_for_evaluation(chosen_device(section.device), coder.latents)
     scaling, pairs = scan(coder, data, document, contrast, weights, backend)
@@ -293,11 +295,13 @@ def main(arguments) -> None:
     parts.append(enrichment(groups, pairs, document, category, weights, settings))
     parts.append(examples(delta, alive, pairs, data, tokens, settings))
     by_norm = np.where(alive, geometry["norm_class"].values, -1)
+    if len(contrast) >= SEVERAL:
+        norms = geometry["decoder_norm"].values[:, list(contrast)]
+        parts.append(simplex_dataset(norms, section.contrast, scaling, validation, settings))
     parts.append(trained[["training_tokens"]])
     parts.append(twins_dataset(twins(coder, pairs, by_norm, contrast) if contrast else ((),) * 4))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts")
-    dataset.attrs = section.provenance()
-    dataset.attrs |= {"title": "latents", "base": section.contrast[0], "chat": section.contrast[1]}
+    dataset.attrs = section.provenance() | {"title": "latents"} | contrast_attributes(section.contrast)
     artifacts.write(dataset, arguments.output)
     counts = ", ".join(f"{name} {count}" for name, count in zip(CALLS, dataset["called"].values.tolist(), strict=True))
     stage.say(f"classify_latents: {counts}")

@@ -11,7 +11,7 @@ import xarray as xr
 
 from crosscoders.activations.dataset import Activations
 from crosscoders.activations.shuffle import consecutive
-from crosscoders.analysis.classification import Pairs, relative_norm, scan
+from crosscoders.analysis.classification import Pairs, compared_sources, relative_norm, scan
 from crosscoders.analysis.detection import Method, rank_sum
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.data.chats import ROLES
@@ -55,8 +55,7 @@ def crosscoder(coder: Crosscoder, splits: Splits, contrast: list[str], backend: 
         Latents that fire on validation tokens are ranked by Δ (equal ones by energy), by ν, and by energy: the mean square
         of what they write into the difference of the two models. A crosscoder of the difference alone has the last only.
     """
-    sources = [coder.sources.index(name) for name in contrast if name in coder.sources]
-    pair = tuple(sources) if len(sources) == 2 else ()
+    pair = compared_sources(coder, contrast)
     documents = [consecutive(data.metadata["document"].values) for data in (splits.validation, splits.test)]
     scaling, validation = scan(coder, splits.validation, documents[0], pair, backend=backend)
     _, test = scan(coder, splits.test, documents[1], (), backend=backend)

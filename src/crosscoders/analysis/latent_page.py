@@ -187,6 +187,9 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
         table[f"{name}_interval"] = list(
             zip(*(numbers(latents[f"{name}_{end}"].values[alive], 3) for end in ("low", "high")), strict=True)
         )
+    if "subset_class" in latents:
+        names = latents["subset_class"].attrs["flag_meanings"].split()
+        table["subset"] = [names[i] for i in latents["subset_class"].values[alive]]
     for b, behaviour in enumerate(latents["behaviour"].values if "behaviour" in latents.dims else ()):
         table[f"share_{behaviour}"] = numbers(latents["planted_share"].values[alive, b], 3)
     return table

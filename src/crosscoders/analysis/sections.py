@@ -94,7 +94,7 @@ class EvaluateAlignedSection(AlignedSection):
 
 
 class MeasureDivergenceSection(StageSection):
-    """The two models of a setting's contrast."""
+    """The models of the first and the last source of a setting's contrast."""
 
     stage: ClassVar[str] = "measure_divergence"
     setting_name: Name
@@ -242,6 +242,7 @@ class LatentPageSection(TrainingSection):
     stage: ClassVar[str] = "latent_page"
     sources: dict[Name, Source]
     contrast: list[Name]
+    """The first and the last source of the setting's contrast, which the page compares."""
     models: list[Name]
     page: Page
     siblings: list[Name]
@@ -257,7 +258,7 @@ class LatentPageSection(TrainingSection):
             crosscoder_name=crosscoder,
             seed=int(seed),
             sources=stored_sources(study.settings[setting]),
-            contrast=study.settings[setting].contrast,
+            contrast=[study.settings[setting].contrast[0], study.settings[setting].contrast[-1]],
             models=setting_models(study, setting),
             page=study.page,
             siblings=study.settings[setting].crosscoders,

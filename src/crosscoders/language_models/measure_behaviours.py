@@ -43,7 +43,7 @@ def answers(
 
 
 def main(arguments) -> None:
-    """Ask both models the same held-out prompts and write the rates, with Wilson intervals."""
+    """Ask all models the same held-out prompts and write the rates, with Wilson intervals."""
     section: MeasureBehavioursSection = arguments.settings
     settings = section.behaviours
     planted = section.corpus

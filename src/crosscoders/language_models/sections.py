@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from crosscoders.study.queries.lineage import behaving_models
 from crosscoders.study.settings.analysis import Behaviours
 from crosscoders.study.settings.base import Name, Share
 from crosscoders.study.settings.corpora import AnyTemplate, ChatTemplate, PlantedChats
@@ -102,7 +103,7 @@ class PerturbSection(StageSection):
 
 
 class MeasureBehavioursSection(StageSection):
-    """The planted behaviours of a fine-tuned model and its base."""
+    """The planted behaviours of a fine-tuned model, its base, and further fine-tunes of it."""
 
     stage: ClassVar[str] = "measure_behaviours"
     models: list[Name]
@@ -118,7 +119,7 @@ class MeasureBehavioursSection(StageSection):
         chosen = study.models[model]
         return cls(
             study=study.study,
-            models=[chosen.base, model],
+            models=behaving_models(study, model),
             corpus=study.corpora[chosen.corpus],
             chat_template=study.chat_template,
             split=study.splits["test"],

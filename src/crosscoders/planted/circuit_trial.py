@@ -15,16 +15,13 @@ from crosscoders.planted.sections import CircuitTrialSection
 from crosscoders.training import loop
 from crosscoders.training.recipes import CrosscoderRecipe
 
-PRESENT = 0.5
-"""Strength from which a concept counts as present in a source."""
-
 
 def recalls(
     layers: list[collapse.Layer], labels: dict[str, list], truth: concepts.World, threshold: float
 ) -> xr.Dataset:
     """Share of the planted persistent concepts that every way to collapse latents finds."""
     values = [
-        collapse.recall(layers, collapsed, truth.directions, truth.gain >= PRESENT, threshold)
+        collapse.recall(layers, collapsed, truth.directions, truth.gain >= concepts.PRESENT, threshold)
         for collapsed in labels.values()
     ]
     v = artifacts.variable
@@ -43,7 +40,7 @@ def main(arguments) -> None:
     options = section.circuits
     synthetic, settings = section.synthetic, section.synthetic.planted
     torch.set_grad_enabled(False)
-    truth = concepts.world(settings, list(synthetic.widths.values()), seed)
+    truth = concepts.world(settings, synthetic.widths, seed)
     drawn, scales = concepts.samples(truth, settings, list(synthetic.widths), {}, synthetic.tokens, seed)
     label = f"circuits {section.label}"
     coders = {}

@@ -3,7 +3,8 @@
 A concept fires on some tokens and writes one direction into each source. In a pair of models, `shared` concepts write
 into both, `base-only` and `chat-only` concepts into one. `shrunk` concepts write faintly into base, `rotated` ones
 along unrelated directions, and `decoupled` ones on contexts that overlap only in part. In a stack of layers, `spanning`
-concepts live from a first to a last layer while their direction drifts.
+concepts live from a first to a last layer while their direction drifts. In three sources or more, concepts of a subset write
+into its sources alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from crosscoders.study.settings.comparisons import Planted
 
 PLANTED_CLASSES = ("shared", "base-only", "chat-only", "shrunk", "rotated", "decoupled", "spanning")
 EXCLUSIVE = ("base-only", "chat-only")
+PRESENT = 0.5
+"""Strength from which a concept counts as present in a source."""
 CALLS = ("base-only", "chat-only", "neither")
 
 
@@ -32,7 +35,7 @@ class World:
     Attributes
     ----------
     planted_class : (concepts,)
-        Index into PLANTED_CLASSES.
+        Index into `classes`.
     gain : (concepts, S)
         Strength of a concept in a source.
     directions : per source, (concepts, width)
@@ -40,6 +43,8 @@ class World:
     offsets : per source, (width,)
     first, last : (concepts,)
         First and last source in which a concept lives.
+    classes : tuple of str
+        PLANTED_CLASSES, then the subsets of sources in which concepts live.
     """
 
     planted_class: np.ndarray
@@ -48,10 +53,11 @@ class World:
     offsets: list[np.ndarray]
     first: np.ndarray
     last: np.ndarray
+    classes: tuple[str, ...] = PLANTED_CLASSES
 
     def is_class(self, *names: str) -> np.ndarray:
         """Concepts of the given classes, (concepts,) bool."""
-        return np.isin(self.planted_class, [PLANTED_CLASSES.index(name) for name in names])
+        return np.isin(self.planted_class, [self.classes.index(name) for name in names])
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -65,15 +71,23 @@ def rotation(generator: np.random.Generator, width: int, angle: float) -> np.nda
     return scipy.linalg.expm((draw - draw.T) * angle / np.sqrt(2 * width))
 
 
-def world(settings: Planted, widths: list[int], seed: int) -> World:
+def world(settings: Planted, widths: dict[str, int], seed: int) -> World:
     """Draw the directions, gains and spans of all concepts.
 
     Each source's space is an affine map of the one before: a rotation by `drift`, and an offset of norm 1.
+
+    Parameters
+    ----------
+    settings : Planted
+    widths : {source: width}
+        In order.
+    seed : int
     """
     generator = np.random.default_rng([seed, 0])
-    names = [name for name, count in settings.concepts.items() for _ in range(count)]
-    concepts, sources = len(names), len(widths)
-    planted_class = np.array([PLANTED_CLASSES.index(name) for name in names])
+    classes, labels = (*PLANTED_CLASSES, *settings.subsets), list(widths)
+    planted = (settings.concepts | settings.subsets).items()
+    planted_class = np.array([classes.index(name) for name, count in planted for _ in range(count)])
+    concepts, sources, widths = len(planted_class), len(widths), list(widths.values())
     directions = [unit(generator.normal(size=(concepts, widths[0])))]
     for before, width in zip(widths, widths[1:], strict=False):
         if width == before:
@@ -87,12 +101,15 @@ def world(settings: Planted, widths: list[int], seed: int) -> World:
         [],
         np.zeros(concepts, int),
         np.full(concepts, sources - 1),
+        classes,
     )
     rotated = truth.is_class("rotated")
     directions[-1][rotated] = unit(generator.normal(size=(int(rotated.sum()), widths[-1])))
     truth.gain[truth.is_class("base-only"), 1:] = 0
     truth.gain[truth.is_class("chat-only"), 0] = 0
     truth.gain[truth.is_class("shrunk"), 0] = settings.shrink
+    for subset in settings.subsets:
+        truth.gain[truth.is_class(subset)] = np.isin(labels, subset.split("+"))
     spanning = np.flatnonzero(truth.is_class("spanning"))
     ends = np.sort(generator.integers(0, sources, size=(len(spanning), 2)), axis=1)
     truth.first[spanning], truth.last[spanning] = ends.T
@@ -265,7 +282,7 @@ def judge(
         Over `rule`: `precision` of exclusive calls and `false_positive_rate`, the share of alive latents that stand for
         a concept of both sources and are called exclusive.
     """
-    names = [name for name in PLANTED_CLASSES if truth.is_class(name).any()]
+    names = [name for name in truth.classes if truth.is_class(name).any()]
     alive_cosine = np.where(alive, cosine, 0)
     best, recovered = alive_cosine.argmax(1), alive_cosine.max(1) > threshold
     rules = [_rule(truth, labels, best, recovered, alive, concept) for labels in predicted.values()]
@@ -298,8 +315,8 @@ def _rule(
     truth: World, labels: np.ndarray, best: np.ndarray, recovered: np.ndarray, alive: np.ndarray, concept: np.ndarray
 ) -> dict[str, object]:
     """What :func:`judge` says of one rule, which calls latents by `labels`, (m,)."""
-    names = [name for name in PLANTED_CLASSES if truth.is_class(name).any()]
-    exclusive, planted = truth.is_class(*EXCLUSIVE), np.array(PLANTED_CLASSES)[truth.planted_class]
+    names = [name for name in truth.classes if truth.is_class(name).any()]
+    exclusive, planted = truth.is_class(*EXCLUSIVE), np.array(truth.classes)[truth.planted_class]
     stands = alive & (concept >= 0)
     common = stands & ~exclusive[np.maximum(concept, 0)]
     call = np.where(np.isin(labels, EXCLUSIVE), labels, "neither")
@@ -308,12 +325,12 @@ def _rule(
     true = stands & (np.where(concept >= 0, planted[np.maximum(concept, 0)], "") == call)
     return {
         "recall": [(right & recovered)[truth.is_class(name)].mean() for name in names],
-        "called": [[_share(call[best] == kind, truth.is_class(name) & recovered) for kind in CALLS] for name in names],
-        "precision": _share(true, claimed),
-        "false_positive_rate": _share(np.isin(call, EXCLUSIVE), common),
+        "called": [[share(call[best] == kind, truth.is_class(name) & recovered) for kind in CALLS] for name in names],
+        "precision": share(true, claimed),
+        "false_positive_rate": share(np.isin(call, EXCLUSIVE), common),
     }
 
 
-def _share(true: np.ndarray, among: np.ndarray) -> float:
+def share(true: np.ndarray, among: np.ndarray) -> float:
     """Share of the true ones among some; NaN where there are none."""
     return true[among].mean() if among.any() else np.nan

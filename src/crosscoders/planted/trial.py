@@ -9,12 +9,14 @@ import xarray as xr
 from crosscoders import artifacts, stage
 from crosscoders.analysis import bootstrap, classification, traces
 from crosscoders.analysis.reconstruction import reconstruction
+from crosscoders.analysis.simplex import simplex_dataset, subset_of
 from crosscoders.analysis.traces import Presence
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.errors import explain_divergence
 from crosscoders.planted import concepts
-from crosscoders.planted.concepts import PLANTED_CLASSES, Sample, World
+from crosscoders.planted.concepts import PLANTED_CLASSES, PRESENT, Sample, World
 from crosscoders.planted.sections import TrialSection
+from crosscoders.study.contrasts import SEVERAL
 from crosscoders.study.settings.analysis import Classification
 from crosscoders.training import loop
 from crosscoders.training.recipes import CrosscoderRecipe
@@ -83,6 +85,54 @@ def course(
     return nothing | found | {"rotation_error": float(np.nanmean(difference)) if len(difference) else np.nan}
 
 
+def judged_subsets(
+    truth: World, compared: xr.Dataset, lives: np.ndarray, best: np.ndarray, recovered: np.ndarray
+) -> xr.Dataset:
+    """How well subset classes agree with the sources in which concepts live, and ν between sources for every concept.
+
+    Parameters
+    ----------
+    truth : World
+    compared : xarray.Dataset
+        What :func:`crosscoders.analysis.simplex.simplex_dataset` says of the latents.
+    lives : (concepts, n) bool
+        Sources of the contrast in which a concept lives.
+    best : (concepts,)
+        Latent nearest to each concept.
+    recovered : (concepts,) bool
+        Whether it stands for the concept.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `planted_class`: `subset_agreement`, the share of recovered concepts whose latent is written to exactly the
+        sources in which the concept lives, and `subset_called` (planted × subset). Over `concept`: the latent's ν of the
+        error and of the reconstruction from every source to every other.
+    """
+    names = [name for name in truth.classes if truth.is_class(name).any()]
+    called, planted = compared["subset_class"].values[best], subset_of(lives)
+    subsets = np.arange(1, compared.sizes["subset"] + 1)
+    agreement, table = [], []
+    for name in names:
+        chosen = truth.is_class(name) & recovered
+        agreement.append(concepts.share(called == planted, chosen))
+        table.append([concepts.share(called == subset, chosen) for subset in subsets])
+    v, pair = artifacts.variable, ("concept", "from_source", "to_source")
+    variables = {
+        "subset_agreement": v(
+            "planted_class", agreement, "share of recovered concepts in the subset in which they live"
+        ),
+        "subset_called": v(("planted_class", "subset"), table, "share of recovered concepts by subset of the latent"),
+    }
+    for target in ("error", "reconstruction"):
+        name = f"nu_{target}_pair"
+        values, attributes = compared[name].values[best], compared[name].attrs
+        variables[f"concept_{name}"] = v(
+            pair, np.where(recovered[:, None, None], values, np.nan), attributes["long_name"]
+        )
+    return xr.Dataset(variables, coords={dim: compared[dim] for dim in ("subset", "from_source", "to_source")})
+
+
 def score(
     truth: World,
     coder: Crosscoder,
@@ -96,7 +146,8 @@ def score(
     """Reconstruction, classes and the judgement of one crosscoder on test tokens `data`.
 
     Latent scaling is fitted on the validation tokens `held_out`. `parts` holds, per source, the planted sources that it
-    is made of: one, or the two of a difference. No rule judges concepts that span layers; `course` does.
+    is made of: one, or the two of a difference. No rule judges concepts that span layers, for which there is `course`, and a
+    contrast of three sources or more, for which there are subsets.
     """
     weights = bootstrap.resamples(int(data.document[-1]) + 1, settings.bootstrap_replicates, settings.seed)
     sums = reconstruction(coder, data, data.document)
@@ -109,7 +160,8 @@ def score(
         (coder.decoder[:, columns].numpy(), s) for columns, part in zip(coder.columns, parts, strict=True) for s in part
     ]
     cosine, concept = concepts.match(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], threshold)
-    called = calls(geometry, specific) if contrast and not truth.is_class("spanning").any() else {}
+    pair = len(contrast) == 2 and not truth.is_class("spanning", *truth.classes[len(PLANTED_CLASSES) :]).any()
+    called = calls(geometry, specific) if pair else {}
     judged = concepts.judge(truth, cosine, concept, alive, called, threshold)
     v, explained = artifacts.variable, 1 - sums["error"].sum(0) / sums["variance"].sum(0)
     best = np.where(alive, cosine, 0).argmax(1)
@@ -120,12 +172,18 @@ def score(
         dead_fraction=v((), 1 - alive.mean(), "share of latents that fire on no test token"),
         latents=v((), np.int64(coder.latents), "latents of the dictionary"),
         **{name: v((), how[name], label) for name, label in COURSE.items()},
-        concept_class=artifacts.flags("concept", truth.planted_class, PLANTED_CLASSES, "class of the concept"),
+        concept_class=artifacts.flags("concept", truth.planted_class, truth.classes, "class of the concept"),
         concept_cosine=v("concept", cosine[np.arange(len(cosine)), best], "cosine of the concept with its best latent"),
         concept_relative_norm=v("concept", geometry["relative_norm"].values[best], "relative norm of that latent"),
         concept_nu_error=v("concept", specific["nu_error"].values[best], "ν of the error of that latent"),
         concept_nu_reconstruction=v("concept", specific["nu_reconstruction"].values[best], "ν of its reconstruction"),
     )
+    if len(contrast) >= SEVERAL:
+        norms = geometry["decoder_norm"].values[:, list(contrast)]
+        compared = simplex_dataset(norms, [coder.sources[s] for s in contrast], scaling, validation, settings)
+        recovered = np.where(alive, cosine, 0).max(1) > threshold
+        lives = truth.gain[:, [parts[s][0] for s in contrast]] >= PRESENT
+        judged = judged.merge(judged_subsets(truth, compared, lives, best, recovered))
     return judged.assign_coords(source=("source", np.array(coder.sources, dtype=object)))
 
 
@@ -135,7 +193,7 @@ def main(arguments) -> None:
     synthetic, options, member = section.synthetic, section.synthetic.planted, section.crosscoder
     stored, seed = list(synthetic.widths), section.seed
     torch.set_grad_enabled(False)
-    truth = concepts.world(options, list(synthetic.widths.values()), seed)
+    truth = concepts.world(options, synthetic.widths, seed)
     drawn, _ = concepts.samples(truth, options, stored, synthetic.differences, synthetic.tokens, seed)
     chosen = {split: sample.only(section.sources) for split, sample in drawn.items()}
     name = f"trial {section.label}"
@@ -144,10 +202,9 @@ def main(arguments) -> None:
     with explain_divergence(f"crosscoders.{section.crosscoder_name}"):
         state = loop.fit(CrosscoderRecipe(member), chosen["train"], chosen["validation"], seed, report=report)
     coder = state.crosscoder
-    contrast = tuple(coder.sources.index(source) for source in section.contrast if source in coder.sources)
+    contrast = classification.compared_sources(coder, section.contrast)
     parts = [[stored.index(part) for part in synthetic.differences.get(source, [source])] for source in coder.sources]
     settings = section.classification
-    contrast = contrast if len(contrast) == 2 else ()
     dataset = score(
         truth, coder, chosen["test"], chosen["validation"], parts, contrast, settings, options.recovered_above
     )

@@ -10,6 +10,7 @@ import xarray as xr
 from crosscoders import artifacts, provenance, stage
 from crosscoders.report.sections import CollateSection
 from crosscoders.report.stacking import stack, stack_seeds
+from crosscoders.study.contrasts import contrast_attributes
 
 
 def main(arguments) -> None:
@@ -50,8 +51,7 @@ def main(arguments) -> None:
     dataset.attrs |= {
         "title": f"summary of {section.setting_name}",
         "setting": section.setting_name,
-        "base": section.contrast[0],
-        "chat": section.contrast[1],
+        **contrast_attributes(section.contrast),
         "classification": section.classification.model_dump_json(),
         "sources": provenance.json_text({name: source.model_dump() for name, source in section.sources.items()}),
     }

@@ -421,17 +421,18 @@ def behaviour_rates(summary: xr.Dataset) -> plt.Figure:
     """ours-behaviour-rates: how often each planted behaviour shows before and after fine-tuning."""
     figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 2.8))
     behaviours = [str(name) for name in summary["measured_behaviour"].values]
+    step = 0.8 / summary.sizes["model"]
     for i, model in enumerate(summary["model"].values):
         one = summary.sel(model=model)
         rate = one["behaviour_rate"].values
         bars = np.abs([rate - one["behaviour_rate_low"].values, one["behaviour_rate_high"].values - rate])
         axis.bar(
-            np.arange(len(behaviours)) + 0.4 * i - 0.2,
+            np.arange(len(behaviours)) + step * (i - (summary.sizes["model"] - 1) / 2),
             rate,
-            0.38,
+            0.95 * step,
             yerr=bars,
             capsize=3,
-            color=PALETTE[[7, 3][i % 2]],
+            color=PALETTE[[7, 3, 0, 2][i % 4]],
             label=str(model),
         )
     axis.set(xticks=range(len(behaviours)), ylabel="share of held-out prompts", ylim=(0, 1.05))

@@ -8,7 +8,7 @@ import scipy.stats
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SMALLEST_TEXT, grid
+from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SMALLEST_TEXT, NothingToDraw, grid
 
 RECALL_WANTED = 0.95
 MARKERS = "osD^vP*X<>"
@@ -83,7 +83,12 @@ def recall_and_false_positives(summary: xr.Dataset) -> plt.Figure:
 
 
 def confusion(summary: xr.Dataset) -> plt.Figure:
-    """ours-confusion: what every member calls concepts of each planted class, by norm and with latent scaling."""
+    """ours-confusion: what every member calls concepts of each planted class, by norm and with latent scaling.
+
+    With three sources or more, it is the subset of sources to which the latent of a concept is written.
+    """
+    if "subset_called" in summary:
+        return _subset_confusion(summary)
     names = [sizes[-1] for sizes in members(summary).values()]
     names = [name for name in names if summary["called"].sel(crosscoder=name).notnull().any()]
     rules, calls = summary["rule"].values, [str(call) for call in summary["call"].values]
@@ -112,6 +117,26 @@ def confusion(summary: xr.Dataset) -> plt.Figure:
     for axis in axes.ravel()[len(names) :]:
         axis.set_axis_off()
     figure.supxlabel("called (share of recovered concepts, mean over seeds)")
+    figure.supylabel("planted")
+    return figure
+
+
+def _subset_confusion(summary: xr.Dataset) -> plt.Figure:
+    """Planted classes against the subset that the largest dictionary of every member calls, mean over seeds."""
+    names = [sizes[-1] for sizes in members(summary).values()]
+    names = [name for name in names if summary["subset_called"].sel(crosscoder=name).notnull().any()]
+    if not names:
+        raise NothingToDraw("No crosscoder of this setting reads all sources of the contrast.")
+    figure, axes = grid(len(names), 2, 3.2, sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        called = summary["subset_called"].sel(crosscoder=name)
+        table = called.mean("seed").transpose("planted_class", "subset").to_pandas()
+        style = {"annot": True, "fmt": ".2f", "vmin": 0, "vmax": 1, "cmap": "viridis", "cbar": False}
+        sns.heatmap(table, ax=axis, annot_kws={"size": SMALLEST_TEXT}, xticklabels=True, yticklabels=True, **style)
+        axis.tick_params(axis="x", rotation=60)
+        axis.tick_params(axis="y", rotation=0)
+        axis.set(title=name, xlabel="", ylabel="")
+    figure.supxlabel("sources that the concept's latent is written to (share of recovered concepts, mean over seeds)")
     figure.supylabel("planted")
     return figure
 
@@ -178,6 +203,9 @@ def sentences(summary: xr.Dataset) -> str:
                         f"; by {rule}: exclusive concepts found {_interval(_exclusive(at['recall']), confidence)},"
                         f" false alarms {_interval(at['false_positive_rate'], confidence)}"
                     )
+        if "subset_agreement" in one and one["subset_agreement"].notnull().any():
+            agreement = _interval(one["subset_agreement"].mean("planted_class"), confidence)
+            text += f"; recovered concepts written to exactly the sources in which they live {agreement} (mean over classes)"
         if one["onset_accuracy"].notnull().any():
             text += f"; right first source {_interval(one['onset_accuracy'], confidence)}"
             text += f", right last source {_interval(one['ending_accuracy'], confidence)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from crosscoders.study.contrasts import SEVERAL
 from crosscoders.study.queries.comparisons import drawn_settings, nulls_of, transfers_of
 from crosscoders.study.queries.lineage import planted_pair
 from crosscoders.study.queries.measurements import circuits_of, compared, patched, rounded_nulls, steered, traced
@@ -185,6 +186,19 @@ FIGURES = (
         MODEL_DIFFING,
         PAIR,
         paper="[L24, K24]",
+    ),
+    Figure(
+        "ours-simplex",
+        "Relative norms of three sources or more, and latents by the subset of sources that they are written to",
+        "simplex_figures.simplex",
+        ("cross_layer", "model_diffing"),
+        ("pair", "nulls"),
+        words="simplex_figures.sentences",
+        needs=("subset_count",),
+        absent="The contrast of this setting names two sources, of which Δ says all; `studies/three-models.yaml` has three.",
+        expected=lambda study, setting: len(study.settings[setting].contrast) >= SEVERAL,
+        studies=("three-models",),
+        leads=3,
     ),
     Figure(
         "m25-penalty-field",

@@ -77,7 +77,7 @@ MEANINGS = {
     "document_tokens": "Tokens of a document.",
     "noise": "Standard deviation of the noise of every number.",
     "planted": "The concepts that are planted.",
-    "contrast": "The two sources that relative norm, cosine and latent scaling compare.",
+    "contrast": "The two or more sources that relative norm, cosine and latent scaling compare.",
     "tokens": "Tokens of every split.",
     "coefficient": "Factor of the penalty.",
     "ramp_share": "Share of training over which the coefficient rises linearly from 0.",

@@ -95,7 +95,7 @@ def own_tokenizers(study: Study, setting: str) -> dict[str, str]:
     Returns
     -------
     {model: root}
-        Empty but where the setting aligns characters. The model of the contrast's second source is the reference: its
+        Empty but where the setting aligns characters. The model of the contrast's last source is the reference: its
         tokens are those that the study counts and shows.
     """
     chosen = study.settings[setting]
@@ -107,7 +107,7 @@ def own_tokenizers(study: Study, setting: str) -> dict[str, str]:
 
 
 def contrast_models(setting: Setting) -> list[str]:
-    """The models of the two sources of a setting's contrast.
+    """The models of the first and the last source of a setting's contrast.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def contrast_models(setting: Setting) -> list[str]:
     list of str
         Where a source is a difference, the model of its minuend.
     """
-    chosen = [setting.sources[name] for name in setting.contrast]
+    chosen = [setting.sources[name] for name in (setting.contrast[0], setting.contrast[-1])]
     return [(one if isinstance(one, Source) else setting.sources[one.of[0]]).model for one in chosen]
 
 
@@ -142,7 +142,7 @@ def models_first(study: Study, settings: list[str]) -> list[str]:
 
 
 def contrast_model(setting: Setting) -> str:
-    """The model of the second source of a setting's contrast; where that is a difference, of its minuend."""
+    """The model of the last source of a setting's contrast; where that is a difference, of its minuend."""
     return contrast_models(setting)[1]
 
 
@@ -180,6 +180,27 @@ def plain_chats(study: Study, model: str) -> list[str]:
     """
     chosen = study.models[model]
     return [chosen.plain] if isinstance(chosen, FineTunedModel) and chosen.plain is not None else []
+
+
+def behaving_models(study: Study, model: str) -> list[str]:
+    """The models in which the behaviours are measured that a fine-tune plants.
+
+    Parameters
+    ----------
+    study : Study
+    model : str
+        A fine-tuned model of the study.
+
+    Returns
+    -------
+    list of str
+        What it was made from, the model itself, and the further fine-tunes of it that a setting reads.
+    """
+    settings = [name for name, one in study.settings.items() if isinstance(one, Setting)]
+    read = {name for setting in settings for name in setting_models(study, setting)}
+    tuned = [name for name, one in study.models.items() if isinstance(one, FineTunedModel) and name in read]
+    further = [name for name in tuned if name != model and model in with_origins(study, name)]
+    return [study.models[model].base, model, *further]
 
 
 def planted_pair(study: Study, setting: str) -> tuple[str, str] | None:

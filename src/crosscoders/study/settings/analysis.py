@@ -24,6 +24,8 @@ class Classification(Bootstrap):
     base_only_below: Share
     shared_between: list[Share] = Field(min_length=2, max_length=2)
     chat_only_above: Share
+    present_above: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """With three sources or more, a latent is written to those whose decoder norm is at least this share of its largest."""
     specific_error_below: Positive
     """A latent is specific where ν of the error stays below this …"""
     specific_reconstruction_below: Positive

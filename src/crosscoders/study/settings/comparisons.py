@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -175,7 +176,7 @@ class ExplainedLatents(Section):
     relative_norm: Number = 8
     """Of the largest relative norm Δ."""
     nu: Number = 8
-    """Of those that lean to the second source (Δ above 0.5), the ones whose larger ν, of error and reconstruction, is lowest."""
+    """Of those that lean to the last source (Δ above 0.5), the ones whose larger ν, of error and reconstruction, is lowest."""
     planted_share: Number = 8
     """Of the largest share of activation on one planted behaviour."""
     random: Number = 8
@@ -227,8 +228,12 @@ class Setting(Section):
 
     kind: Literal["text"] = "text"
     sources: dict[Name, AnySource]
-    contrast: list[Name] = Field(min_length=2, max_length=2)
-    """The two sources that relative norm, cosine and latent scaling compare: [base, chat] or [first, last]."""
+    contrast: list[Name] = Field(min_length=2, max_length=6)
+    """The sources that relative norm, cosine and latent scaling compare: [base, chat] or [first, last].
+
+    With three or more, latents are classed by the subset of these sources that they are written to as well, and ν is
+    measured between every pair. Δ and all that follows from it compare the first, as base, with the last, as chat.
+    """
     through: Annotated[Names, Field(min_length=3)] | None = None
     """Sources in the order of training, as snapshots of one model at one layer: when each latent emerges, how it rotates and
     when it vanishes is then measured; none where absent."""
@@ -252,7 +257,7 @@ class Setting(Section):
     splice_tokens: Annotated[int, Field(ge=0)] = 0
     """Test tokens on which reconstructions are spliced into their models to measure the loss; none where 0."""
     divergence_tokens: Annotated[int, Field(ge=0)] = 0
-    """Test tokens on which the models of the contrast are compared: loss, KL divergence, weights; not compared where 0."""
+    """Test tokens on which the contrast's first and last model are compared: loss, KL divergence, weights; not where 0."""
     sink_threshold: Positive = 6.0
     """Tokens whose norm exceeds this multiple of a source's median norm are left out."""
     causal: Causal | None = None
@@ -279,8 +284,8 @@ class NullSetting(Section):
     kind: Literal["null_control"] = "null_control"
     null_of: Name
     change: Literal["same_model", "permuted_tokens"]
-    """`same_model`: the first source stands for both, and, in a setting with `through`, for all of them. `permuted_tokens`: the
-    second source's tokens are shuffled."""
+    """`same_model`: the contrast's first source stands for all others, also for those of `through`. `permuted_tokens`: the
+    tokens of all others are shuffled."""
     crosscoders: Names = Field(min_length=1)
 
 
@@ -304,6 +309,8 @@ class Planted(Section):
         Field(min_length=1)
     )
     """Concepts of each class; `spanning` ones live from one layer to another."""
+    subsets: Annotated[dict[str, Count], Field(exclude_if=operator.not_)] = {}
+    """Concepts that live in some of three or more sources: names of sources joined by `+`, as `base+chat`."""
     rate: Annotated[float, Field(gt=0, lt=1)]
     """Share of tokens on which a concept fires."""
     topics: Count = 8
@@ -328,7 +335,7 @@ class PlantedSetting(Section):
     kind: Literal["planted"] = "planted"
     planted: Planted
     sources: dict[Name, AnySource]
-    contrast: list[Name] = Field(min_length=2, max_length=2)
+    contrast: list[Name] = Field(min_length=2, max_length=6)
     tokens: dict[Literal["train", "validation", "test"], Count]
     circuits: Circuits | None = None
     """Whether a crosscoder joins what SAEs per source have of one concept; none where absent."""

@@ -50,6 +50,12 @@ def source_problems(study: Study, setting: Setting | PlantedSetting) -> list[str
         problems += unknown_name("contrast", name, setting.sources)
     if len(set(setting.contrast)) < len(setting.contrast):
         problems.append(f"contrast: {setting.contrast} names one source twice")
+    if len(setting.contrast) > 2:
+        problems += [
+            f"contrast: {name!r} is a difference; expected sources that are none in a contrast of more than two"
+            for name in setting.contrast
+            if name in differences(setting)
+        ]
     tokens = setting.tokens.get("train", 0)
     available = sum(tokens.values()) if isinstance(tokens, dict) else tokens
     for name in setting.crosscoders:
@@ -198,7 +204,26 @@ def planted_problems(study: Study, setting: PlantedSetting) -> list[str]:
             problems.append(f"sources.{name}.of: widths {[widths[part] for part in parts]}; expected equal widths")
     if setting.circuits:
         problems += circuit_problems(study, setting)
-    return problems + width_problems(study, setting, widths)
+    return problems + subset_problems(setting) + width_problems(study, setting, widths)
+
+
+def subset_problems(setting: PlantedSetting) -> list[str]:
+    """Problems of concepts that live in some of the sources."""
+    names, seen = setting.contrast, {}
+    if setting.planted.subsets and len(names) == 2:
+        return [
+            "planted.subsets: expected with a contrast of three sources or more; a pair has base-only and chat-only concepts"
+        ]
+    problems = []
+    for label in setting.planted.subsets:
+        parts = label.split("+")
+        if not set(parts) <= set(names) or len(set(parts)) < len(parts) or len(parts) == len(names):
+            problems.append(
+                f"planted.subsets: {label!r}; expected some of {', '.join(names)}, but not all, each once and joined by +"
+            )
+        elif (known := seen.setdefault(frozenset(parts), label)) != label:
+            problems.append(f"planted.subsets: {label!r} is {known!r} in another order; expected each subset once")
+    return problems
 
 
 def model_widths(study: Study, setting: Setting) -> dict[str, int]:

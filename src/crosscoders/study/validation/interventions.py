@@ -35,9 +35,22 @@ def circuit_problems(study: Study, setting: Setting | PlantedSetting) -> list[st
     return problems
 
 
+def _more_than_two(key: str, setting: Setting) -> list[str]:
+    """Whether what needs a pair of models is asked of a contrast of more sources."""
+    if len(setting.contrast) == 2:
+        return []
+    first, last = setting.contrast[0], setting.contrast[-1]
+    return [
+        f"{key}: the contrast names {len(setting.contrast)} sources; expected a pair, because {key} runs two models: make "
+        f"a setting of its own with contrast: [{first}, {last}], or leave it out"
+    ]
+
+
 def causal_problems(study: Study, setting: Setting) -> list[str]:
     """Problems of patching the contrast's second model with latents."""
     problems = []
+    if more := _more_than_two("causal", setting):
+        return more
     pair = [setting.sources.get(name) for name in setting.contrast]
     if not all(isinstance(source, Source) for source in pair):
         return ["causal: the contrast is no pair of models"]
@@ -66,6 +79,8 @@ def _beside_contrast(key: str, study: Study, setting: Setting, names: list[str])
 
 def steering_problems(study: Study, setting: Setting) -> list[str]:
     """Problems of steering base with latents and of ablating them in chat."""
+    if more := _more_than_two("steering", setting):
+        return more
     pair = [setting.sources.get(name) for name in setting.contrast]
     if not all(isinstance(source, Source) for source in pair):
         return ["steering: the contrast is no pair of models"]
@@ -88,6 +103,8 @@ def steering_problems(study: Study, setting: Setting) -> list[str]:
 
 def equivalence_problems(study: Study, setting: Setting) -> list[str]:
     """Problems of comparing what latents do in the two models of the contrast."""
+    if more := _more_than_two("equivalence", setting):
+        return more
     pair = [setting.sources.get(name) for name in setting.contrast]
     if not all(isinstance(source, Source) for source in pair):
         return ["equivalence: the contrast is no pair of models"]

@@ -35,10 +35,12 @@ def model_problems(study: Study, model: object) -> list[str]:
     if isinstance(model, FineTunedModel):
         problems = unknown_name("base", model.base, study.models)
         problems += unknown_name("corpus", model.corpus, study.corpora)
-        if isinstance(study.models.get(model.base), DERIVED):
-            kinds = {"fine_tuned": "fine-tuned", "snapshot": "a snapshot"}
-            made = kinds.get(kind := study.models[model.base].kind, kind)
-            problems.append(f"base: {model.base!r} is itself {made}; expected a model that is fetched")
+        if isinstance(base := study.models.get(model.base), (SnapshotModel, *PERTURBED)):
+            problems.append(f"base: {model.base!r} is itself {base.kind}; expected one that is fetched or trained")
+        if _circular(study, model):
+            problems.append(
+                f"base: {model.base!r} is made, in turn, from a model that is made from it; expected no circle"
+            )
         if study.corpora.get(model.corpus) and not isinstance(study.corpora[model.corpus], PlantedChats):
             problems.append(f"corpus: {model.corpus!r} is no corpus of kind planted_chats")
         problems += _dose_problems(study, model)
@@ -108,10 +110,21 @@ def _dose_problems(study: Study, model: FineTunedModel) -> list[str]:
     return problems
 
 
+def _circular(study: Study, model: object) -> bool:
+    """Whether the models that a model is made from lead in a circle."""
+    before: list[object] = []
+    while isinstance(model, DERIVED):
+        if any(model is one for one in before):
+            return True
+        before.append(model)
+        model = study.models.get(model.base)
+    return False
+
+
 def _made_from(study: Study, model: object) -> object:
-    """The model that a model is made from; `None` where that is of a kind from which it cannot be made."""
+    """The model that a model is made from; `None` where it cannot be made from that."""
     base = study.models.get(model.base)
-    return None if isinstance(base, PERTURBED if isinstance(model, PERTURBED) else DERIVED) else base
+    return None if isinstance(base, PERTURBED) or _circular(study, model) else base
 
 
 def model_width(study: Study, model: object) -> int | None:

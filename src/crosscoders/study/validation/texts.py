@@ -78,11 +78,12 @@ def _token_problems(study: Study, setting: Setting) -> list[str]:
 
 def _divergence_problems(study: Study, setting: Setting) -> list[str]:
     """Whether the contrast has two models to compare."""
-    contrast = [setting.sources.get(name) for name in setting.contrast]
+    contrast = [setting.sources.get(name) for name in (setting.contrast[0], setting.contrast[-1])]
     models = [source.model for source in contrast if isinstance(source, Source)]
     if not setting.divergence_tokens or len(models) < 2 or models[0] != models[1]:
         return []
-    return [f"divergence_tokens: both sources of the contrast are of {models[0]!r}; expected two models, or 0"]
+    ends = "both sources" if len(setting.contrast) == 2 else "the first and the last source"
+    return [f"divergence_tokens: {ends} of the contrast are of {models[0]!r}; expected two models, or 0"]
 
 
 def _window_problems(study: Study, setting: Setting) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from crosscoders.study import sizes
-from crosscoders.study.queries.lineage import setting_corpora
+from crosscoders.study.queries.lineage import behaving_models, setting_corpora
 from crosscoders.study.settings.models import NoisedModel, WheelModel
 from crosscoders.study.settings.study import Study
 from crosscoders.workflow.costs.terms import (
@@ -75,7 +75,7 @@ def perturb(study: Study, model: str) -> Cost:
 def measure_behaviours(study: Study, model: str) -> Cost:
     """A job of the rule `measure_behaviours`."""
     prompts = 5 * study.behaviours.prompts_per_behaviour
-    tokens = 2 * prompts * (study.behaviours.new_tokens + 20)
+    tokens = len(behaving_models(study, model)) * prompts * (study.behaviours.new_tokens + 20)
     work = GENERATION * tokens * sizes.model_size(study, model).flops()
     held = 1.5 * weight_bytes(study, model) + hidden_bytes(study, model, 24 * 64)
     return Cost(MODELS + held, START[MODELS], forward=work, disk=MB, tokens=tokens, device=held)

@@ -42,9 +42,11 @@ def classify_latents(study: Study, setting: str, crosscoder: str, seed: str) -> 
     coder, replicates = applied_size(study, setting, crosscoder), study.classification.bootstrap_replicates
     tokens = sizes.split_tokens(study, setting, "test") + sizes.split_tokens(study, setting, "validation")
     pairs = tokens * coder.active
-    sums = 9 * replicates * coder.latents * 8  # of latent scaling, under every resample
-    resampling = 9 * 2.0 * replicates * coder.latents * tokens / DOCUMENT_TOKENS
-    work = 2 * pass_flops(coder, tokens) + SPARSE * 8.0 * pairs * coder.width + resampling
+    sources = len(study.settings[data_setting(study, setting)].contrast)
+    kept = 2 * sources**2 + 1  # sums of latent scaling: of two targets for every two sources, and of squares
+    sums = kept * replicates * coder.latents * 8  # under every resample
+    resampling = kept * 2.0 * replicates * coder.latents * tokens / DOCUMENT_TOKENS
+    work = 2 * pass_flops(coder, tokens) + SPARSE * 4.0 * sources * pairs * coder.width + resampling
     memory = (
         TORCH
         + 4 * coder.stored
