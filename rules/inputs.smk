@@ -172,6 +172,13 @@ def matched_training(wildcards):
     return [f"{folder}/seed-{wildcards.seed}.nc"] if several else []
 
 
+def explained_training(wildcards):
+    """Labels of the latents of one training, where its setting asks for them."""
+    asked = wildcards.setting in measurements.explained(STUDY)
+    folder = f"{RESULTS}/explanations/{wildcards.setting}/{wildcards.crosscoder}"
+    return [f"{folder}/seed-{wildcards.seed}.nc"] if asked else []
+
+
 def patched(wildcards):
     """Causal patching of a setting's crosscoders, where it is asked for."""
     return over_trainings("causal")(wildcards) if measurements.patched(STUDY, wildcards.setting) else []

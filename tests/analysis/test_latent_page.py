@@ -147,7 +147,14 @@ def detail(generator: np.random.Generator, latents: int, hostile: bool) -> dict:
     }
 
 
-def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | None = None) -> Path:
+LABELS = {
+    "labeller": HOSTILE,
+    "tried": [0, 3, 5],
+    "shown": {"0": [HOSTILE, 0.9, [0.7, 0.97], 0.5, [0.3, 0.7]], "5": ["greets a Bear", 0.95, [0.8, 1], 0.45, [0.2, 0.6]]},
+}
+
+
+def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | None = None, **beside) -> Path:
     """The page of a crosscoder of random latents; the first has the largest Δ and a hostile token.
 
     Only the first `detailed` parts are made up where that is given.
@@ -195,7 +202,7 @@ def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | 
         "folder": "seed-0" if in_parts else None,
         "latentsPerPart": parts.latents,
         "parts": parts.inline,
-    }
+    } | beside
     page = folder / "seed-0.html"
     storage.write_sealed(render(TEMPLATE.read_text(encoding="utf-8"), content), page)
     return page
@@ -365,6 +372,25 @@ def test_the_scatter_picks_by_line_by_keys_and_by_ranges(page):
     assert delta
     assert all(float(one) >= 0.6 for one in delta)
     assert all(float(one.split(" ")[0]) <= 0.7 for one in nu)
+
+
+def test_labels_are_shown_with_their_scores_and_can_be_searched(browser, tmp_path):
+    browser.set_window_size(1400, 1000)
+    browser.get(written(tmp_path, 8, labels=LABELS).as_uri() + "#latent=5")
+    ready(browser)
+    eventually(lambda: title(browser).startswith("Latent 5:"))
+    detail = browser.find_element("id", "detail").text
+    assert "Label: greets a Bear · score 0.95 [0.8, 1], by another latent's label 0.45 [0.2, 0.6]" in detail
+    browser.find_element("css selector", "th[data-key=label_score] button").click()
+    shown = dict(zip(column(browser, "latent"), column(browser, "label"), strict=True))
+    assert list(shown)[:2] == ["5", "0"] and shown["3"] == "–" and "⟨2028⟩" in shown["0"]
+    browser.find_element("id", "label").send_keys("bear")
+    eventually(lambda: column(browser, "latent") == ["5"])
+    assert column(browser, "label_shuffled") == ["0.45 [0.2, 0.6]"] and "label=bear" in browser.current_url
+    browser.get(browser.current_url.replace("latent=5", "latent=3"))
+    eventually(lambda: "A label was written, and is not shown" in browser.find_element("id", "detail").text)
+    assert not browser.find_elements("css selector", "#detail img, #table img") and "owned" not in title(browser)
+    assert faults(browser) == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -192,6 +192,43 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
     return table
 
 
+def shown_labels(path: Path | None) -> dict[str, object]:
+    """What a page says of the labels of its latents; empty where none were written.
+
+    Parameters
+    ----------
+    path : Path or None
+        What the stage explain_latents wrote.
+
+    Returns
+    -------
+    dict
+        `labels` holds the labeller, the latents for which a label was tried, and of those whose label is shown
+        {latent: [label, score, its interval, score of another latent's label, its interval]}.
+    """
+    if path is None:
+        return {}
+    explained = artifacts.read(path)
+    scores = [
+        numbers(explained[name + end].values, 3) for name in ("score", "shuffled_score") for end in ("", "_low", "_high")
+    ]
+    rows = zip(explained["latent"].values.tolist(), explained["label"].values, *scores, strict=True)
+    kept = {
+        str(latent): [str(label), own, [low, high], other, [other_low, other_high]]
+        for shown, (latent, label, own, low, high, other, other_low, other_high) in zip(
+            explained["shown"].values.tolist(), rows, strict=True
+        )
+        if shown
+    }
+    return {
+        "labels": {
+            "labeller": str(explained.attrs["labeller"]),
+            "tried": np.sort(explained["latent"].values).tolist(),
+            "shown": kept,
+        }
+    }
+
+
 def matched_latents(path: Path | None) -> dict[str, dict[int, list]]:
     """Per other seed and latent, [the latent most like it, decoder cosine]; empty for a study of one seed."""
     if path is None:
@@ -282,7 +319,7 @@ def main(arguments) -> None:
         "folder": parts.folder.name if parts.folder else None,
         "latentsPerPart": parts.latents,
         "parts": parts.inline,
-    }
+    } | shown_labels(arguments.explanations)
     page = render(arguments.template.read_text(encoding="utf-8"), content)
     storage.write_sealed(page, arguments.output)
     stage.say(f"latent_page: {len(alive):,} latents, {len(page) / 1e6:.1f} MB")
@@ -292,5 +329,6 @@ if __name__ == "__main__":
     flags = ("crosscoder", "latents", "normalisation", "tokens", "template", "output")
     parser = stage.parser(LatentPageSection, __doc__, *flags, lists=("activations", "models"))
     parser.add_argument("--stability", type=Path, help="latents matched across seeds, where the study has several")
+    parser.add_argument("--explanations", type=Path, help="labels of latents, where the setting asks for them")
     parser.add_argument("--parts", action="store_true", help="details of latents in files in a folder beside the page")
     stage.run(main, parser.parse_args())
