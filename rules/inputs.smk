@@ -172,6 +172,11 @@ def matched_training(wildcards):
     return [f"{folder}/seed-{wildcards.seed}.nc"] if several else []
 
 
+def explained(wildcards):
+    """Labels of the latents of a setting's crosscoders, where it asks for them."""
+    return over_trainings("explanations")(wildcards) if wildcards.setting in measurements.explained(STUDY) else []
+
+
 def explained_training(wildcards):
     """Labels of the latents of one training, where its setting asks for them."""
     asked = wildcards.setting in measurements.explained(STUDY)

@@ -20,6 +20,7 @@ rule collate:
         steering=steered,
         effects=effects,
         circuits=circuits,
+        explanations=explained,
         code=code("report.collate"),
     output:
         "results/{study}/summary/{setting}.nc",
@@ -49,6 +50,7 @@ rule collate:
                 "steering",
                 "effects",
                 "circuits",
+                "explanations",
             )
             if input[name]
         ),

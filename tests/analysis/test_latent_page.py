@@ -150,7 +150,10 @@ def detail(generator: np.random.Generator, latents: int, hostile: bool) -> dict:
 LABELS = {
     "labeller": HOSTILE,
     "tried": [0, 3, 5],
-    "shown": {"0": [HOSTILE, 0.9, [0.7, 0.97], 0.5, [0.3, 0.7]], "5": ["greets a Bear", 0.95, [0.8, 1], 0.45, [0.2, 0.6]]},
+    "shown": {
+        "0": [HOSTILE, 0.9, [0.7, 0.97], 0.5, [0.3, 0.7]],
+        "5": ["greets a Bear", 0.95, [0.8, 1], 0.45, [0.2, 0.6]],
+    },
 }
 
 

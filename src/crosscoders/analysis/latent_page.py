@@ -210,7 +210,9 @@ def shown_labels(path: Path | None) -> dict[str, object]:
         return {}
     explained = artifacts.read(path)
     scores = [
-        numbers(explained[name + end].values, 3) for name in ("score", "shuffled_score") for end in ("", "_low", "_high")
+        numbers(explained[name + end].values, 3)
+        for name in ("score", "shuffled_score")
+        for end in ("", "_low", "_high")
     ]
     rows = zip(explained["latent"].values.tolist(), explained["label"].values, *scores, strict=True)
     kept = {

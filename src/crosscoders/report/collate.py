@@ -24,7 +24,11 @@ def main(arguments) -> None:
     for paths in (arguments.stability, arguments.causal):
         if paths:
             parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
-    for paths, prefix in ((arguments.steering, "steering_"), (arguments.effects, "effect_")):
+    for paths, prefix in (
+        (arguments.steering, "steering_"),
+        (arguments.effects, "effect_"),
+        (arguments.explanations, "labels_"),
+    ):
         if paths:
             parts.append(of_some(paths, section.crosscoders, prefix))
     if arguments.circuits:
@@ -105,6 +109,15 @@ if __name__ == "__main__":
     flags = stage.parser(CollateSection, __doc__, "normalisation", "tokens", "output", lists=("latents", "evaluations"))
     for flag in ("--behaviours", "--similarity", "--divergence"):
         flags.add_argument(flag, type=stage.Path)
-    for flag in ("--histories", "--stability", "--aligned", "--causal", "--steering", "--effects", "--circuits"):
+    for flag in (
+        "--histories",
+        "--stability",
+        "--aligned",
+        "--causal",
+        "--steering",
+        "--effects",
+        "--circuits",
+        "--explanations",
+    ):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
     stage.run(main, flags.parse_args())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crosscoders.study.queries.comparisons import drawn_settings, nulls_of, transfers_of
 from crosscoders.study.queries.lineage import planted_pair
-from crosscoders.study.queries.measurements import circuits_of, compared, patched, rounded_nulls, steered
+from crosscoders.study.queries.measurements import circuits_of, compared, explained, patched, rounded_nulls, steered
 from crosscoders.study.queries.trainings import aligned_of
 from crosscoders.study.settings.study import Study
 
@@ -284,6 +284,18 @@ FIGURES = (
         needs=("effect_correlation",),
         absent="This setting compares no effects of latents: it does not ask for it.",
         expected=compared,
+        leads=4,
+    ),
+    Figure(
+        "ours-labels",
+        "How well labels tell where latents fire, beside shuffled labels, by what latents were chosen by",
+        "label_figures.labels",
+        (*BOTH, *LAYERS),
+        words="label_figures.label_sentences",
+        needs=("labels_score",),
+        absent="This setting labels no latents: it does not ask for it.",
+        expected=lambda study, setting: setting in explained(study),
+        finding="The studies here label no latents; a setting with `explain` does.",
         leads=4,
     ),
     Figure(
