@@ -165,11 +165,14 @@ def matched(wildcards):
     return over_trainings("stability")(wildcards) if several else []
 
 
-def matched_training(wildcards):
-    """Latents of one training matched across seeds, where there are several."""
-    several = len(STUDY.seeds) > 1
-    folder = f"{RESULTS}/stability/{wildcards.setting}/{wildcards.crosscoder}"
-    return [f"{folder}/seed-{wildcards.seed}.nc"] if several else []
+def others(stage):
+    """Files of a stage of the crosscoders with which a page compares one."""
+
+    def files(wildcards):
+        compared = trainings.comparable(STUDY, wildcards.setting, wildcards.crosscoder, int(wildcards.seed))
+        return [f"{RESULTS}/{stage}/{wildcards.setting}/{name}/seed-{seed}.nc" for name, seed in compared]
+
+    return files
 
 
 def explained(wildcards):
