@@ -1,5 +1,7 @@
 """Labels of latents in a summary: means by group are those of the latents, and the figure holds what was measured alone."""
 
+from argparse import Namespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def test_a_summary_holds_scores_of_every_group_and_the_figure_shows_them(tmp_pat
         paths.append(tmp_path / name / f"seed-{seed}.nc")
         scores[name, seed], groups = explained(seed, chosen_by)
         artifacts.write(groups, paths[-1])
-    summary = collate.of_some(paths, ["other", "theirs", "l1"], "labels_")
+    summary = collate.of_some(paths, Namespace(crosscoders=["other", "theirs", "l1"], seeds=[0, 1]), "labels_")
     of_all = summary.sel(crosscoder="l1", seed=0, label_group="all")
     assert float(of_all["labels_score"]) == pytest.approx(float(scores["l1", 0]["score"].mean()))
     assert float(of_all["labels_score_low"]) < float(of_all["labels_score"]) < float(of_all["labels_score_high"])

@@ -11,7 +11,7 @@ from crosscoders.study.blocks import crosscoder_sources, stored_sources
 from crosscoders.study.queries.comparisons import data_setting, series_of
 from crosscoders.study.queries.lineage import contrast_models, setting_models
 from crosscoders.study.queries.measurements import spliced
-from crosscoders.study.queries.trainings import comparable, seeds_of, trained_pairs
+from crosscoders.study.queries.trainings import comparable, seeds_of, with_seeds
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
 from crosscoders.study.settings.base import Count, Name, Seed
 from crosscoders.study.settings.comparisons import Explain, Source
@@ -234,7 +234,7 @@ class LatentPageSection(TrainingSection):
             contrast=study.settings[setting].contrast,
             models=setting_models(study, setting),
             page=study.page,
-            pages=trained_pairs(study, setting),
+            pages=with_seeds(study, study.settings[setting].crosscoders),
             others=comparable(study, setting, crosscoder, int(seed)),
         )
 

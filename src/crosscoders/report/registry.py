@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from crosscoders.study.queries.comparisons import drawn_settings, nulls_of, transfers_of
 from crosscoders.study.queries.lineage import planted_pair
 from crosscoders.study.queries.measurements import circuits_of, compared, explained, patched, rounded_nulls, steered
-from crosscoders.study.queries.trainings import aligned_of
+from crosscoders.study.queries.trainings import aligned_of, repeated
 from crosscoders.study.settings.study import Study
 
 NOTEBOOKS = ("cross_layer", "model_diffing", "layers", "pre_post_mlp", "compare", "planted", "planted_layers", "dose")
@@ -377,8 +377,8 @@ FIGURES = (
         ("pair", "nulls"),
         words="null_figures.stability_sentences",
         needs=("matched_cosine",),
-        absent="This study trains with one seed.",
-        expected=lambda study, setting: len(study.seeds) > 1,
+        absent="This setting trains no crosscoder with more than one seed.",
+        expected=repeated,
     ),
     Figure(
         "ours-transfer",

@@ -25,7 +25,7 @@ def published(study: Study) -> list[str]:
 
 
 def seeds_of(study: Study, crosscoder: str) -> list[int]:
-    """Seeds of the study with which there is a crosscoder: all, and the first alone of a published one.
+    """Seeds of the study with which there is a crosscoder: all, and the smallest alone of a published one.
 
     A published crosscoder is one training, whatever seeds the study has.
 
@@ -39,11 +39,26 @@ def seeds_of(study: Study, crosscoder: str) -> list[int]:
     -------
     list of int
     """
-    return study.seeds[:1] if crosscoder in published(study) else study.seeds
+    return [min(study.seeds)] if crosscoder in published(study) else study.seeds
 
 
-def trained_pairs(study: Study, setting: str) -> list[tuple[str, int]]:
-    """The crosscoders of a setting with their seeds.
+def with_seeds(study: Study, crosscoders: list[str]) -> list[tuple[str, int]]:
+    """Crosscoders, each with all seeds that it has.
+
+    Parameters
+    ----------
+    study : Study
+    crosscoders : list of str
+
+    Returns
+    -------
+    list of (crosscoder, seed)
+    """
+    return [(name, seed) for name in crosscoders for seed in seeds_of(study, name)]
+
+
+def repeated(study: Study, setting: str) -> list[tuple[str, int]]:
+    """The trainings of a setting whose latents are matched with those of other seeds.
 
     Parameters
     ----------
@@ -54,8 +69,10 @@ def trained_pairs(study: Study, setting: str) -> list[tuple[str, int]]:
     Returns
     -------
     list of (crosscoder, seed)
+        Those of crosscoders that have several seeds; none of a setting that trains nothing.
     """
-    return [(name, seed) for name in study.settings[setting].crosscoders for seed in seeds_of(study, name)]
+    names = [] if is_transfer(study, setting) else study.settings[setting].crosscoders
+    return with_seeds(study, [name for name in names if len(seeds_of(study, name)) > 1])
 
 
 def comparable(study: Study, setting: str, crosscoder: str, seed: int) -> list[tuple[str, int]]:
@@ -222,7 +239,6 @@ def exports(study: Study) -> list[tuple[str, str, int, str]]:
         (name, crosscoder, seed, format_name)
         for name in reported_settings(study)
         if isinstance(study.settings[name], Setting)
-        for crosscoder in study.settings[name].crosscoders
-        for seed in study.seeds
+        for crosscoder, seed in with_seeds(study, study.settings[name].crosscoders)
         for format_name in study.crosscoders[crosscoder].exports
     ]
