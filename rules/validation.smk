@@ -201,7 +201,11 @@ rule latent_page:
     params:
         settings=settings_of("latent_page"),
         optional=lambda wildcards, input, output: " ".join(
-            [f"--{name} {input[name]}" for name in ("other_crosscoders", "other_latents", "explanations") if input[name]]
+            [
+                f"--{name} {input[name]}"
+                for name in ("other_crosscoders", "other_latents", "explanations")
+                if input[name]
+            ]
             + ["--parts" for path in [output.get("parts")] if path]
         ),
     shell:
