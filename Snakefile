@@ -12,6 +12,10 @@ include: "rules/inputs.smk"
 container: IMAGE
 
 
+envvars:
+    *ENDPOINT_VARIABLES,
+
+
 report: "report/workflow.rst"
 
 

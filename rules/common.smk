@@ -39,6 +39,7 @@ except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
 
 RESULTS = f"results/{STUDY.study}"
+ENDPOINT_VARIABLES = surroundings.endpoint_variables(STUDY)
 jobs.prepare(PROJECT, PROJECT / "Snakefile" if MODULE else workflow.main_snakefile, STUDY_FILES, CHANGES)
 jobs.name_trackers(trainings.trackers(STUDY))
 progress.begin(STUDY)

@@ -121,7 +121,7 @@ def over_trainings(stage, suffix="nc"):
         trains = stage == "crosscoders"
         setting = comparisons.trained_setting(STUDY, wildcards.setting) if trains else wildcards.setting
         folder = f"{RESULTS}/{stage}/{setting}"
-        return [f"{folder}/{name}/seed-{seed}.{suffix}" for name in names for seed in STUDY.seeds]
+        return [f"{folder}/{name}/seed-{seed}.{suffix}" for name, seed in trainings.with_seeds(STUDY, names)]
 
     return files
 
@@ -160,16 +160,31 @@ def published_files(wildcards):
 
 
 def matched(wildcards):
-    """Latents of a setting's trainings matched across seeds, where it trains several."""
-    several = len(STUDY.seeds) > 1 and not comparisons.is_transfer(STUDY, wildcards.setting)
-    return over_trainings("stability")(wildcards) if several else []
+    """Latents of a setting's trainings matched across seeds, for crosscoders that have several."""
+    folder = f"{RESULTS}/stability/{wildcards.setting}"
+    return [f"{folder}/{name}/seed-{seed}.nc" for name, seed in trainings.repeated(STUDY, wildcards.setting)]
 
 
-def matched_training(wildcards):
-    """Latents of one training matched across seeds, where there are several."""
-    several = len(STUDY.seeds) > 1
-    folder = f"{RESULTS}/stability/{wildcards.setting}/{wildcards.crosscoder}"
-    return [f"{folder}/seed-{wildcards.seed}.nc"] if several else []
+def others(stage):
+    """Files of a stage of the crosscoders with which a page compares one."""
+
+    def files(wildcards):
+        compared = trainings.comparable(STUDY, wildcards.setting, wildcards.crosscoder, int(wildcards.seed))
+        return [f"{RESULTS}/{stage}/{wildcards.setting}/{name}/seed-{seed}.nc" for name, seed in compared]
+
+    return files
+
+
+def explained(wildcards):
+    """Labels of the latents of a setting's crosscoders, where it asks for them."""
+    return over_trainings("explanations")(wildcards) if wildcards.setting in measurements.explained(STUDY) else []
+
+
+def explained_training(wildcards):
+    """Labels of the latents of one training, where its setting asks for them."""
+    asked = wildcards.setting in measurements.explained(STUDY)
+    folder = f"{RESULTS}/explanations/{wildcards.setting}/{wildcards.crosscoder}"
+    return [f"{folder}/seed-{wildcards.seed}.nc"] if asked else []
 
 
 def patched(wildcards):
@@ -187,13 +202,13 @@ def planted_articles(wildcards):
 def steered(wildcards):
     """Steering with the latents of a setting's crosscoders, for those for which it is asked."""
     names, folder = measurements.steered(STUDY, wildcards.setting), f"{RESULTS}/steering/{wildcards.setting}"
-    return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+    return [f"{folder}/{name}/seed-{seed}.nc" for name, seed in trainings.with_seeds(STUDY, names)]
 
 
 def effects(wildcards):
     """What shared latents of a setting's crosscoders do in both models, for those for which it is asked."""
     names, folder = measurements.compared(STUDY, wildcards.setting), f"{RESULTS}/effects/{wildcards.setting}"
-    return [f"{folder}/{name}/seed-{seed}.nc" for name in names for seed in STUDY.seeds]
+    return [f"{folder}/{name}/seed-{seed}.nc" for name, seed in trainings.with_seeds(STUDY, names)]
 
 
 def traces(wildcards):
@@ -233,7 +248,7 @@ def over_seeds(stage):
 
     def files(wildcards):
         folder = f"{RESULTS}/{stage}/{wildcards.setting}/{wildcards.crosscoder}"
-        return [f"{folder}/seed-{seed}.nc" for seed in STUDY.seeds]
+        return [f"{folder}/seed-{seed}.nc" for seed in trainings.seeds_of(STUDY, wildcards.crosscoder)]
 
     return files
 
@@ -267,8 +282,7 @@ def pages():
     return [
         f"{RESULTS}/latents/{setting}/{name}/seed-{seed}.html"
         for setting in comparisons.paged(STUDY)
-        for name in STUDY.settings[setting].crosscoders
-        for seed in STUDY.seeds
+        for name, seed in trainings.with_seeds(STUDY, STUDY.settings[setting].crosscoders)
     ]
 
 
@@ -283,8 +297,7 @@ def explanations():
     return [
         f"{RESULTS}/explanations/{setting}/{name}/seed-{seed}.nc"
         for setting in measurements.explained(STUDY)
-        for name in STUDY.settings[setting].crosscoders
-        for seed in STUDY.seeds
+        for name, seed in trainings.with_seeds(STUDY, STUDY.settings[setting].crosscoders)
     ]
 
 

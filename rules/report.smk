@@ -21,6 +21,7 @@ rule collate:
         effects=effects,
         traces=traces,
         circuits=circuits,
+        explanations=explained,
         code=code("report.collate"),
     output:
         "results/{study}/summary/{setting}.nc",
@@ -51,6 +52,7 @@ rule collate:
                 "effects",
                 "traces",
                 "circuits",
+                "explanations",
             )
             if input[name]
         ),

@@ -177,7 +177,9 @@ rule latent_page:
     input:
         crosscoder="results/{study}/crosscoders/{setting}/{crosscoder}/seed-{seed}.nc",
         latents="results/{study}/latents/{setting}/{crosscoder}/seed-{seed}.nc",
-        stability=matched_training,
+        other_crosscoders=others("crosscoders"),
+        other_latents=others("latents"),
+        explanations=explained_training,
         activations=shards("test"),
         normalisation=normalisation,
         tokens=test_tokens,
@@ -199,7 +201,11 @@ rule latent_page:
     params:
         settings=settings_of("latent_page"),
         optional=lambda wildcards, input, output: " ".join(
-            [f"--stability {path}" for path in [input.stability] if path]
+            [
+                f"--{name} {input[name]}"
+                for name in ("other_crosscoders", "other_latents", "explanations")
+                if input[name]
+            ]
             + ["--parts" for path in [output.get("parts")] if path]
         ),
     shell:

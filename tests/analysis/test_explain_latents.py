@@ -17,6 +17,7 @@ from tests.project import ROOT
 from crosscoders import artifacts, stage
 from crosscoders.activations import extract_activations
 from crosscoders.analysis import excerpts, explain_latents
+from crosscoders.analysis.latent_page import shown_labels
 from crosscoders.analysis.sections import ExplainLatentsSection
 from crosscoders.crosscoder import crosscoder, files
 from crosscoders.errors import UserError
@@ -167,6 +168,8 @@ def test_a_true_label_is_shown_and_another_latents_label_is_at_chance(folder, se
     assert (found["shown"].values == 1).all() and found["shuffled_shown"].sum() == 0
     assert (found["shuffled_of"] != found["latent"]).all()
     assert found.attrs["answered_by"] == "knows-2026"
+    page = shown_labels(tmp_path / "a/b/c/seed-0.nc")["labels"]
+    assert page["tried"] == list(range(6)) and list(page["shown"]["2"][:2]) == [f"the word {WORDS[2]}", 1]
     assert KEY not in str(found.attrs) + "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     columns = (found[name].values for name in ("excerpt_text", "excerpt_active", "latent"))
     for text, active, latent in zip(*columns, strict=True):

@@ -14,11 +14,13 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 from tests.accessibility import faults
 
-from crosscoders import storage
+from crosscoders import artifacts, storage
 from crosscoders.analysis import latent_examples
 from crosscoders.analysis.latent_examples import UNKNOWN, Firings, OwnTokens, Reads
 from crosscoders.analysis.page_files import LATENTS_PER_PART, Parts, render, signs
+from crosscoders.analysis.page_neighbours import SHOWN, in_units_of, neighbours_elsewhere
 from crosscoders.crosscoder.crosscoder import create
+from crosscoders.crosscoder.files import to_dataset
 from crosscoders.errors import UserError
 from crosscoders.language_models.unembedding import logit_effects
 
@@ -107,6 +109,41 @@ def test_the_nearest_latents_are_those_with_the_largest_cosine():
         np.testing.assert_allclose(cosines[row], likeness[others], atol=1e-6)
 
 
+def test_latents_of_another_crosscoder_are_compared_in_common_units_and_by_the_names_of_sources(tmp_path, member):
+    mine, theirs = (
+        create(member(latents=9), names, widths, seed=seed)
+        for names, widths, seed in ((["base", "chat"], [6, 4], 0), (["chat", "base"], [4, 6], 1))
+    )
+    scale = {"base": 2.0, "chat": 5.0}, {"base": 1.0, "chat": 40.0}
+    units = [
+        xr.Dataset({name: ("source", [one[s] for s in coder.sources]) for name in ("scale", "sink_norm")})
+        .assign_coords(source=np.array(coder.sources, object))
+        .assign({f"mean_{s}": (f"width_{s}", np.zeros(w)) for s, w in zip(coder.sources, coder.widths, strict=True)})
+        for coder, one in zip((mine, theirs), scale, strict=True)
+    ]
+    artifacts.write(to_dataset(theirs, units[1]), tmp_path / "theirs.nc")
+    known = {name: ("latent", np.linspace(0.1, 0.9, 9)) for name in SHOWN}
+    artifacts.write(xr.Dataset(known | {"density": ("latent", (np.arange(9) != 4) * 0.5)}), tmp_path / "latents.nc")
+    alive = np.array([1, 3, 8])
+    found = neighbours_elsewhere(mine, units[0]["scale"], alive, tmp_path / "theirs.nc", tmp_path / "latents.nc")
+    raw = [
+        torch.cat(
+            [coder.decoder[:, coder.columns[coder.sources.index(s)]] * one[s] / scale[0][s] for s in ("base", "chat")],
+            1,
+        ).double()
+        for coder, one in zip((mine, theirs), scale, strict=True)
+    ]
+    likeness = torch.nn.functional.cosine_similarity(raw[0][:, None], raw[1][None], dim=2).numpy()
+    likeness[:, 4] = -1
+    for j in alive.tolist():
+        assert [row[0] for row in found[j]] == np.argsort(-likeness[j])[:3].tolist()
+        for other, cosine, *said in found[j]:
+            assert cosine == pytest.approx(likeness[j, other], abs=1e-3) and said == [round(0.1 + 0.1 * other, 3)] * 3
+    other = create(member(latents=9), ["base", "chat"], [6, 5], seed=0)
+    with pytest.raises(UserError, match=r"sources of widths .* expected"):
+        in_units_of(mine, units[0]["scale"], other, units[1]["scale"])
+
+
 def test_promoted_tokens_are_those_of_the_unembedding():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -142,12 +179,25 @@ def detail(generator: np.random.Generator, latents: int, hostile: bool) -> dict:
             source: [[[0 if hostile else 1, 1.5], [2, 1.2]], [[3, -1.1], [4, -0.9]]] for source in ("base", "chat")
         },
         "near": [[int(one), 0.5] for one in generator.integers(0, latents, 6)],
-        "matched": {"1": [0, 0.91]},
+        "elsewhere": {
+            "batchtopk/1": [[0, 0.91, 0.5, 0.8, None]],
+            "l1/0": [[j, 0.9 - j / 10, 0.95, 0.25, 0.35] for j in range(3)],
+        },
         "groups": [[example(3.2), example(2.9)], [example(1.5)], []],
     }
 
 
-def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | None = None) -> Path:
+LABELS = {
+    "labeller": HOSTILE,
+    "tried": [0, 3, 5],
+    "shown": {
+        "0": [HOSTILE, 0.9, [0.7, 0.97], 0.5, [0.3, 0.7]],
+        "5": ["greets a Bear", 0.95, [0.8, 1], 0.45, [0.2, 0.6]],
+    },
+}
+
+
+def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | None = None, **beside) -> Path:
     """The page of a crosscoder of random latents; the first has the largest Δ and a hostile token.
 
     Only the first `detailed` parts are made up where that is given.
@@ -173,8 +223,8 @@ def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | 
         "setting": HOSTILE,
         "crosscoder": "batchtopk",
         "seed": 0,
-        "siblings": ["batchtopk", "l1"],
-        "seeds": [0, 1],
+        "pages": [["batchtopk", 0], ["batchtopk", 1], ["l1", 0], ["l1", 1]],
+        "others": [["batchtopk", 1], ["l1", 0]],
         "sources": ["base", "chat"],
         "contrast": ["base", "chat"],
         "columns": {
@@ -195,7 +245,7 @@ def written(folder: Path, latents: int, in_parts: bool = False, detailed: int | 
         "folder": "seed-0" if in_parts else None,
         "latentsPerPart": parts.latents,
         "parts": parts.inline,
-    }
+    } | beside
     page = folder / "seed-0.html"
     storage.write_sealed(render(TEMPLATE.read_text(encoding="utf-8"), content), page)
     return page
@@ -291,7 +341,7 @@ def test_a_reader_opens_a_latent_and_hostile_text_stays_text(page):
     assert "owned" in page.title
     assert page.title != "owned"
     assert not page.find_elements("css selector", "#detail img")
-    for words in ("Strongest test examples", "Nearest latents", "Most alike with seed 1", "1.50"):
+    for words in ("Strongest test examples", "Nearest latents", "seed 1: latent 0 0.91", "1.50"):
         assert words in detail
     assert "from the 50th to the 100th percentile" in detail
     tokens = page.find_elements("css selector", ".example .tokens")[0].find_elements("tag name", "span")
@@ -367,13 +417,101 @@ def test_the_scatter_picks_by_line_by_keys_and_by_ranges(page):
     assert all(float(one.split(" ")[0]) <= 0.7 for one in nu)
 
 
+def test_labels_are_shown_with_their_scores_and_can_be_searched(browser, tmp_path):
+    browser.set_window_size(1400, 1000)
+    browser.get(written(tmp_path, 8, labels=LABELS).as_uri() + "#latent=5")
+    ready(browser)
+    eventually(lambda: title(browser).startswith("Latent 5:"))
+    detail = browser.find_element("id", "detail").text
+    assert "Label: greets a Bear · score 0.95 [0.8, 1], by another latent's label 0.45 [0.2, 0.6]" in detail
+    browser.find_element("css selector", "th[data-key=label_score] button").click()
+    shown = dict(zip(column(browser, "latent"), column(browser, "label"), strict=True))
+    assert list(shown)[:2] == ["5", "0"] and shown["3"] == "–" and "⟨2028⟩" in shown["0"]
+    browser.find_element("id", "label").send_keys("bear")
+    eventually(lambda: column(browser, "latent") == ["5"])
+    assert column(browser, "label_shuffled") == ["0.45 [0.2, 0.6]"] and "label=bear" in browser.current_url
+    browser.get(browser.current_url.replace("latent=5", "latent=3"))
+    eventually(lambda: "A label was written, and is not shown" in browser.find_element("id", "detail").text)
+    assert not browser.find_elements("css selector", "#detail img, #table img") and "owned" not in title(browser)
+    assert faults(browser) == []
+
+
+def test_what_is_picked_comes_back_from_the_address(page):
+    plot, counted = (
+        page.find_element("id", "plot"),
+        "return [picked.size, inAddress(picked), [...picked].sort((a, b) => a - b).join()]",
+    )
+    for rows in ([0], [3, 4, 599], [*range(2, 600, 2)], [*range(600)], [*range(0, 600, 97)]):
+        page.execute_script("repick(new Set(arguments[0]))", rows)
+        size, text, listed = page.execute_script(counted)
+        assert size == len(rows) and len(text) <= 103 and re.fullmatch(r"[\w.-]+", text)
+        assert page.execute_script("return [...picksOf(arguments[0])].sort((a, b) => a - b).join()", text) == listed
+    page.execute_script("visit(7)")
+    eventually(lambda: title(page).startswith("Latent 7:"))
+    plot.click()
+    address, shown = page.current_url, column(page, "latent")
+    page.get("about:blank")
+    page.get(address)
+    ready(page)
+    assert (
+        column(page, "latent") == shown
+        and status(page) == f"1–{len(shown)} of {len(shown)} latents ({len(shown)} picked)"
+    )
+    press(page, "x")
+    assert status(page).endswith(f"({len(shown) - 1 if '7' in shown else len(shown) + 1} picked)")
+    plot, before = page.find_element("id", "plot"), int(page.execute_script("return picked.size"))
+    webdriver.ActionChains(page).key_down(Keys.CONTROL).move_to_element_with_offset(plot, -150, 60).click().key_up(
+        Keys.CONTROL
+    ).perform()
+    assert abs(int(page.execute_script("return picked ? picked.size : 0")) - before) == 1, "one is added or taken out"
+
+
+def test_a_latent_stands_beside_those_of_another_crosscoder(browser, tmp_path):
+    browser.set_window_size(1500, 1000)
+    file = written(tmp_path / "batchtopk", 40)
+    for name in ("l1", "batchtopk"):
+        written(tmp_path / name, 40).rename(tmp_path / name / f"seed-{'0' if name == 'l1' else '1'}.html")
+    written(tmp_path / "batchtopk", 40)
+    browser.get(file.as_uri() + "#latent=2")
+    ready(browser)
+    press(browser, "c")
+    browser.switch_to.active_element.send_keys("l1")
+    eventually(lambda: "Beside it: l1, seed 0" in browser.find_element("id", "detail").text)
+    rows = [line.text for line in browser.find_elements("css selector", ".near tr")]
+    assert rows == [
+        "nearest cosine Δ ν error ν reconstruction",
+        *(f"latent {j} {round(0.9 - j / 10, 3)} 0.95 0.25 0.35" for j in range(3)),
+    ]
+    beside = lambda: browser.find_element("css selector", ".compared iframe").get_attribute("src")  # noqa: E731
+    assert beside().endswith("/l1/seed-0.html?card#latent=0")
+    browser.find_elements("css selector", ".near button")[1].click()
+    eventually(lambda: beside().endswith("#latent=1"))
+    own, other = (browser.find_element("css selector", f".compared > div:nth-child({i})").rect for i in (1, 2))
+    assert other["x"] >= own["x"] + own["width"], "side by side"
+    address = browser.current_url
+    assert "with=l1%2F0" in address and "beside=1" in address
+    browser.get("about:blank")
+    browser.get(address)
+    ready(browser)
+    eventually(lambda: browser.find_elements("css selector", ".compared iframe") and beside().endswith("#latent=1"))
+    browser.switch_to.frame(browser.find_element("css selector", ".compared iframe"))
+    eventually(lambda: "Strongest test examples" in browser.find_element("id", "detail").text)
+    assert not browser.find_elements("css selector", "#detail button, #detail iframe"), "a card compares nothing"
+    browser.switch_to.default_content()
+    press(browser, "j")
+    eventually(lambda: not title(browser).startswith("Latent 2:") and beside().endswith("#latent=0"))
+    assert faults(browser) == []
+    links = [one.get_attribute("href") for one in browser.find_elements("css selector", ".compared > div + div p a")]
+    assert links == [beside().replace("?card", "")]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_readers_with_other_eyes_and_small_screens_can_read_it(browser, files, theme):
     media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     phone = {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    browser.get(files[0].as_uri() + "#latent=0")
+    browser.get(files[0].as_uri() + "#latent=0&with=l1%2F0&picks=AAAA")
     ready(browser)
     eventually(lambda: title(browser).startswith("Latent 0:"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360

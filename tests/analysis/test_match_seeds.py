@@ -87,6 +87,7 @@ def summary():
             "norm_class": artifacts.flags((*dims, "latent"), kind, NORM_CLASSES, "class"),
             "called": ((*dims, "call"), called),
             "called_replicate": ((*dims, "replicate", "call"), replicates),
+            "l0": (dims, np.full((1, 2), 8.0)),
             "density": ((*dims, "latent"), np.ones((1, 2, 60))),
             "relative_norm": ((*dims, "latent"), np.where(kind == 2, 0.95, 0.5)),
             "matched_cosine": ((*dims, "other_seed", "latent"), cosine),

@@ -4,6 +4,7 @@ import collections
 import copy
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import project
 from crosscoders import cli
 from crosscoders.errors import UserError
 from crosscoders.language_models import fetch_model
-from crosscoders.study import loading
+from crosscoders.study import loading, surroundings
 from crosscoders.workflow import plan
 from crosscoders.workflow.costs import estimates, terms
 
@@ -74,6 +75,25 @@ def test_what_is_off_by_default_is_planned_where_it_is_asked_for(unmade, monkeyp
         "export": 2,
         "fetch_model": 2,
     }
+
+
+def test_an_endpoints_address_and_key_are_passed_to_jobs_and_said_nowhere(tmp_path, monkeypatch):
+    folder = project.copy(tmp_path / "project")
+    (folder / "extras.yaml").write_text(yaml.safe_dump(with_extras()))
+    with (folder / "Snakefile").open("a") as file:
+        file.write('\n\nprint("passed:", *sorted(workflow.envvars))\n')
+    given = {"CROSSCODERS_ENDPOINT": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "secret-of-the-test"}
+    others = ("CROSSCODERS_ENDPOINT_KEY", "OPENAI_BASE_URL")
+    environment = {name: value for name, value in project.environment(folder).items() if name not in others} | given
+    command = ["snakemake", "--cores", "1", "-n", "--configfile", "extras.yaml", "--", "results/smoke/text/wiki.nc"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "passed: CROSSCODERS_ENDPOINT OPENAI_API_KEY\n" in done.stdout, "those that are set"
+    assert "secret-of-the-test" not in done.stdout + done.stderr
+    monkeypatch.chdir(folder)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert surroundings.endpoint_variables(loading.load("studies/smoke.yaml")) == [], "where no endpoint is asked"
 
 
 @pytest.mark.parametrize(

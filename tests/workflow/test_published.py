@@ -1,10 +1,13 @@
 """A published crosscoder in a study: what it gives there, and which ones are refused."""
 
+import collections
 import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -15,11 +18,18 @@ from tests.formats.test_formats import change_tensors
 
 import crosscoders
 from crosscoders import artifacts, cli
+from crosscoders.analysis import match_seeds
+from crosscoders.analysis.sections import LatentPageSection, MatchSeedsSection
 from crosscoders.errors import UserError
 from crosscoders.formats import crosscoder_learning
-from crosscoders.report import collate
+from crosscoders.report import collate, comparison, figures
+from crosscoders.report.registry import BY_ID
+from crosscoders.report.results import Results
+from crosscoders.report.results import _function as results_function
+from crosscoders.report.sections import CollateSection
 from crosscoders.study import loading
-from crosscoders.workflow import sections
+from crosscoders.study.queries import trainings
+from crosscoders.workflow import plan, sections
 
 UNKNOWN = ("training_tokens", "training_flops", "l0_training", "penalty_coefficient", "threshold_training")
 """What only the training of a crosscoder knows."""
@@ -74,9 +84,114 @@ def test_a_study_of_a_published_crosscoder_finds_what_the_study_that_trained_it_
 def test_training_curves_of_a_setting_that_trains_some_of_its_crosscoders(tmp_path):
     path = tmp_path / "results/x/crosscoders/pair/ours/seed-3.history.nc"
     artifacts.write(xr.Dataset({"l0": artifacts.variable("step", np.arange(4.0), "L0")}), path)
-    curves = collate.training_curves([path], ["theirs", "ours"])
+    curves = collate.training_curves([path], Namespace(crosscoders=["theirs", "ours"], seeds=[3]))
     assert list(curves["crosscoder"].values) == ["theirs", "ours"] and curves["seed"].values.tolist() == [3]
     np.testing.assert_array_equal(curves["training_l0"].sel(seed=3), [[np.nan] * 4, [0, 1, 2, 3]])
+
+
+OVER_SEEDS = (
+    "training",
+    "evaluation",
+    "l24-relative-norm",
+    "m25-delta-histogram",
+    "m25-nu-threshold-counts",
+    "m25-kl-bars",
+    "ours-steering",
+    "ours-cosine-vs-causal",
+    "ours-planted-enrichment",
+    "ours-similarity",
+    "ours-compare",
+)
+"""Figures and sentences that show every seed."""
+
+
+def mixed(seeds: list[int], path: str, **crosscoders) -> dict:
+    """The smoke study whose pair is read by a crosscoder that it trains and by a published one."""
+    content = loading.read(project.ROOT / "studies/smoke.yaml") | {"seeds": seeds}
+    content["crosscoders"]["theirs"] = {"kind": "published", "path": path}
+    content["settings"]["base-vs-chat"]["crosscoders"] = ["batchtopk", "theirs"]
+    return loading.merge(content, crosscoders)
+
+
+def test_a_study_of_several_seeds_reads_a_published_crosscoder_once(tmp_path, monkeypatch):
+    folder = project.copy(tmp_path / "project")
+    monkeypatch.chdir(folder)
+    (folder / "peer.nc").write_bytes(b"0" * 1000)
+    (folder / "mixed.yaml").write_text(yaml.safe_dump(mixed([1, 0], "peer.nc")))
+    study = loading.load("mixed.yaml")
+    jobs = [job for job in plan.jobs(study) if dict(job.wildcards).get("crosscoder") == "theirs"]
+    assert {dict(job.wildcards)["seed"] for job in jobs} == {"0"}
+    assert {job.rule for job in jobs} > {"import_crosscoder", "evaluate", "classify_latents", "causal", "latent_page"}
+    made = project.planned(folder, "--configfile", "mixed.yaml")
+    planned = collections.Counter(job.rule for job in plan.jobs(study))
+    for rule in ("import_crosscoder", "match_seeds", "evaluate", "causal", "steer", "compare_effects", "latent_page"):
+        assert made[rule] == planned[rule], rule
+    compared = LatentPageSection.of(study, "base-vs-chat", "batchtopk", "1").others
+    assert compared == [("batchtopk", 0), ("theirs", 0)]
+    assert LatentPageSection.of(study, "base-vs-chat", "theirs", "0").others == [("batchtopk", 0)]
+
+
+def summarised(results, folder, seeds: list[int], names: list[str]) -> Results:
+    """What a notebook draws from, of files of a finished study; the published crosscoder has those of `batchtopk`."""
+    content = mixed(seeds, str(results))
+    for setting in ("base-vs-chat", "again"):
+        content["settings"][setting]["crosscoders"] = names
+    study = loading.check(content)
+    section = CollateSection.of(study, "base-vs-chat").model_copy(update={"aligned": [], "seeds": seeds})
+
+    def each(stage: str, suffix: str = "nc", trained_only: bool = False) -> list:
+        paths = []
+        for name, seed in trainings.with_seeds(study, names):
+            if name != "theirs" or not trained_only:
+                paths.append(folder / stage / name / f"seed-{seed}.{suffix}")
+                paths[-1].parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(results / f"{stage}/base-vs-chat/batchtopk/seed-0.{suffix}", paths[-1])
+        return paths
+
+    given = {name: each(name) for name in ("latents", "causal", "steering", "effects")}
+    stability = []
+    for name, seed in trainings.repeated(study, "base-vs-chat"):
+        matching = MatchSeedsSection.of(study, "base-vs-chat", name, str(seed))
+        stability.append(folder / "stability" / name / f"seed-{seed}.nc")
+        coders = each("crosscoders", trained_only=True)
+        latents = [path for path in given["latents"] if path.parent.name == name]
+        match_seeds.main(Namespace(settings=matching, crosscoders=coders, latents=latents, output=stability[-1]))
+    files = {"evaluations": each("evaluation"), "histories": each("crosscoders", "history.nc", True), **given}
+    files |= {"normalisation": results / "activations/base-vs-chat/normalisation.nc", "stability": stability}
+    files |= {"tokens": results / "tokens/base-vs-chat/test.nc", "similarity": results / "similarity/base-vs-chat.nc"}
+    files |= {"aligned": [], "circuits": [], "explanations": [], "behaviours": None, "divergence": None}
+    collate.main(Namespace(settings=section, output=folder / "summary.nc", **files))
+    return Results.open(str(folder / "summary.nc"), str(folder), {}, {}, {})
+
+
+def test_no_figure_shows_a_seed_that_a_published_crosscoder_has_not(finished_project, tmp_path):
+    results = finished_project / "results/smoke"
+    alone = summarised(results, tmp_path / "alone", [0], ["theirs"])
+    both = summarised(results, tmp_path / "both", [0, 1], ["batchtopk", "theirs"])
+    assert both.summary["seed"].values.tolist() == [0, 1] and figures.seeds(both.summary, "theirs") == [0]
+    words = 0
+    for figure in [BY_ID[name] for name in OVER_SEEDS]:
+        given = both._given(figure)
+        plt.close(results_function(figure.draw)(*given))
+        if figure.words:
+            said = [
+                [
+                    line
+                    for line in one.sentences(figure.id).splitlines()
+                    if "**theirs" in line or line.startswith("| theirs")
+                ]
+                for one in (alone, both)
+            ]
+            assert said[0] == said[1], figure.id
+            words += len(said[0])
+    assert words > 8
+    sentences = both.sentences("ours-stability")
+    assert "**batchtopk**: 100% of alive latents" in sentences
+    assert "**theirs** is one training, so that nothing can be said of other seeds." in sentences
+    table = comparison.table(both.summary)
+    assert len(table["theirs"]["fve"]) == 1 and len(table["batchtopk"]["fve"]) == 2
+    with pytest.raises(figures.NothingToDraw, match="trains no crosscoder with more than one seed"):
+        alone.sentences("ours-stability")
 
 
 def import_alone(folder, setting="base-vs-chat", **changes) -> subprocess.CompletedProcess:
@@ -157,7 +272,6 @@ def test_mistakes_in_a_published_crosscoder_are_one_line_each(tmp_path):
     assert f"{wanted}.folder: 'x'; expected a repo where folder is given" in problems({}, path=here, folder="x")
     assert "leaves the repo" in problems({}, repo="a/b", revision="0" * 40, folder="../x")
     assert f"{wanted}.latents: unknown setting" in problems({}, path=here, latents=3)
-    assert "'published' is one training, but seeds has 2" in problems({"seeds": [0, 1]}, path=here)
     assert "sources: 'other' is not defined; known: base, chat" in problems({}, path=here, sources=["base", "other"])
     null = {"settings": {"null-permuted-tokens": {"crosscoders": ["theirs"]}}}
     assert "expected ones that are trained on the changed activations" in problems(null, path=here)

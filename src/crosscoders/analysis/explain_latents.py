@@ -135,6 +135,43 @@ def measured(own: list[Found], other: list[Found], active: list[list[bool]], set
     return dataset
 
 
+def by_group(dataset: xr.Dataset, reason: np.ndarray, settings: Bootstrap) -> xr.Dataset:
+    """Mean scores over the latents of every group, with intervals, and how many labels were tried and are shown.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        From :func:`measured`.
+    reason : (K,) int
+        What each latent was chosen by.
+    settings : Bootstrap
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `label_group`: each of the reasons, then all latents. Means of no latents, and intervals of fewer than two, are NaN.
+    """
+    v, dim, chosen = artifacts.variable, "label_group", [*(reason == i for i in range(len(excerpts.REASONS)))]
+    chosen.append(np.ones(len(reason), bool))
+    groups = xr.Dataset(coords={dim: np.array([*excerpts.REASONS, "all"], object)})
+    for name, words in (("score", ""), ("shuffled_score", "another latent's label: ")):
+        rows = np.full((len(chosen), 3), np.nan)
+        for row, inside in zip(rows, chosen, strict=True):
+            each = dataset[name].values[inside]
+            row[: 3 if len(each) > 1 else len(each)] = mean_score(each, settings) if len(each) > 1 else each
+        what = f"{words}mean balanced accuracy over the latents of a group"
+        groups[f"labels_{name}"] = v(dim, rows[:, 0], what)
+        for i, (end, side) in enumerate((("_low", "lower"), ("_high", "upper")), 1):
+            groups[f"labels_{name}{end}"] = v(dim, rows[:, i], f"{side} end of the bootstrap interval of: {what}")
+    groups["labels_tried"] = v(dim, np.array([inside.sum() for inside in chosen]), "labels of a group")
+    for name, words in (
+        ("shown", "labels of a group that are shown"),
+        ("shuffled_shown", "the same of shuffled labels"),
+    ):
+        groups[f"labels_{name}"] = v(dim, np.array([dataset[name].values[inside].sum() for inside in chosen]), words)
+    return groups
+
+
 def padded(rows: list, fill: object, dtype: type | np.dtype) -> np.ndarray:
     """Rows of unequal length as one array."""
     out = np.full((len(rows), max(map(len, rows))), fill, dtype)
@@ -210,9 +247,9 @@ def main(arguments) -> None:
     labels, partner = [label_of(reply) for reply in replies], shuffled(count, settings.seed)
     both = asked.find(labels + [labels[i] for i in partner], chosen.texts * 2, progress.update)
     own, other = both[:count], both[count:]
-    dataset = xr.merge(
-        [recorded(chosen, replies, own, other, partner), measured(own, other, chosen.active, section.bootstrap)]
-    )
+    scored = measured(own, other, chosen.active, section.bootstrap)
+    groups = by_group(scored, chosen.reason, section.bootstrap)
+    dataset = xr.merge([recorded(chosen, replies, own, other, partner), scored, groups])
     dataset.attrs = section.provenance(settings.seed) | {"title": "labels of latents", "labeller": asked.name}
     if isinstance(asked, RemoteLabeller):
         dataset.attrs["answered_by"] = ", ".join(sorted(asked.models))

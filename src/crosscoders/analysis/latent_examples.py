@@ -80,6 +80,12 @@ class Example:
     levels: np.ndarray
 
 
+def numbers(values: np.ndarray, digits: int) -> list:
+    """Values rounded, with None for those that are not known."""
+    rounded = np.round(values.astype(float), digits)
+    return [value if np.isfinite(value) else None for value in rounded.tolist()]
+
+
 def histogram(value: np.ndarray) -> list[int]:
     """Firings of a latent in each of BARS equal steps from 0 to its largest activation."""
     return np.histogram(value, BARS, (0, float(value.max())))[0].tolist()
@@ -205,7 +211,9 @@ class OwnTokens:
         return self.token_id[first : last + 1], own
 
 
-def nearest(decoder: torch.Tensor, alive: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    decoder: torch.Tensor, alive: np.ndarray, count: int, other: tuple[torch.Tensor, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Of every alive latent, the alive latents whose decoder vectors have the largest cosine with its own.
 
     Parameters
@@ -214,20 +222,26 @@ def nearest(decoder: torch.Tensor, alive: np.ndarray, count: int) -> tuple[np.nd
         Decoder vectors of all sources side by side.
     alive : (a,)
     count : int
+    other : ((m', D), (b,)), optional
+        Decoder vectors and alive latents of another crosscoder, in which to look in place of this one.
 
     Returns
     -------
-    latents, cosines : (a, min(count, a - 1))
-        Nearest first.
+    latents, cosines : (a, count)
+        Nearest first; fewer where there are not as many.
     """
     directions = torch.nn.functional.normalize(decoder[alive], dim=1)
-    count = max(0, min(count, len(alive) - 1))
+    there, among = directions, alive
+    if other is not None:
+        there, among = torch.nn.functional.normalize(other[0][other[1]], dim=1), other[1]
+    count = max(0, min(count, len(among) - (other is None)))
     latents, cosines = np.empty((len(alive), count), np.int64), np.empty((len(alive), count), np.float32)
     for first in range(0, len(alive), BATCH):
-        likeness = directions[first : first + BATCH] @ directions.T
-        own = torch.arange(len(likeness))
-        likeness[own, first + own] = -torch.inf
+        likeness = directions[first : first + BATCH] @ there.T
+        if other is None:
+            own = torch.arange(len(likeness))
+            likeness[own, first + own] = -torch.inf
         best = likeness.topk(count, dim=1)
-        latents[first : first + BATCH] = alive[best.indices.numpy()]
+        latents[first : first + BATCH] = among[best.indices.numpy()]
         cosines[first : first + BATCH] = best.values.numpy()
     return latents, cosines

@@ -16,8 +16,9 @@ from crosscoders import artifacts, stage, storage
 from crosscoders.activations.dataset import Activations
 from crosscoders.analysis import latent_examples
 from crosscoders.analysis.classification import NORM_CLASSES, SPECIFIC
-from crosscoders.analysis.latent_examples import Example, Firings, OwnTokens, Reads
+from crosscoders.analysis.latent_examples import Example, Firings, OwnTokens, Reads, numbers
 from crosscoders.analysis.page_files import Parts, Texts, render, signs
+from crosscoders.analysis.page_neighbours import neighbours_elsewhere, own_neighbours
 from crosscoders.analysis.sections import LatentPageSection
 from crosscoders.crosscoder.crosscoder import Crosscoder
 from crosscoders.crosscoder.files import from_dataset
@@ -25,9 +26,6 @@ from crosscoders.data.tokenizer import load_tokenizer, piece_text
 from crosscoders.errors import UserError
 from crosscoders.language_models import snapshots
 from crosscoders.language_models.unembedding import known_ids, logit_effects
-
-NEAREST = 6
-"""Latents of the same crosscoder that are named as nearest to each."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ class Details:
     norms : (m, S)
     effects : {source: Effects}
     near : {latent: list of [latent, cosine]}
-    matched : {seed: {latent: [latent, cosine]}}
-        The latent of each other seed that is most like one.
+    elsewhere : {crosscoder/seed: {latent: list}}
+        Latents of other crosscoders that are nearest to one, as :func:`neighbours_elsewhere` gives them.
     reads : Reads
     own : {source: (OwnTokens, function that gives the text of an id)}
         Sources whose model has a tokenizer of its own.
@@ -115,7 +113,7 @@ class Details:
     norms: np.ndarray
     effects: dict[str, Effects]
     near: dict[int, list]
-    matched: dict[str, dict[int, list]]
+    elsewhere: dict[str, dict[int, list]]
     reads: Reads
     own: dict[str, tuple[OwnTokens, Callable[[int], str]]]
 
@@ -135,7 +133,7 @@ class Details:
             "bars": latent_examples.histogram(value),
             "effects": {source: sides for source, sides in effects.items() if sides},
             "near": self.near[latent],
-            "matched": {seed: matches[latent] for seed, matches in self.matched.items() if latent in matches},
+            "elsewhere": {name: near[latent] for name, near in self.elsewhere.items()},
             "groups": shown,
         }
 
@@ -161,12 +159,6 @@ class Details:
             for token in effect.ids[0, effect.row[latent]].tolist()
         ]
         return "\n".join([" ".join(promoted), *("".join(self.text[one.tokens]) for one in groups[0][:1])])
-
-
-def numbers(values: np.ndarray, digits: int) -> list:
-    """Values rounded, with None for those that are not known."""
-    rounded = np.round(values.astype(float), digits)
-    return [value if np.isfinite(value) else None for value in rounded.tolist()]
 
 
 def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
@@ -195,29 +187,42 @@ def columns(latents: xr.Dataset, alive: np.ndarray) -> dict[str, list]:
     return table
 
 
-def matched_latents(path: Path | None) -> dict[str, dict[int, list]]:
-    """Per other seed and latent, [the latent most like it, decoder cosine]; empty for a study of one seed."""
+def shown_labels(path: Path | None) -> dict[str, object]:
+    """What a page says of the labels of its latents; empty where none were written.
+
+    Parameters
+    ----------
+    path : Path or None
+        What the stage explain_latents wrote.
+
+    Returns
+    -------
+    dict
+        `labels` holds the labeller, the latents for which a label was tried, and of those whose label is shown
+        {latent: [label, score, its interval, score of another latent's label, its interval]}.
+    """
     if path is None:
         return {}
-    stability, matches = artifacts.read(path), {}
-    for seed, latents, cosines in zip(
-        stability["other_seed"].values,
-        stability["matched_latent"].values,
-        stability["matched_cosine"].values,
-        strict=True,
-    ):
-        known = np.flatnonzero(latents >= 0).tolist()
-        if known:
-            matches[str(seed)] = {j: [int(latents[j]), round(float(cosines[j]), 3)] for j in known}
-    return matches
-
-
-def neighbours(coder: Crosscoder, alive: np.ndarray) -> dict[int, list]:
-    """Per alive latent, [latent, decoder cosine] of those that are nearest to it."""
-    latents, cosines = latent_examples.nearest(coder.decoder, alive, NEAREST)
+    explained = artifacts.read(path)
+    scores = [
+        numbers(explained[name + end].values, 3)
+        for name in ("score", "shuffled_score")
+        for end in ("", "_low", "_high")
+    ]
+    rows = zip(explained["latent"].values.tolist(), explained["label"].values, *scores, strict=True)
+    kept = {
+        str(latent): [str(label), own, [low, high], other, [other_low, other_high]]
+        for shown, (latent, label, own, low, high, other, other_low, other_high) in zip(
+            explained["shown"].values.tolist(), rows, strict=True
+        )
+        if shown
+    }
     return {
-        j: [[other, round(cosine, 3)] for other, cosine in zip(*row, strict=True)]
-        for j, *row in zip(alive.tolist(), latents.tolist(), cosines.tolist(), strict=True)
+        "labels": {
+            "labeller": str(explained.attrs["labeller"]),
+            "tried": np.sort(explained["latent"].values).tolist(),
+            "shown": kept,
+        }
     }
 
 
@@ -239,6 +244,10 @@ def write_details(
 
 def gathered(section: LatentPageSection, arguments, coder: Crosscoder, data: Activations, alive: np.ndarray) -> Details:
     """What the details of latents are made from."""
+    scale, elsewhere = artifacts.read(arguments.normalisation)["scale"], {}
+    files = zip(section.others, arguments.other_crosscoders, arguments.other_latents, strict=True)
+    for (name, seed), crosscoder, latents in files:
+        elsewhere[f"{name}/{seed}"] = neighbours_elsewhere(coder, scale, alive, crosscoder, latents)
     tokens = artifacts.read(arguments.tokens)
     folders = dict(zip(section.models, arguments.models, strict=True))
     models = {name: source.model for name, source in section.sources.items()}
@@ -252,8 +261,8 @@ def gathered(section: LatentPageSection, arguments, coder: Crosscoder, data: Act
         text=tokens["token_text"].values.astype(object),
         norms=coder.decoder_norms().numpy(),
         effects=unembedded(coder, alive, models, folders, section.page.promoted),
-        near=neighbours(coder, alive),
-        matched=matched_latents(arguments.stability),
+        near=own_neighbours(coder, alive),
+        elsewhere=elsewhere,
         reads=Reads(coder, data, read, tokens.sizes["token"]),
         own=own,
     )
@@ -277,15 +286,15 @@ def main(arguments) -> None:
         "setting": section.setting_name,
         "crosscoder": section.crosscoder_name,
         "seed": section.seed,
-        "siblings": section.siblings,
-        "seeds": section.seeds,
+        "pages": section.pages,
+        "others": section.others,
         "sources": coder.sources,
         "contrast": section.contrast,
         "columns": columns(latents, alive),
         "folder": parts.folder.name if parts.folder else None,
         "latentsPerPart": parts.latents,
         "parts": parts.inline,
-    }
+    } | shown_labels(arguments.explanations)
     page = render(arguments.template.read_text(encoding="utf-8"), content)
     storage.write_sealed(page, arguments.output)
     stage.say(f"latent_page: {len(alive):,} latents, {len(page) / 1e6:.1f} MB")
@@ -294,6 +303,8 @@ def main(arguments) -> None:
 if __name__ == "__main__":
     flags = ("crosscoder", "latents", "normalisation", "tokens", "template", "output")
     parser = stage.parser(LatentPageSection, __doc__, *flags, lists=("activations", "models"))
-    parser.add_argument("--stability", type=Path, help="latents matched across seeds, where the study has several")
+    for flag in ("--other_crosscoders", "--other_latents"):
+        parser.add_argument(flag, type=Path, nargs="*", default=[], help="those that this one is compared with")
+    parser.add_argument("--explanations", type=Path, help="labels of latents, where the setting asks for them")
     parser.add_argument("--parts", action="store_true", help="details of latents in files in a folder beside the page")
     stage.run(main, parser.parse_args())

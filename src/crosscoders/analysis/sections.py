@@ -11,6 +11,7 @@ from crosscoders.study.blocks import crosscoder_sources, stored_sources
 from crosscoders.study.queries.comparisons import data_setting, series_of
 from crosscoders.study.queries.lineage import contrast_models, setting_models, training_step
 from crosscoders.study.queries.measurements import spliced
+from crosscoders.study.queries.trainings import comparable, seeds_of, with_seeds
 from crosscoders.study.settings.analysis import Bootstrap, Classification, Page
 from crosscoders.study.settings.base import Count, Name, Seed
 from crosscoders.study.settings.comparisons import Explain, Number, Source
@@ -160,7 +161,7 @@ class MatchSeedsSection(TrainingSection):
     def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> MatchSeedsSection:
         """The section of one job."""
         names = {"setting_name": setting, "crosscoder_name": crosscoder}
-        return cls(study=study.study, **names, seed=int(seed), seeds=study.seeds)
+        return cls(study=study.study, **names, seed=int(seed), seeds=seeds_of(study, crosscoder))
 
 
 class TraceLatentsSection(TrainingSection):
@@ -245,9 +246,10 @@ class LatentPageSection(TrainingSection):
     """The first and the last source of the setting's contrast, which the page compares."""
     models: list[Name]
     page: Page
-    siblings: list[Name]
-    """Crosscoders of the setting, whose pages are named at the top."""
-    seeds: list[Seed]
+    pages: list[tuple[Name, Seed]]
+    """Crosscoders and seeds of the setting, whose pages are named at the top."""
+    others: list[tuple[Name, Seed]]
+    """Those with which its latents are compared."""
 
     @classmethod
     def of(cls, study: Study, setting: str, crosscoder: str, seed: str) -> LatentPageSection:
@@ -261,8 +263,8 @@ class LatentPageSection(TrainingSection):
             contrast=[study.settings[setting].contrast[0], study.settings[setting].contrast[-1]],
             models=setting_models(study, setting),
             page=study.page,
-            siblings=study.settings[setting].crosscoders,
-            seeds=study.seeds,
+            pages=with_seeds(study, study.settings[setting].crosscoders),
+            others=comparable(study, setting, crosscoder, int(seed)),
         )
 
 

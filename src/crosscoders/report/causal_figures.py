@@ -7,7 +7,17 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SEED_MARKS, NothingToDraw, crosscoders, grid, label_rows
+from crosscoders.report.figures import (
+    PAGE_WIDTH,
+    PALETTE,
+    SEED_MARKS,
+    NothingToDraw,
+    crosscoders,
+    grid,
+    label_rows,
+    of,
+    seeds,
+)
 
 BEHAVIOUR_LABELS = {
     "refusal_on_target": "refuses the\nrefused topic",
@@ -25,7 +35,7 @@ UNMODIFIED, RANDOM = "unmodified", "random"
 
 def _steered(summary: xr.Dataset, crosscoder: str) -> xr.Dataset | None:
     """What was measured with one crosscoder; None where it steered nothing."""
-    one = summary.sel(crosscoder=crosscoder)
+    one = of(summary, crosscoder)
     measured = (one["steering_set"] != "").all("seed").values
     return one.isel(intervention=measured) if measured.any() else None
 
@@ -128,7 +138,7 @@ def _colour(i: int, strengths: list[float]) -> tuple:
 def _legend(figure: plt.Figure, sides: dict) -> None:
     """What colours, marks, the band and the line stand for, below the panels."""
     strengths = next(strengths for (_, side), (_, _, strengths) in sides.items() if side == "base")
-    one = next(iter(sides.values()))[0]
+    one = max((part for part, _, _ in sides.values()), key=lambda part: part.sizes["seed"])
     handles = [
         plt.Line2D([], [], color=_colour(i, strengths), lw=2, label=f"{strength:g} times the unit added")
         for i, strength in enumerate(strengths)
@@ -237,7 +247,7 @@ def equivalence_sentences(summary: xr.Dataset) -> str:
     """How alike latents' effects are, beside the null, and how often one direction is another role."""
     lines = []
     for name, one in _compared(summary).items():
-        for seed in one["seed"].values:
+        for seed in seeds(summary, name):
             here = one.sel(seed=seed)
             medians = [float(here[f"effect_{key}"].median()) for key in ("cosine", "correlation", "null_correlation")]
             share = [float(here[f"effect_other_role_share{end}"]) for end in ("", "_low", "_high")]

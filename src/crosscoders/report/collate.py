@@ -9,36 +9,32 @@ import xarray as xr
 
 from crosscoders import artifacts, provenance, stage
 from crosscoders.report.sections import CollateSection
-from crosscoders.report.stacking import stack, stack_seeds
+from crosscoders.report.stacking import PADDING, stack, stack_seeds
 from crosscoders.study.contrasts import contrast_attributes
 
 
 def main(arguments) -> None:
     """Collate one setting."""
     section: CollateSection = arguments.settings
-    keys = [(name, seed) for name in section.crosscoders for seed in section.seeds]
-    parts = []
-    for paths in (arguments.latents, arguments.evaluations):
-        parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
+    parts = [stacked(paths, section.seeds) for paths in (arguments.latents, arguments.evaluations)]
     if arguments.histories:
-        parts.append(training_curves(arguments.histories, section.crosscoders))
-    for paths in (arguments.stability, arguments.causal):
-        if paths:
-            parts.append(stack({key: artifacts.read(path) for key, path in zip(keys, paths, strict=True)}))
+        parts.append(training_curves(arguments.histories, section))
     for paths, prefix in (
+        (arguments.stability, ""),
+        (arguments.causal, ""),
         (arguments.steering, "steering_"),
         (arguments.effects, "effect_"),
         (arguments.traces, "trace_"),
+        (arguments.explanations, "labels_"),
     ):
         if paths:
-            parts.append(of_some(paths, section.crosscoders, prefix))
+            parts.append(of_some(paths, section, prefix))
     if arguments.circuits:
         circuits = map(artifacts.read, arguments.circuits)
         parts.append(stack_seeds(dict(zip(section.seeds, circuits, strict=True)), "circuit_"))
     normalisation = artifacts.read(arguments.normalisation)
     if arguments.aligned:
-        pairs = [(name, seed) for name in section.aligned for seed in section.seeds]
-        aligned = stack({key: artifacts.read(path) for key, path in zip(pairs, arguments.aligned, strict=True)})
+        aligned = stacked(arguments.aligned, section.seeds)
         names = [name for name in aligned.data_vars if name.startswith("aligned_")]
         labels = {dim: parts[0][dim].values for dim in ("source", "other_source")}
         parts.append(aligned[names].reindex(labels).rename(crosscoder="aligned"))
@@ -75,25 +71,30 @@ def of_models(arguments, sources: np.ndarray) -> list[xr.Dataset]:
     return parts
 
 
-def training_curves(histories: list[Path], crosscoders: list[str]) -> xr.Dataset:
+def stacked(paths: list[Path], seeds: list[int], prefix: str = "") -> xr.Dataset:
+    """Files `{crosscoder}/seed-{seed}.nc` of a stage as one dataset of the variables whose names begin with a prefix."""
+    keys = [(path.parent.name, int(path.name.split(".")[0].removeprefix("seed-"))) for path in paths]
+    read = [artifacts.read(path) for path in paths]
+    kept = [one[[name for name in one.data_vars if name.startswith(prefix)]] for one in read]
+    return stack(dict(zip(keys, kept, strict=True)), seeds)
+
+
+def training_curves(histories: list[Path], section: CollateSection) -> xr.Dataset:
     """The curves of all trainings; NaN where a crosscoder was not trained here and has none."""
-    curves = of_some(histories, crosscoders)
+    curves = of_some(histories, section)
     return curves.rename({name: f"training_{name}" for name in curves.data_vars})
 
 
-def of_some(paths: list[Path], crosscoders: list[str], prefix: str = "") -> xr.Dataset:
+def of_some(paths: list[Path], section: CollateSection, prefix: str = "") -> xr.Dataset:
     """What a stage measured of some crosscoders, over all of the setting, in variables whose names begin with a prefix.
 
-    Where a crosscoder was not measured, floats are NaN and texts empty.
+    Where a crosscoder was not measured, floats are NaN, whole numbers −1 and texts empty.
     """
-    keys = [(path.parent.name, int(path.name.split(".")[0].removeprefix("seed-"))) for path in paths]
-    measured = [artifacts.read(path) for path in paths]
-    kept = [one[[name for name in one.data_vars if name.startswith(prefix)]] for one in measured]
-    stacked = stack(dict(zip(keys, kept, strict=True)))
-    if list(stacked["crosscoder"].values) != crosscoders:
-        texts = {name: "" for name, variable in stacked.data_vars.items() if variable.dtype.kind == "O"}
-        stacked = stacked.reindex(crosscoder=np.array(crosscoders, dtype=object), fill_value=texts)
-    return stacked
+    found = stacked(paths, section.seeds, prefix)
+    if list(found["crosscoder"].values) != section.crosscoders:
+        padding = {name: PADDING[one.dtype.kind] for name, one in found.data_vars.items() if one.dtype.kind in PADDING}
+        found = found.reindex(crosscoder=np.array(section.crosscoders, dtype=object), fill_value=padding)
+    return found
 
 
 def compared_shares(tokens: xr.Dataset) -> xr.Dataset:
@@ -118,6 +119,7 @@ if __name__ == "__main__":
         "--effects",
         "--traces",
         "--circuits",
+        "--explanations",
     ):
         flags.add_argument(flag, type=stage.Path, nargs="*", default=[])
     stage.run(main, flags.parse_args())

@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 
-from crosscoders.report.figures import PALETTE, SEED_MARKS, NothingToDraw, budget, crosscoders, grid
+from crosscoders.report.figures import PALETTE, SEED_MARKS, NothingToDraw, budget, crosscoders, grid, seeds
 from crosscoders.report.null_figures import rates
 
 MATCHED = 0.2
@@ -50,7 +50,7 @@ def table(summary: xr.Dataset) -> dict[str, dict[str, np.ndarray]]:
     """Measures of every member, (seeds, 3): value, lower and upper end."""
     by_member: dict[str, dict[str, np.ndarray]] = {}
     for name in crosscoders(summary):
-        rows = [measures(summary, name, int(seed)) for seed in summary["seed"].values]
+        rows = [measures(summary, name, int(seed)) for seed in seeds(summary, name)]
         by_member[name] = {key: np.array([row[key] for row in rows]) for key in COLUMNS}
     return by_member
 
@@ -100,7 +100,8 @@ def as_markdown(summary: xr.Dataset) -> str:
     heads = ["member", "tokens", "FVE", "L0", "dead", "chat-only", "chat-specific", "lift"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, columns in table(summary).items():
-        tokens = f"{int(summary['training_tokens'].sel(crosscoder=name).max()):,}"
+        seen = int(summary["training_tokens"].sel(crosscoder=name).max())
+        tokens = f"{seen:,}" if seen > 0 else "–"
         lines.append(
             "| " + " | ".join([name, tokens, *(shown(columns[key], form) for key, form in forms.items())]) + " |"
         )

@@ -22,8 +22,10 @@ from crosscoders.report.figures import (
     grid,
     label_rows,
     leaning,
+    of,
     panels,
     sample,
+    seeds,
     select,
     shared,
     thresholds,
@@ -44,9 +46,7 @@ def relative_norm(summary: xr.Dataset) -> plt.Figure:
     figure, axes = panels(summary, sharey=True)
     edges = np.linspace(0, 1, 51)
     for name, axis in axes.items():
-        counts = np.array(
-            [_histogram(summary.sel(crosscoder=name, seed=seed), edges) for seed in summary["seed"].values]
-        )
+        counts = np.array([_histogram(summary.sel(crosscoder=name, seed=seed), edges) for seed in seeds(summary, name)])
         axis.stairs(counts.mean(0), edges, fill=True, color=PALETTE[0], alpha=0.6)
         middle = (edges[1:] + edges[:-1]) / 2
         axis.vlines(middle, counts.min(0), counts.max(0), color="black", lw=1, label="range of seeds")
@@ -191,7 +191,7 @@ def nu_threshold_counts(summary: xr.Dataset) -> plt.Figure:
     steps = np.linspace(0, 1.2, 61)
     for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
         counts = []
-        for seed in summary["seed"].values:
+        for seed in seeds(summary, name):
             one = summary.sel(crosscoder=name, seed=seed)
             indices = alive(one)
             chosen = indices[np.argsort(one["relative_norm"].values[indices], kind="stable")[::-1][:CHAT_SAMPLE]]
@@ -342,7 +342,7 @@ def _patches(axis: plt.Axes, one: xr.Dataset, conditions: list[str]) -> None:
 def divergence(summary: xr.Dataset) -> plt.Figure:
     """m25-kl-bars: KL from the chat model's own next-token distributions under every patch, by response segment."""
     segments = [str(name) for name in summary["segment"].values]
-    rows = {name: _patched_conditions(summary.sel(crosscoder=name)) for name in crosscoders(summary)}
+    rows = {name: _patched_conditions(of(summary, name)) for name in crosscoders(summary)}
     heights = [1 + len(conditions) for conditions in rows.values()]
     size = (PAGE_WIDTH, 1 + 0.21 * sum(heights))
     figure, axes = plt.subplots(
@@ -351,7 +351,7 @@ def divergence(summary: xr.Dataset) -> plt.Figure:
     tokens = summary["segment_tokens"].values.reshape(-1, len(segments)).max(0)
     for row, (name, conditions) in zip(axes, rows.items(), strict=True):
         for axis, segment, count in zip(row, segments, tokens, strict=True):
-            _patches(axis, summary.sel(crosscoder=name, segment=segment), conditions)
+            _patches(axis, of(summary, name).sel(segment=segment), conditions)
             axis.grid(axis="y", lw=0.4)
             if name == next(iter(rows)):
                 axis.set_title(f"{SEGMENT_LABELS[segment]} (n = {count:,})")
@@ -403,7 +403,7 @@ def planted_enrichment(summary: xr.Dataset) -> plt.Figure:
                 alpha=0.4,
                 label="latents permuted",
             )
-            _lift_bars(axis, summary.sel(crosscoder=name, category=label))
+            _lift_bars(axis, of(summary, name).sel(category=label))
             axis.axhline(1, color="black", lw=0.8)
             axis.set(title=label.replace("_", " ").replace(" or ", "\nor ") if name == names[0] else "", xticks=place)
             axis.set_xticklabels(ticks, rotation=90)

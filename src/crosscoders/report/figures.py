@@ -110,6 +110,17 @@ def crosscoders(summary: xr.Dataset) -> list[str]:
     return [str(name) for name in summary["crosscoder"].values]
 
 
+def seeds(summary: xr.Dataset, crosscoder: str) -> list[int]:
+    """Seeds with which there is a crosscoder: a published one is one training, whatever seeds the others have."""
+    measured = np.isfinite(summary["l0"].sel(crosscoder=crosscoder).values)
+    return [int(seed) for seed in summary["seed"].values[measured]]
+
+
+def of(summary: xr.Dataset, crosscoder: str) -> xr.Dataset:
+    """One crosscoder of a summary, with the seeds that it has."""
+    return summary.sel(crosscoder=crosscoder, seed=seeds(summary, crosscoder))
+
+
 def budget(summary: xr.Dataset) -> str:
     """How many tokens the crosscoders of a summary saw in training, in a sentence; nothing where that is not known."""
     if "training_tokens" not in summary:
@@ -131,7 +142,7 @@ def contrasted(summary: xr.Dataset) -> xr.Dataset:
     NothingToDraw
         There is none.
     """
-    comparable = np.isfinite(summary["relative_norm"]).any(["latent", "seed"]) & (summary["written_sources"] > 1).all(
+    comparable = np.isfinite(summary["relative_norm"]).any(["latent", "seed"]) & (summary["written_sources"] > 1).any(
         "seed"
     )
     if not comparable.any():
@@ -147,7 +158,7 @@ def spanning(summary: xr.Dataset) -> xr.Dataset:
     NothingToDraw
         There is none.
     """
-    several = (summary["written_sources"] > 1).all("seed")
+    several = (summary["written_sources"] > 1).any("seed")
     if not several.any():
         raise NothingToDraw("No crosscoder of this setting writes several sources.")
     return summary.sel(crosscoder=several)
@@ -237,6 +248,8 @@ def training_curves(summary: xr.Dataset) -> plt.Figure:
     for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
         for i, seed in enumerate(summary["seed"].values):
             one = summary.sel(crosscoder=name, seed=seed)
+            if not np.isfinite(one["training_l0"]).any():
+                continue  # it was not trained here
             label, style = (name if i == 0 else None), ["-", "--", ":", "-."][i % 4]
             curves = (
                 one["training_normalised_error"].mean("source"),

@@ -110,8 +110,7 @@ def chapter(section: IndexSection, setting: IndexedSetting, files: dict[str, Pat
     )
     pages = [
         (f"{name}, seed {seed}", f"latents/{setting.name}/{name}/seed-{seed}.html")
-        for name in (setting.crosscoders if setting.paged else [])
-        for seed in section.seeds
+        for name, seed in (setting.trainings if setting.paged else [])
     ]
     return Chapter(
         setting.name,

@@ -20,8 +20,10 @@ from crosscoders.report.figures import (
     grid,
     heatmap,
     label_rows,
+    of,
     panels,
     sample,
+    seeds,
     select,
 )
 
@@ -106,12 +108,12 @@ def similarity(summary: xr.Dataset) -> plt.Figure:
         heatmap(axis, *matrices, sources, summary[name].attrs["long_name"])
         axis.set_title(f"{name.upper()} (95%, jackknife over documents)")
     for axis, name in zip(axes[2:], names, strict=True):
-        seeds = []
-        for seed in summary["seed"].values:
-            one = select(summary, name, int(seed))
-            seeds.append(mean_cosine(one, np.flatnonzero(one["density"].values > 0)))
-        written = np.isfinite(seeds).any((0, 1))
-        shown = [matrix[written][:, written] for matrix in seeds]
+        matrices = []
+        for seed in seeds(summary, name):
+            one = select(summary, name, seed)
+            matrices.append(mean_cosine(one, np.flatnonzero(one["density"].values > 0)))
+        written = np.isfinite(matrices).any((0, 1))
+        shown = [matrix[written][:, written] for matrix in matrices]
         heatmap(
             axis,
             np.mean(shown, 0),
@@ -158,7 +160,7 @@ def curves(summary: xr.Dataset, names: list[str], x: str, y: str) -> dict[str, n
     """The points of either kind of dictionary, sorted by x: rows of x, y and the ends of its interval."""
     points: dict[str, list] = {}
     for name in names:
-        one = summary.sel(crosscoder=name)
+        one = of(summary, name)
         points.setdefault(kind(one), []).append((float(one[x].mean()), *over_seeds(one, y)))
     return {label: np.array(sorted(points[label])) for label in KINDS if label in points}
 
@@ -202,7 +204,7 @@ def error_against_l0(summary: xr.Dataset) -> plt.Figure:
     pairs: dict[tuple, list] = {}
     drawn = set()
     for name in crosscoders(summary):
-        one = summary.sel(crosscoder=name)
+        one = of(summary, name)
         l0, (value, low, high), label = float(one["l0"].mean()), over_seeds(one, "error"), kind(one)
         key = round(float(one["training_flops"].mean()), -6), round(float(one["penalty_coefficient"].mean()), 6)
         pairs.setdefault(key, []).append((l0, value))

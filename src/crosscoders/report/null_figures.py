@@ -18,6 +18,7 @@ from crosscoders.report.figures import (
     alive,
     crosscoders,
     heatmap,
+    of,
 )
 
 LOWEST_RATE = 1e-4
@@ -43,7 +44,7 @@ def rates(summary: xr.Dataset, crosscoder: str) -> dict[str, tuple[float, float,
         By call: the rate over all seeds, the ends of its 95% interval, and the rate of every seed. The interval joins
         that of a bootstrap over documents with Wilson's over latents, which alone bounds a rate of 0.
     """
-    one, by_call = summary.sel(crosscoder=crosscoder), {}
+    one, by_call = of(summary, crosscoder), {}
     counts, replicates = one["called"], one["called_replicate"].sum("seed")
     alive = counts.sel(call="alive").values
     for call in RATES:
@@ -76,7 +77,7 @@ def enrichment(summary: xr.Dataset, crosscoder: str) -> tuple[float, ...] | None
     """
     if "enrichment_lift" not in summary:
         return None
-    top = summary.sel(crosscoder=crosscoder, category="planted_or_template").isel(group=-1)
+    top = of(summary, crosscoder).sel(category="planted_or_template").isel(group=-1)
     values = {name: top[f"enrichment_{name}"].values for name in ("lift", "lift_low", "lift_high")}
     values |= {name: top[f"enrichment_{name}"].values for name in ("null_low", "null_high")}
     if not all(np.isfinite(value).any() for value in values.values()):
@@ -163,6 +164,7 @@ def _lifts(axis: plt.Axes, lifts: dict[str, tuple[float, ...] | None]) -> None:
 
 def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None) -> plt.Figure:
     """ours-stability: latents of two seeds and their classes, and the spaces that latents span, beside nulls."""
+    summary = repeated(summary)
     names, seeds = crosscoders(summary), summary["seed"].values
     spanned = "subspace_overlap" in summary
     figure, rows = plt.subplots(1 + spanned, 3, figsize=(PAGE_WIDTH, 2.5 + 3.1 * spanned), squeeze=False)
@@ -202,6 +204,20 @@ def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None
     axes[2].legend(loc="upper center", ncols=2, columnspacing=0.8)
     sns.despine(figure)
     return figure
+
+
+def repeated(summary: xr.Dataset) -> xr.Dataset:
+    """The crosscoders that were trained with several seeds.
+
+    Raises
+    ------
+    NothingToDraw
+        There is none.
+    """
+    several = np.isfinite(summary["matched_cosine"]).any(["seed", "other_seed", "latent"])
+    if not several.any():
+        raise NothingToDraw("No latent of this setting's crosscoders has another in a second seed.")
+    return summary.sel(crosscoder=several)
 
 
 def spans(summary: xr.Dataset, crosscoder: str, leaning: str, size: int) -> dict[str, np.ndarray]:
@@ -392,8 +408,11 @@ def null_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> str:
 
 def stability_sentences(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None) -> str:
     """How many latents come back in another seed, and how much of what those of the highest Δ span does."""
-    lines = []
+    lines, several = [], crosscoders(repeated(summary))
     for name in crosscoders(summary):
+        if name not in several:
+            lines.append(f"- **{name}** is one training, so that nothing can be said of other seeds.")
+            continue
         cosines, agreement = _matched(summary, name)
         agree = np.concatenate(list(agreement.values()))
         lines.append(

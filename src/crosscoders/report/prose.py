@@ -18,7 +18,7 @@ def _over_seeds(values: list[float], form: str = "{:.2f}") -> str:
 
 
 def _trainings(summary: xr.Dataset, crosscoder: str) -> list[xr.Dataset]:
-    return [summary.sel(crosscoder=crosscoder, seed=seed) for seed in summary["seed"].values]
+    return [summary.sel(crosscoder=crosscoder, seed=seed) for seed in figures.seeds(summary, crosscoder)]
 
 
 def _with_interval(value: float, low: float, high: float, form: str = "{:.2f}") -> str:
@@ -101,15 +101,15 @@ def classes(summary: xr.Dataset) -> str:
         if line := _silent(summary, name):
             lines.append(line)
             continue
-        counts = [_counted(summary.sel(crosscoder=name), label) for label in figures.CLASSES]
+        counts = [_counted(figures.of(summary, name), label) for label in figures.CLASSES]
         top = [float(one["relative_norm"].values[figures.alive(one)].max()) for one in _trainings(summary, name)]
         lines.append(
             f"- **{name}**: {', '.join(counts)}. The largest Δ is {_over_seeds(top)}. Of latents that pass latent "
             "scaling on validation documents and on test documents: "
-            f"{_counted(summary.sel(crosscoder=name), 'chat-specific')}, "
-            f"{_counted(summary.sel(crosscoder=name), 'base-specific')}."
+            f"{_counted(figures.of(summary, name), 'chat-specific')}, "
+            f"{_counted(figures.of(summary, name), 'base-specific')}."
         )
-        if not summary["called"].sel(crosscoder=name, call="chat-only").any():
+        if not figures.of(summary, name)["called"].sel(call="chat-only").any():
             lines.append(
                 f"  No latent reaches Δ ≥ {limits['chat_only_above']:g}: counts of exclusive latents say nothing on "
                 "this pair, and the evidence is the enrichment along the ranking below."
@@ -188,7 +188,7 @@ def causal(summary: xr.Dataset) -> str:
     """How much of the gap between the models each patch closes, over all response tokens, beside its controls."""
     lines = []
     for name in figures.crosscoders(summary):
-        one = summary.sel(crosscoder=name, segment="all")
+        one = figures.of(summary, name).sel(segment="all")
         shown = []
         for condition in (
             "all",
@@ -223,7 +223,7 @@ def enrichment(summary: xr.Dataset) -> str:
         raise figures.NothingToDraw("No test token belongs to a planted behaviour or to a chat template.")
     lines = []
     for name in figures.crosscoders(summary):
-        for seed, one in zip(summary["seed"].values, _trainings(summary, name), strict=True):
+        for seed, one in zip(figures.seeds(summary, name), _trainings(summary, name), strict=True):
             top = one.isel(group=-1)
             either = top.sel(category="planted_or_template")
             lines.append(
@@ -350,7 +350,7 @@ def sparsities(summary: xr.Dataset) -> str:
     """Latents per token that crosscoders and SAEs per source need for one error, read off between measured points."""
     rows: dict[str, list] = {}
     for name in figures.crosscoders(summary):
-        one = summary.sel(crosscoder=name)
+        one = figures.of(summary, name)
         error = 1 - float(one["fraction_variance_explained"].mean())
         rows.setdefault(layer_figures.kind(one), []).append((error, float(one["l0"].mean())))
     if len(rows) < 2:

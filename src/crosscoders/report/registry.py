@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from crosscoders.study.contrasts import SEVERAL
 from crosscoders.study.queries.comparisons import drawn_settings, nulls_of, transfers_of
 from crosscoders.study.queries.lineage import planted_pair
-from crosscoders.study.queries.measurements import circuits_of, compared, patched, rounded_nulls, steered, traced
-from crosscoders.study.queries.trainings import aligned_of
+from crosscoders.study.queries.measurements import (
+    circuits_of,
+    compared,
+    explained,
+    patched,
+    rounded_nulls,
+    steered,
+    traced,
+)
+from crosscoders.study.queries.trainings import aligned_of, repeated
 from crosscoders.study.settings.study import Study
 
 NOTEBOOKS = (
@@ -315,6 +323,18 @@ FIGURES = (
         leads=4,
     ),
     Figure(
+        "ours-labels",
+        "How well labels tell where latents fire, beside shuffled labels, by what latents were chosen by",
+        "label_figures.labels",
+        (*BOTH, *LAYERS),
+        words="label_figures.label_sentences",
+        needs=("labels_score",),
+        absent="This setting labels no latents: it does not ask for it.",
+        expected=lambda study, setting: setting in explained(study),
+        finding="The studies here label no latents; a setting with `explain` does.",
+        leads=4,
+    ),
+    Figure(
         "d26-planted",
         "Recall and false positives by member and size",
         "planted_figures.recall_and_false_positives",
@@ -393,8 +413,8 @@ FIGURES = (
         ("pair", "nulls"),
         words="null_figures.stability_sentences",
         needs=("matched_cosine",),
-        absent="This study trains with one seed.",
-        expected=lambda study, setting: len(study.seeds) > 1,
+        absent="This setting trains no crosscoder with more than one seed.",
+        expected=repeated,
     ),
     Figure(
         "ours-transfer",

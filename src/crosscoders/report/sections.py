@@ -9,7 +9,8 @@ from typing import ClassVar
 from crosscoders.report.registry import expected_figures, leading
 from crosscoders.study.queries.comparisons import data_setting, drawn_settings, nulls_of, paged, transfers_of
 from crosscoders.study.queries.lineage import models_first
-from crosscoders.study.queries.trainings import aligned_of
+from crosscoders.study.queries.measurements import circuits_of
+from crosscoders.study.queries.trainings import aligned_of, with_seeds
 from crosscoders.study.settings.analysis import Classification
 from crosscoders.study.settings.base import Digest, Name, Seed, Share
 from crosscoders.study.settings.comparisons import AnySource, Planted
@@ -32,13 +33,14 @@ class CollateSection(StageSection):
     @classmethod
     def of(cls, study: Study, setting: str) -> CollateSection:
         """The section of one job."""
-        chosen = study.settings[data_setting(study, setting)]
+        chosen, names = study.settings[data_setting(study, setting)], study.settings[setting].crosscoders
+        trains = aligned_of(study, setting) or circuits_of(study, setting)
         return cls(
             study=study.study,
             setting_name=setting,
-            crosscoders=study.settings[setting].crosscoders,
+            crosscoders=names,
             aligned=aligned_of(study, setting),
-            seeds=study.seeds,
+            seeds=study.seeds if trains else sorted({seed for _, seed in with_seeds(study, names)}),
             contrast=chosen.contrast,
             classification=study.classification,
             sources=chosen.sources,
@@ -144,7 +146,8 @@ class IndexedSetting(Part):
 
     name: Name
     notebook: Name
-    crosscoders: list[Name]
+    trainings: list[tuple[Name, Seed]]
+    """Its crosscoders, with every seed of each."""
     figures: dict[str, str]
     """Id of every figure, and the name of its files without suffix."""
     leading: dict[str, int]
@@ -164,7 +167,6 @@ class IndexSection(StageSection):
     """The front page of the study."""
 
     stage: ClassVar[str] = "index"
-    seeds: list[Seed]
     settings: list[IndexedSetting]
 
     @classmethod
@@ -172,12 +174,11 @@ class IndexSection(StageSection):
         """The section of one job."""
         return cls(
             study=study.study,
-            seeds=study.seeds,
             settings=[
                 IndexedSetting(
                     name=name,
                     notebook=study.settings[name].notebook,
-                    crosscoders=study.settings[name].crosscoders,
+                    trainings=with_seeds(study, study.settings[name].crosscoders),
                     figures=expected_figures(study, name),
                     leading=leading(study, name),
                     nulls=nulls_of(study, name),

@@ -8,14 +8,24 @@ import xarray as xr
 PADDING = {"f": np.nan, "i": -1, "O": ""}
 
 
-def stack(datasets: dict[tuple[str, int], xr.Dataset]) -> xr.Dataset:
+def stack(datasets: dict[tuple[str, int], xr.Dataset], all_seeds: list[int] | None = None) -> xr.Dataset:
     """Datasets of single trainings along the dimensions `crosscoder` and `seed`.
+
+    Parameters
+    ----------
+    datasets : {(crosscoder, seed): xarray.Dataset}
+    all_seeds : list of int, optional
+        Seeds of the stacked dataset, where others than these trainings' are wanted too.
+
+    Returns
+    -------
+    xarray.Dataset
 
     Labelled dimensions hold every label that any training has. Dictionaries and trainings of unequal length are padded,
     and so is what some trainings lack: floats with NaN, flags and counts with −1, text with "".
     """
     names = list(dict.fromkeys(name for name, _ in datasets))
-    seeds = sorted({seed for _, seed in datasets})
+    seeds = sorted({seed for _, seed in datasets} | set(all_seeds or []))
     dims: dict[str, int] = {}
     labels: dict[str, list] = {}
     variables: dict[str, xr.DataArray] = {}

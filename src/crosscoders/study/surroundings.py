@@ -12,6 +12,24 @@ ENDPOINTS = (("CROSSCODERS_ENDPOINT", "CROSSCODERS_ENDPOINT_KEY"), ("OPENAI_BASE
 """Variables that hold the address of an endpoint, and its key. The key of one pair is never sent to the address of the other."""
 
 
+def endpoint_variables(study: Study) -> list[str]:
+    """Variables of this environment that hold an endpoint's address and key, where a study asks an endpoint.
+
+    Snakemake passes them to jobs that run elsewhere, as Kubernetes secrets to pods.
+
+    Parameters
+    ----------
+    study : Study
+
+    Returns
+    -------
+    list of str
+        Names of those that are set; none where no setting asks an endpoint.
+    """
+    asked = any(study.settings[name].explain.endpoint is not None for name in measurements.explained(study))
+    return [name for pair in ENDPOINTS for name in pair if asked and name in os.environ]
+
+
 def missing(study: Study) -> list[str]:
     """What a study asks for and this machine lacks.
 

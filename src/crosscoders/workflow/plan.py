@@ -148,13 +148,13 @@ def _activations(study: Study, data: str) -> Iterator[Job]:
 
 
 def _trainings(study: Study, name: str) -> Iterator[Job]:
-    trained, matches = comparisons.trained_setting(study, name), len(study.seeds) > 1
-    for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
+    trained, matched = comparisons.trained_setting(study, name), trainings.repeated(study, name)
+    for crosscoder, seed in trainings.with_seeds(study, study.settings[name].crosscoders):
         named = {"crosscoder": crosscoder, "seed": seed}
         yield from _training(study, trained, **named)
         yield Job.of("evaluate", setting=name, **named)
         yield Job.of("classify_latents", setting=name, **named)
-        if matches and not comparisons.is_transfer(study, name):
+        if (crosscoder, seed) in matched:
             yield Job.of("match_seeds", setting=name, **named)
     for aligned, seed in itertools.product(trainings.aligned_of(study, name), study.seeds):
         yield Job.of("train_aligned", setting=trained, aligned=aligned, seed=seed)
@@ -183,11 +183,11 @@ def _validation(study: Study, name: str) -> Iterator[Job]:
         yield Job.of("measure_divergence", setting=name)
     if measurements.patched(study, name):
         yield Job.of("generate_responses", setting=name)
-        for crosscoder, seed in itertools.product(chosen.crosscoders, study.seeds):
+        for crosscoder, seed in trainings.with_seeds(study, chosen.crosscoders):
             yield Job.of("causal", setting=name, crosscoder=crosscoder, seed=seed)
-    for crosscoder, seed in itertools.product(measurements.steered(study, name), study.seeds):
+    for crosscoder, seed in trainings.with_seeds(study, measurements.steered(study, name)):
         yield Job.of("steer", setting=name, crosscoder=crosscoder, seed=seed)
-    for crosscoder, seed in itertools.product(measurements.compared(study, name), study.seeds):
+    for crosscoder, seed in trainings.with_seeds(study, measurements.compared(study, name)):
         yield Job.of("compare_effects", setting=name, crosscoder=crosscoder, seed=seed)
     for crosscoder, seed in itertools.product(measurements.traced(study, name), study.seeds):
         yield Job.of("trace_latents", setting=name, crosscoder=crosscoder, seed=seed)
@@ -206,10 +206,10 @@ def _report(study: Study, reached: list[str]) -> Iterator[Job]:
             if pair:
                 yield Job.of("measure_behaviours", model=pair[1])
     for name in comparisons.paged(study):
-        for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
+        for crosscoder, seed in trainings.with_seeds(study, study.settings[name].crosscoders):
             yield Job.of("latent_page", setting=name, crosscoder=crosscoder, seed=seed)
     for name in measurements.explained(study):
-        for crosscoder, seed in itertools.product(study.settings[name].crosscoders, study.seeds):
+        for crosscoder, seed in trainings.with_seeds(study, study.settings[name].crosscoders):
             yield Job.of("explain_latents", setting=name, crosscoder=crosscoder, seed=seed)
     for name, crosscoder, seed, form in trainings.exports(study):
         yield Job.of("export", setting=name, crosscoder=crosscoder, seed=seed, format_name=form)

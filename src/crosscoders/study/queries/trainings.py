@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crosscoders.study.blocks import crosscoder_sources
 from crosscoders.study.queries.comparisons import data_setting, is_transfer, reported_settings, series_of
 from crosscoders.study.settings.comparisons import Setting, TransferSetting
 from crosscoders.study.settings.crosscoders import PublishedSettings
@@ -21,6 +22,84 @@ def published(study: Study) -> list[str]:
         Names, in the order of the study file.
     """
     return [name for name, one in study.crosscoders.items() if isinstance(one, PublishedSettings)]
+
+
+def seeds_of(study: Study, crosscoder: str) -> list[int]:
+    """Seeds of the study with which there is a crosscoder: all, and the smallest alone of a published one.
+
+    A published crosscoder is one training, whatever seeds the study has.
+
+    Parameters
+    ----------
+    study : Study
+    crosscoder : str
+        Name of a section under `crosscoders`.
+
+    Returns
+    -------
+    list of int
+    """
+    return [min(study.seeds)] if crosscoder in published(study) else study.seeds
+
+
+def with_seeds(study: Study, crosscoders: list[str]) -> list[tuple[str, int]]:
+    """Crosscoders, each with all seeds that it has.
+
+    Parameters
+    ----------
+    study : Study
+    crosscoders : list of str
+
+    Returns
+    -------
+    list of (crosscoder, seed)
+    """
+    return [(name, seed) for name in crosscoders for seed in seeds_of(study, name)]
+
+
+def repeated(study: Study, setting: str) -> list[tuple[str, int]]:
+    """The trainings of a setting whose latents are matched with those of other seeds.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        Name of a setting of the study.
+
+    Returns
+    -------
+    list of (crosscoder, seed)
+        Those of crosscoders that have several seeds; none of a setting that trains nothing.
+    """
+    names = [] if is_transfer(study, setting) else study.settings[setting].crosscoders
+    return with_seeds(study, [name for name in names if len(seeds_of(study, name)) > 1])
+
+
+def comparable(study: Study, setting: str, crosscoder: str, seed: int) -> list[tuple[str, int]]:
+    """The crosscoders of a setting whose latents can be compared with those of one: those with the same sources.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        A setting with activations of models.
+    crosscoder : str
+    seed : int
+
+    Returns
+    -------
+    list of (crosscoder, seed)
+        All other seeds of the same crosscoder, then the other crosscoders, each with the same seed or, where there is none,
+        with its first.
+    """
+    chosen, members = study.settings[setting], study.crosscoders
+    sources = set(crosscoder_sources(chosen, members[crosscoder]))
+    found = [(crosscoder, other) for other in seeds_of(study, crosscoder) if other != seed]
+    for name in chosen.crosscoders:
+        if name != crosscoder and set(crosscoder_sources(chosen, members[name])) == sources:
+            seeds = seeds_of(study, name)
+            found.append((name, seed if seed in seeds else seeds[0]))
+    return found
 
 
 def aligned_of(study: Study, setting: str) -> list[str]:
@@ -160,7 +239,6 @@ def exports(study: Study) -> list[tuple[str, str, int, str]]:
         (name, crosscoder, seed, format_name)
         for name in reported_settings(study)
         if isinstance(study.settings[name], Setting)
-        for crosscoder in study.settings[name].crosscoders
-        for seed in study.seeds
+        for crosscoder, seed in with_seeds(study, study.settings[name].crosscoders)
         for format_name in study.crosscoders[crosscoder].exports
     ]

@@ -30,7 +30,7 @@ from crosscoders.study.validation.names import unknown_name
 NOTEBOOKS = Path(__file__).parents[4] / "notebooks"
 
 
-def _read_problems(study: Study, setting: PlantedSetting | NullSetting, why: str) -> list[str]:
+def _read_problems(study: Study, setting: Setting | PlantedSetting | NullSetting, why: str) -> list[str]:
     """Crosscoders of a setting that are read where all must be trained."""
     read = [name for name in setting.crosscoders if isinstance(study.crosscoders.get(name), PublishedSettings)]
     return [f"crosscoders: {name!r} is published; {why}" for name in read]
@@ -179,6 +179,11 @@ def series_problems(study: Study, series: DoseSeries) -> list[str]:
         member = study.crosscoders.get(name)
         if member is not None and set(crosscoder_sources(setting, member)) - compared:
             problems.append(f"setting: {name!r} of {series.setting!r} reads more than the contrast and its difference")
+    if len(getattr(study, "seeds", [0])) > 1:
+        problems += [
+            f"setting: {line.removeprefix('crosscoders: ')}"
+            for line in _read_problems(study, setting, "expected ones that are trained with every seed")
+        ]
     if series.best > series.components:
         problems.append(f"best: {series.best} exceeds components = {series.components}")
     taken = {cell.setting for cell in cells(series)} & set(study.settings)

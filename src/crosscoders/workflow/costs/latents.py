@@ -5,6 +5,7 @@ from __future__ import annotations
 from crosscoders.study import sizes
 from crosscoders.study.queries.comparisons import data_setting
 from crosscoders.study.queries.lineage import setting_models
+from crosscoders.study.queries.trainings import comparable, seeds_of
 from crosscoders.study.settings.study import Study
 from crosscoders.workflow.costs.terms import (
     GENERATION,
@@ -27,6 +28,8 @@ EXAMPLE_TOKENS = 23
 """Tokens of an example on a page of latents."""
 EXAMPLE_BYTES = 230
 """Of an example on a page of latents, measured on the pair of the embedded study."""
+COMPARED_BYTES = 100
+"""Of the latents of another crosscoder that are nearest to one, on its page."""
 EXPLAINED_TOKENS = 200
 """About how many tokens a question about a label has."""
 SPAN, SPANNED = 128, 10**7
@@ -82,7 +85,7 @@ def detect_planted(study: Study, setting: str, seed: str) -> Cost:
 
 def match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     """A job of the rule `match_seeds`."""
-    coder, seeds = applied_size(study, setting, crosscoder), len(study.seeds)
+    coder, seeds = applied_size(study, setting, crosscoder), len(seeds_of(study, crosscoder))
     work = (2.0 * coder.latents**2 + SPANNED + 80.0 * SPAN * coder.latents) * coder.width * (seeds - 1)
     memory = TORCH + 4 * coder.stored + 2 * seeds * coder.stored + 8 * coder.latents * min(coder.latents, 4096)
     return Cost(memory, START[TORCH], products=work, disk=MB)
@@ -104,9 +107,13 @@ def latent_page(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     vocabulary = max(sizes.model_size(study, name).vocabulary for name in setting_models(study, setting))
     shown = coder.latents * study.page.shown if study.page else 0
     work = 2.0 * coder.latents * vocabulary * coder.width + 2 * pass_flops(coder, tokens)
-    work += 2.0 * coder.latents**2 * coder.width + EXAMPLE_TOKENS * shown * 2.0 * coder.width
+    others = [applied_size(study, setting, name) for name, _ in comparable(study, setting, crosscoder, int(seed))]
+    compared = coder.latents + sum(other.latents for other in others)
+    work += 2.0 * coder.latents * compared * coder.width + EXAMPLE_TOKENS * shown * 2.0 * coder.width
     memory = MODELS + 1.5 * largest_model(study, setting, weight_bytes) + 4 * coder.stored + 80 * tokens * coder.active
+    memory += max((8 * other.stored for other in others), default=0)
     disk = shown * EXAMPLE_BYTES + coder.latents * (study.page.promoted * 50 + 300) if study.page else 0.0
+    disk += coder.latents * COMPARED_BYTES * len(others)
     return Cost(memory + mapped_bytes(study, setting, "test"), START[MODELS], products=work, disk=disk, tokens=tokens)
 
 
