@@ -133,6 +133,17 @@ def judged_subsets(
     return xr.Dataset(variables, coords={dim: compared[dim] for dim in ("subset", "from_source", "to_source")})
 
 
+def quality(coder: Crosscoder, sums: dict[str, np.ndarray]) -> dict[str, xr.Variable]:
+    """How well a crosscoder reconstructs, how sparse it is and how much of it is alive, from sums over test tokens."""
+    v, explained = artifacts.variable, 1 - sums["error"].sum(0) / sums["variance"].sum(0)
+    return {
+        "fraction_variance_explained": v("source", explained, "fraction of variance explained"),
+        "l0": v((), sums["active"].sum() / sums["tokens"].sum(), "active latents per token at inference"),
+        "dead_fraction": v((), 1 - (sums["fired"] > 0).mean(), "share of latents that fire on no test token"),
+        "latents": v((), np.int64(coder.latents), "latents of the dictionary"),
+    }
+
+
 def score(
     truth: World,
     coder: Crosscoder,
@@ -159,18 +170,15 @@ def score(
     made_of = [
         (coder.decoder[:, columns].numpy(), s) for columns, part in zip(coder.columns, parts, strict=True) for s in part
     ]
-    cosine, concept = concepts.match(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], threshold)
+    decoders, known = [decoder for decoder, _ in made_of], [s for _, s in made_of]
+    cosine, concept = concepts.match(truth, decoders, known, threshold)
     pair = len(contrast) == 2 and not truth.is_class("spanning", *truth.classes[len(PLANTED_CLASSES) :]).any()
     called = calls(geometry, specific) if pair else {}
     judged = concepts.judge(truth, cosine, concept, alive, called, threshold)
-    v, explained = artifacts.variable, 1 - sums["error"].sum(0) / sums["variance"].sum(0)
-    best = np.where(alive, cosine, 0).argmax(1)
-    how = course(truth, [decoder for decoder, _ in made_of], [s for _, s in made_of], cosine, alive, threshold)
+    v, best = artifacts.variable, np.where(alive, cosine, 0).argmax(1)
+    how = course(truth, decoders, known, cosine, alive, threshold)
     judged = judged.assign(
-        fraction_variance_explained=v("source", explained, "fraction of variance explained"),
-        l0=v((), sums["active"].sum() / sums["tokens"].sum(), "active latents per token at inference"),
-        dead_fraction=v((), 1 - alive.mean(), "share of latents that fire on no test token"),
-        latents=v((), np.int64(coder.latents), "latents of the dictionary"),
+        **quality(coder, sums),
         **{name: v((), how[name], label) for name, label in COURSE.items()},
         concept_class=artifacts.flags("concept", truth.planted_class, truth.classes, "class of the concept"),
         concept_cosine=v("concept", cosine[np.arange(len(cosine)), best], "cosine of the concept with its best latent"),
@@ -179,11 +187,12 @@ def score(
         concept_nu_reconstruction=v("concept", specific["nu_reconstruction"].values[best], "ν of its reconstruction"),
     )
     if len(contrast) >= SEVERAL:
-        norms = geometry["decoder_norm"].values[:, list(contrast)]
-        compared = simplex_dataset(norms, [coder.sources[s] for s in contrast], scaling, validation, settings)
-        recovered = np.where(alive, cosine, 0).max(1) > threshold
+        norms, names = geometry["decoder_norm"].values[:, list(contrast)], [coder.sources[s] for s in contrast]
+        compared = simplex_dataset(norms, names, scaling, validation, settings)
         lives = truth.gain[:, [parts[s][0] for s in contrast]] >= PRESENT
-        judged = judged.merge(judged_subsets(truth, compared, lives, best, recovered))
+        judged = judged.merge(
+            judged_subsets(truth, compared, lives, best, np.where(alive, cosine, 0).max(1) > threshold)
+        )
     return judged.assign_coords(source=("source", np.array(coder.sources, dtype=object)))
 
 
