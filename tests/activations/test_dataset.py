@@ -172,7 +172,7 @@ def test_nulls_read_one_model_twice_or_other_tokens(shards):
 
 def test_nulls_of_three_sources_change_all_but_the_first(shards):
     statistics, sources, everything = fitted(shards), ["base", "difference", "chat"], np.arange(502)
-    of = {"base": "base", "chat": "chat", "between": ["difference"]}
+    of = {"base": "base", "chat": "chat", "others": ["difference"]}
     same, permuted = (
         Activations(shards, statistics, sources, NullChange(kind=kind, **of)).rows(everything).split(6, dim=1)
         for kind in ("same_model", "permuted_tokens")

@@ -159,7 +159,7 @@ def test_nulls_of_any_number_show_calls_and_enrichment(changed):
     assert null_figures.enrichment(summary, "l1") == (3.0, 2.5, 3.5, 0.5, 1.5)
     figure = null_figures.nulls(summary, controls)
     assert len(figure.axes) == 2
-    names = ["real pair", "same\nmodel", "noised", "rounded\n4", "rounded\n8"]
+    names = ["real pair", "same model", "noised", "rounded 4", "rounded 8"]
     assert all([label.get_text() for label in axis.get_xticklabels()] == names for axis in figure.axes)
     last = null_figures.null_sentences(summary, controls).splitlines()[-1]
     assert "highest Δ: real pair 3.0 (2.5 to 3.5; latents permuted 0.5 to 1.5); null-same-model 1.0" in last
@@ -205,5 +205,5 @@ def test_the_figures_show_every_group(summary):
         in words
     )
     controls = null_figures.nulls(summary, {"null-permuted-tokens": summary.isel(seed=[1])})
-    assert [label.get_text() for label in controls.axes[0].get_xticklabels()] == ["real pair", "permuted\ntokens"]
+    assert [label.get_text() for label in controls.axes[0].get_xticklabels()] == ["real pair", "permuted tokens"]
     plt.close("all")

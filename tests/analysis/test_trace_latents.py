@@ -1,5 +1,7 @@
 """Latents through training: what is planted is found again, chance is told from order, and figures show both."""
 
+from argparse import Namespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ OPTIONS = Planted(concepts={"spanning": 30, "rotated": 6}, rate=0.04, drift=0.3)
 
 @pytest.fixture(scope="module")
 def truth():
-    return concepts.world(OPTIONS, [WIDTH] * len(SOURCES), 0)
+    return concepts.world(OPTIONS, dict.fromkeys(SOURCES, WIDTH), 0)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def test_figures_and_sentences_say_what_was_found_and_what_was_not(traced, tmp_p
     paths = [tmp_path / "c" / f"seed-{seed}.nc" for seed in (0, 1)]
     for path in paths:
         artifacts.write(traced, path)
-    summary = collate.of_some(paths, ["other", "c"], "trace_")
+    summary = collate.of_some(paths, Namespace(crosscoders=["other", "c"], seeds=[0, 1]), "trace_")
     assert "latent" not in summary.sizes, "dictionaries of other crosscoders may be larger"
     assert through_figures.followed(summary) == ["c"]
     for draw in (through_figures.emergence, through_figures.rotation):

@@ -159,7 +159,7 @@ def summarised(results, folder, seeds: list[int], names: list[str]) -> Results:
     files = {"evaluations": each("evaluation"), "histories": each("crosscoders", "history.nc", True), **given}
     files |= {"normalisation": results / "activations/base-vs-chat/normalisation.nc", "stability": stability}
     files |= {"tokens": results / "tokens/base-vs-chat/test.nc", "similarity": results / "similarity/base-vs-chat.nc"}
-    files |= {"aligned": [], "circuits": [], "explanations": [], "behaviours": None, "divergence": None}
+    files |= {"aligned": [], "circuits": [], "explanations": [], "traces": [], "behaviours": None, "divergence": None}
     collate.main(Namespace(settings=section, output=folder / "summary.nc", **files))
     return Results.open(str(folder / "summary.nc"), str(folder), {}, {}, {})
 

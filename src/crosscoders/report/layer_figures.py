@@ -113,6 +113,11 @@ def similarity(summary: xr.Dataset) -> plt.Figure:
             one = select(summary, name, seed)
             matrices.append(mean_cosine(one, np.flatnonzero(one["density"].values > 0)))
         written = np.isfinite(matrices).any((0, 1))
+        axis.set_title(f"{name} (range of seeds)")
+        if not written.any():
+            axis.set_axis_off()
+            axis.text(0.5, 0.5, "no latent fires, or sources\ndiffer in width", ha="center", transform=axis.transAxes)
+            continue
         shown = [matrix[written][:, written] for matrix in matrices]
         heatmap(
             axis,
@@ -122,7 +127,6 @@ def similarity(summary: xr.Dataset) -> plt.Figure:
             [str(s) for s in summary["source"].values[written]],
             "mean cosine of alive latents",
         )
-        axis.set_title(f"{name} (range of seeds)")
     return figure
 
 
