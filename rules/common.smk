@@ -34,6 +34,8 @@ try:
         STUDY_FILES = [str(places.from_here(file)) for file in workflow.configfiles] or [of_project("config.yaml")]
         CHANGES, CHANGED = workflow.config_settings.config_args, workflow.config_settings.config
     STUDY = loading.load(*STUDY_FILES, overrides=CHANGED)
+    if workflow.is_main_process and not workflow.output_settings.dryrun:
+        jobs.respect_claim(f"results/{STUDY.study}", sys.argv)
     IMAGE = jobs.image(PROJECT, DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method)
 except UserError as error:
     sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))

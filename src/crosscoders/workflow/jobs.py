@@ -149,6 +149,60 @@ def study_file(config: Mapping[str, object]) -> str | None:
     return str(path)
 
 
+LOOKING = {
+    "--report",
+    "--summary",
+    "-D",
+    "--detailed-summary",
+    "--dag",
+    "--rulegraph",
+    "--filegraph",
+    "--d3dag",
+    "--lint",
+    "--list",
+}
+"""Arguments of Snakemake with which it runs no job."""
+
+
+def respect_claim(results: Path | str, arguments: Sequence[str]) -> None:
+    """Refuse to make a study that another run makes now, before Snakemake looks at files that appear and disappear.
+
+    The jobs of a run may start Snakemake themselves, as that of the report does; they are part of it.
+
+    Parameters
+    ----------
+    results : path
+        `results/STUDY`.
+    arguments : list of str
+        Those of Snakemake.
+
+    Raises
+    ------
+    UserError
+        As :func:`claim`.
+    """
+    if "STUDY_ARGUMENTS" not in os.environ and not LOOKING & set(arguments) and _claim_file(results).is_file():
+        with _claim_file(results).open(encoding="utf-8") as file:
+            _locked(file, results, fcntl.LOCK_SH)
+
+
+def _claim_file(results: Path | str) -> Path:
+    return Path(".snakemake", "runs", f"{Path(results).name}.txt")
+
+
+def _locked(file: TextIO, results: Path | str, kind: int) -> bool:
+    """Lock the file of a claim; False on file systems that know no locks."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(f"{results}: {holder} makes this study now; please wait for its end, or stop it") from None
+    except OSError:
+        return False
+    return True
+
+
 def claim(results: Path | str) -> None:
     """Let no other run make this study before this process ends, however it ends.
 
@@ -168,16 +222,10 @@ def claim(results: Path | str) -> None:
     """
     storage.atomic(Path(results, ".writable"), lambda temporary: temporary.write_bytes(b" "), flush=False)
     Path(results, ".writable").unlink()
-    path = Path(".snakemake", "runs", f"{Path(results).name}.txt")
+    path = _claim_file(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise UserError(f"{results}: {holder} makes this study now; please wait for its end, or stop it") from None
-    except OSError:
+    if not _locked(file, results, fcntl.LOCK_EX):
         return
     file.truncate(0)
     print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
