@@ -18,7 +18,10 @@ def main() -> None:
         if name not in [f"{path.parent.name}.{path.stem}" for path in known]:
             sys.exit(f"error: {name!r} is no stage; expected a room and a stage, as analysis.evaluate")
         runpy.run_module(f"crosscoders.{name}", run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Python 3.11 wraps what interrupts the making of a class.
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         print(f"{name}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
 

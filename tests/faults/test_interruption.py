@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from crosscoders import __main__
+
 ROOT = Path(__file__).parents[2]
 STAGE = [sys.executable, "-m", "crosscoders", "language_models.fetch_model", "--settings", "{}", "--output", "x"]
 
@@ -44,6 +46,26 @@ def test_a_stage_that_still_imports_ends_with_one_line(number, seconds):
         assert "Traceback" not in printed
         started = printed.strip() != "" or process.returncode == 130  # else Python itself had not started
         assert not started or printed.strip() == "language_models.fetch_model: interrupted; the same command continues"
+
+
+@pytest.mark.parametrize(("cause", "code"), [(KeyboardInterrupt(), 130), (ValueError(), None)])
+def test_an_interruption_while_a_class_is_made_is_one_too(monkeypatch, capsys, cause, code):
+    """Python 3.11 turns it into a RuntimeError; other errors stay what they are."""
+
+    def run(*_, **__):
+        raise RuntimeError("Error calling __set_name__") from cause
+
+    monkeypatch.setattr(sys, "argv", ["crosscoders", "language_models.fetch_model"])
+    monkeypatch.setattr(__main__.runpy, "run_module", run)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit if code else RuntimeError) as ended:
+            __main__.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code:
+        assert ended.value.code == code
+        assert capsys.readouterr().err.strip() == "language_models.fetch_model: interrupted; the same command continues"
 
 
 @pytest.mark.slow
