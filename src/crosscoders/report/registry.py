@@ -503,8 +503,8 @@ FIGURES = (
         needs=("power",),
         absent="This setting is no series over doses; `studies/dose.yaml` has one.",
         studies=("dose-small", "dose"),
-        finding="The norm of the difference and the mean difference see three of four behaviours at a dose at which the model "
-        "never shows one; the strongest latents of crosscoders stay near chance.",
+        finding="The norm of the difference and the mean difference detect six of eight pairs of behaviour and seed at a dose "
+        "at which the asked model shows none; the strongest latents of crosscoders stay near chance.",
         leads=3,
     ),
 )

@@ -1,8 +1,8 @@
 """One repair of Snakemake's scheduler, which otherwise takes more of a processor with every job that is done.
 
 Snakemake looks for jobs to start again a second after each look (`max-jobs-per-timespan`), with a timer of its own for every
-look. A look that a finished job brings about adds a timer that never ends, so that after a hundred jobs there are about a hundred
-looks per second, each of which reads the sizes of all inputs of all jobs that are ready. Snakemake 9.27 was seen to do so.
+look. A look that a finished job brings about adds a timer that never ends, so that looks grow with the jobs that are done. Each
+look reads the sizes of all inputs of all jobs that are ready. Of Snakemake 9.27, 57 timers were counted after 120 jobs.
 """
 
 from __future__ import annotations
