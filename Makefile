@@ -24,7 +24,7 @@ study: $(VENV)/installed
 	printf 'start here: results/%s/index.html\n' "$$study"
 
 test: $(VENV)/installed $(VENV)/kernels $(VENV)/docs $(VENV)/axe
-	"$(BIN)/python" -m pytest -n 2 --dist loadfile tests
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 # The long version of the tests that damage, interrupt and mutate; `make test` runs a short one.
 faults: $(VENV)/installed

@@ -1,5 +1,6 @@
 """What tests share: small crosscoder settings, and no file left behind."""
 
+import collections
 import os
 import shutil
 
@@ -15,6 +16,16 @@ from tests import project
 from crosscoders.kernels import backends, candidates, cpu, cpu_library
 from crosscoders.study.blocks import ACTIVATIONS
 from crosscoders.study.settings.crosscoders import CrosscoderSettings
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that run the workflow or wait for it: one that began last would keep one processor idle."""
+
+    def takes_long(item) -> bool:
+        return item.get_closest_marker("slow") is not None or "finished_project" in item.fixturenames
+
+    slow_tests = collections.Counter(item.path for item in items if takes_long(item))
+    items.sort(key=lambda item: -slow_tests[item.path])
 
 
 @pytest.fixture(autouse=True)

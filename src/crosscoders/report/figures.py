@@ -78,15 +78,12 @@ def save(figure: plt.Figure, folder: Path | str, name: str, note: str = "") -> N
         figure.text(0.01, 0.06 / height, note, fontsize=SMALLEST_TEXT, color="0.35", va="bottom")
     for _ in range(2):  # labels of ticks that the first pass moves are known to the second
         figure.get_layout_engine().execute(figure)
-    for text in (
-        figure.texts if note else []
-    ):  # the layout knows nothing of the note: what stands at the foot makes room
-        if text.get_text() == figure.get_supxlabel():
-            text.set_y(text.get_position()[1] + NOTE_INCHES / height)
-    for legend in (
-        figure.legends if note else []
-    ):  # a layout knows nothing of the note: legends of a figure lie at its edge
-        legend.set_bbox_to_anchor(above, figure.transFigure)
+    if note:  # a layout knows nothing of the note: the label at the foot and legends at the edge make room
+        for text in figure.texts:
+            if text.get_text() == figure.get_supxlabel():
+                text.set_y(text.get_position()[1] + NOTE_INCHES / height)
+        for legend in figure.legends:
+            legend.set_bbox_to_anchor(above, figure.transFigure)
     figure.set_layout_engine("none")
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         drawn = io.BytesIO()
