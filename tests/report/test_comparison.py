@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from crosscoders.analysis.classification import CALLS
-from crosscoders.report import comparison, figures, layer_figures, null_figures, prose
+from crosscoders.report import budget_figures, comparison, figures, layer_figures, null_figures, prose
 
 MEMBERS, SEEDS, REPLICATES = ["sparse", "dense", "difference"], [0, 1], 40
 
@@ -70,6 +70,39 @@ def test_the_answer_says_what_cannot_be_compared(summary):
     assert "none can be ranked" in ranking
     with pytest.raises(figures.NothingToDraw, match="No member"):
         comparison.answer(summary.isel(crosscoder=[2]))
+
+
+def test_members_are_followed_over_the_tokens_that_they_saw(summary):
+    """Two members at two numbers of tokens each: `slow` overtakes `fast` in variance explained, and its lift stays below."""
+    first = summary.isel(crosscoder=[0, 1]).assign_coords(crosscoder=["fast-1x", "slow-1x"])
+    later = first.assign_coords(crosscoder=["fast-2x", "slow-2x"])
+    explained = xr.DataArray([[0.9, 0.8], [0.91, 0.95]], dims=("budget", "crosscoder"))
+    parts = []
+    for i, part in enumerate((first, later)):
+        part = part.assign(training_tokens=part["training_tokens"] * (i + 1), member=("crosscoder", ["fast", "slow"]))
+        names = {
+            f"fraction_variance_explained{end}": part["fraction_variance_explained"] for end in ("", "_low", "_high")
+        }
+        parts.append(
+            part.assign({n: v * 0 + explained[i].drop_vars("crosscoder", errors="ignore") for n, v in names.items()})
+        )
+    both = xr.concat(parts, "crosscoder", data_vars="all").isel(crosscoder=[2, 0, 3, 1])
+    assert comparison.series(both) == {"fast": ["fast-1x", "fast-2x"], "slow": ["slow-1x", "slow-2x"]}
+    figures.style()
+    figure = budget_figures.budgets(both)
+    assert [
+        line.get_xdata().tolist() for line in figure.axes[0].get_lines() if line.get_label() in ("fast", "slow")
+    ] == [[1000, 2000]] * 2
+    said = budget_figures.sentences(both).splitlines()
+    assert "at 1,000 and at 2,000 tokens" in said[0]
+    assert said[0].endswith("the order changes from fast, slow to slow, fast.")
+    assert "**lift**" in said[2] and said[2].endswith("the order stays: fast, slow.")
+    answer = comparison.answer(both)
+    assert "-1x" not in answer, "the longest training of each member counts"
+    assert "2,000 by each crosscoder" in answer
+    with pytest.raises(figures.NothingToDraw, match="one number of tokens"):
+        budget_figures.budgets(summary)
+    plt.close("all")
 
 
 def test_a_transfer_shows_both_places(summary):

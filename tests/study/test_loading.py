@@ -450,6 +450,24 @@ def test_members_with_unequal_budgets_are_a_warning_of_check(content, tmp_path, 
     assert f"{collection.split('/')[1]} 15,616" in line and "batchtopk 15,360" in line
 
 
+@pytest.mark.parametrize("longest, complaints", [(120, 0), (180, 1)])
+def test_members_are_compared_at_each_number_of_tokens(content, tmp_path, longest, complaints):
+    """Crosscoders that differ in their steps alone are one member; all members need the same numbers of tokens."""
+    for member, steps in (("l1", 120), ("batchtopk", longest)):
+        put(content, f"crosscoders/{member}-long", copy.deepcopy(content["crosscoders"][member]))
+        put(content, f"crosscoders/{member}-long/training/steps", steps)
+    alike = {"l1": "l1", "batchtopk": "batchtopk", "l1-long": "l1", "batchtopk-long": "batchtopk"}
+    put(content, "settings/base-vs-chat/crosscoders", list(alike))
+    for setting in ("base-vs-chat", "again"):
+        put(content, f"settings/{setting}/aligned", [])
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    study = loading.load(path)
+    assert trainings.members_of(study, "base-vs-chat") == alike
+    found = [line for line in trainings.unequal_budgets(study) if "settings.base-vs-chat:" in line]
+    assert len(found) == complaints
+
+
 def test_a_study_without_kinds_is_read_and_told_what_to_write(tmp_path, content, capsys):
     """Study files were once written without `kind`; the kind followed from the keys that were there."""
     marked = loading.check(content)

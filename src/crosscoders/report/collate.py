@@ -43,6 +43,8 @@ def main(arguments) -> None:
     parts += of_models(arguments, sources)
     parts.append(compared_shares(artifacts.read(arguments.tokens)))
     dataset = xr.merge(parts, combine_attrs="override", compat="no_conflicts", join="exact")
+    names = np.array([section.members[name] for name in dataset["crosscoder"].values.tolist()], dtype=object)
+    dataset["member"] = artifacts.variable("crosscoder", names, "member of the family: all its settings but its steps")
     dataset.attrs = section.provenance()
     dataset.attrs |= {
         "title": f"summary of {section.setting_name}",

@@ -21,6 +21,29 @@ COLUMNS = {
     "lift": "lift at the highest Δ of planted\nand template tokens",
 }
 
+FORMS = {
+    "fve": "{:.3f}",
+    "l0": "{:.1f}",
+    "dead": "{:.3f}",
+    "chat_only": "{:.4f}",
+    "specific": "{:.4f}",
+    "lift": "{:.1f}",
+}
+
+
+def series(summary: xr.Dataset) -> dict[str, list[str]]:
+    """The crosscoders of every member of the family, by rising tokens seen in training."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(crosscoders(summary), key=lambda name: tokens_seen(summary, name)):
+        member = summary["member"].sel(crosscoder=name).item() if "member" in summary else name
+        found.setdefault(member, []).append(name)
+    return found
+
+
+def tokens_seen(summary: xr.Dataset, crosscoder: str) -> int:
+    """Tokens that a crosscoder saw in training; −1 where that is not known."""
+    return int(summary["training_tokens"].sel(crosscoder=crosscoder).max())
+
 
 def measures(summary: xr.Dataset, crosscoder: str, seed: int) -> dict[str, tuple[float, float, float]]:
     """What is compared, for one training: value and ends of its 95% interval; NaN where there is none.
@@ -78,32 +101,25 @@ def compare(summary: xr.Dataset) -> plt.Figure:
     return figure
 
 
+def shown(values: np.ndarray, form: str) -> str:
+    """The mean over seeds of a measure, and the widest ends of the seeds' intervals, as text."""
+    if np.isnan(values[:, 0]).all():
+        return "–"
+    text = form.format(np.nanmean(values[:, 0]))
+    if np.isnan(values[:, 1:]).all():
+        return text
+    return f"{text} [{form.format(np.nanmin(values[:, 1]))}, {form.format(np.nanmax(values[:, 2]))}]"
+
+
 def as_markdown(summary: xr.Dataset) -> str:
     """The table in Markdown: the mean over seeds, and the widest ends of their intervals."""
-
-    def shown(values: np.ndarray, form: str) -> str:
-        if np.isnan(values[:, 0]).all():
-            return "–"
-        text = form.format(np.nanmean(values[:, 0]))
-        if np.isnan(values[:, 1:]).all():
-            return text
-        return f"{text} [{form.format(np.nanmin(values[:, 1]))}, {form.format(np.nanmax(values[:, 2]))}]"
-
-    forms = {
-        "fve": "{:.3f}",
-        "l0": "{:.1f}",
-        "dead": "{:.3f}",
-        "chat_only": "{:.4f}",
-        "specific": "{:.4f}",
-        "lift": "{:.1f}",
-    }
     heads = ["member", "tokens", "FVE", "L0", "dead", "chat-only", "chat-specific", "lift"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, columns in table(summary).items():
-        seen = int(summary["training_tokens"].sel(crosscoder=name).max())
+        seen = tokens_seen(summary, name)
         tokens = f"{seen:,}" if seen > 0 else "–"
         lines.append(
-            "| " + " | ".join([name, tokens, *(shown(columns[key], form) for key, form in forms.items())]) + " |"
+            "| " + " | ".join([name, tokens, *(shown(columns[key], form) for key, form in FORMS.items())]) + " |"
         )
     return "\n".join(lines)
 
@@ -111,11 +127,15 @@ def as_markdown(summary: xr.Dataset) -> str:
 def answer(summary: xr.Dataset) -> str:
     """Four lines: the best reconstruction at matched L0, the best ranking, who claims most, and the tokens seen.
 
+    Of a member that is trained for several numbers of tokens the longest training counts.
+
     Raises
     ------
     NothingToDraw
         No member has latents of which a relative norm is known.
     """
+    longest = {names[-1] for names in series(summary).values()}
+    summary = summary.sel(crosscoder=[name for name in crosscoders(summary) if name in longest])
     means = {
         name: {key: np.mean(values[:, 0]) for key, values in columns.items()}
         for name, columns in table(summary).items()

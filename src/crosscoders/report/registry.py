@@ -21,7 +21,7 @@ from crosscoders.study.queries.measurements import (
     steered,
     traced,
 )
-from crosscoders.study.queries.trainings import aligned_of, repeated
+from crosscoders.study.queries.trainings import aligned_of, members_of, repeated
 from crosscoders.study.settings.study import Study
 
 NOTEBOOKS = (
@@ -493,6 +493,20 @@ FIGURES = (
         ("compare",),
         words="comparison.as_markdown",
         studies=("compare",),
+    ),
+    Figure(
+        "ours-budgets",
+        "Members against the tokens that they saw in training",
+        "budget_figures.budgets",
+        ("compare",),
+        words="budget_figures.sentences",
+        needs=("member",),
+        absent="The members of this setting are trained for one number of tokens; `studies/budgets.yaml` has several.",
+        expected=lambda study, setting: (
+            len(set(members_of(study, setting).values())) < len(study.settings[setting].crosscoders)
+        ),
+        studies=("budgets",),
+        leads=2,
     ),
     Figure(
         "ours-power",

@@ -10,7 +10,7 @@ from crosscoders.report.registry import expected_figures, leading
 from crosscoders.study.queries.comparisons import data_setting, drawn_settings, nulls_of, paged, transfers_of
 from crosscoders.study.queries.lineage import models_first
 from crosscoders.study.queries.measurements import circuits_of
-from crosscoders.study.queries.trainings import aligned_of, with_seeds
+from crosscoders.study.queries.trainings import aligned_of, members_of, with_seeds
 from crosscoders.study.settings.analysis import Classification
 from crosscoders.study.settings.base import Digest, Name, Seed, Share
 from crosscoders.study.settings.comparisons import AnySource, Planted
@@ -24,6 +24,8 @@ class CollateSection(StageSection):
     stage: ClassVar[str] = "collate"
     setting_name: Name
     crosscoders: list[Name]
+    members: dict[Name, Name]
+    """The member of the family that each crosscoder is: one member may be trained for several numbers of tokens."""
     aligned: list[Name]
     seeds: list[Seed]
     contrast: list[Name]
@@ -39,6 +41,7 @@ class CollateSection(StageSection):
             study=study.study,
             setting_name=setting,
             crosscoders=names,
+            members=members_of(study, setting),
             aligned=aligned_of(study, setting),
             seeds=study.seeds if trains else sorted({seed for _, seed in with_seeds(study, names)}),
             contrast=chosen.contrast,

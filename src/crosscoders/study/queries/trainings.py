@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from crosscoders.study.blocks import crosscoder_sources
 from crosscoders.study.queries.comparisons import data_setting, is_transfer, reported_settings, series_of
 from crosscoders.study.settings.comparisons import Setting, TransferSetting
@@ -174,10 +176,44 @@ def segments(study: Study, data: str) -> int:
     return study.settings[data].shards["train"] * passes(study, data)
 
 
-def unequal_budgets(study: Study) -> list[str]:
-    """Settings that compare crosscoders which see unequal numbers of tokens in training.
+def members_of(study: Study, setting: str) -> dict[str, str]:
+    """The member of the family that each crosscoder of a setting is.
 
-    A difference between such crosscoders may come from the tokens and not from what they are.
+    Crosscoders are one member where they differ in nothing but the steps that they are trained for.
+
+    Parameters
+    ----------
+    study : Study
+    setting : str
+        A setting with crosscoders.
+
+    Returns
+    -------
+    {crosscoder: member}
+        A member has the name that its crosscoders share up to a hyphen, and one crosscoder's own where there is no other.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in study.settings[setting].crosscoders:
+        one = study.crosscoders[name]
+        excluded = {} if isinstance(one, PublishedSettings) else {"training": {"steps"}}
+        alike.setdefault(one.model_dump_json(exclude=excluded), []).append(name)
+    shared = {names[0]: _common_words(names) or names[0] for names in alike.values()}
+    if len(set(shared.values())) < len(shared):  # two members whose crosscoders begin alike keep the names apart
+        shared = {first: first for first in shared}
+    return {name: shared[names[0]] for names in alike.values() for name in names}
+
+
+def _common_words(names: list[str]) -> str:
+    """The words between hyphens with which all of the names begin."""
+    words = zip(*(name.split("-") for name in names), strict=False)
+    return "-".join(first for first, *others in itertools.takewhile(lambda same: len(set(same)) == 1, words))
+
+
+def unequal_budgets(study: Study) -> list[str]:
+    """Settings that compare members of the family which see unequal numbers of tokens in training.
+
+    A difference between such crosscoders may come from the tokens and not from what they are. A member that is trained for
+    several numbers of tokens is compared at each of them: the others need the same numbers.
 
     Parameters
     ----------
@@ -197,7 +233,11 @@ def unequal_budgets(study: Study) -> list[str]:
         members = {member: study.crosscoders[member] for member in setting.crosscoders if member not in read}
         members |= {member: study.aligned[member] for member in aligned_of(study, name)}
         tokens = {member: one.training.tokens for member, one in members.items()}
-        if len(set(tokens.values())) > 1:
+        budgets: dict[str, list[int]] = {}
+        alike = members_of(study, name)
+        for member, count in tokens.items():
+            budgets.setdefault(alike.get(member, member), []).append(count)
+        if len({tuple(sorted(counts)) for counts in budgets.values()}) > 1:
             listed = ", ".join(f"{member} {count:,}" for member, count in tokens.items())
             lines.append(
                 f"settings.{name}: its members see unequal numbers of tokens in training ({listed}); expected equal "
