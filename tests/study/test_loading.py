@@ -450,7 +450,7 @@ def test_members_with_unequal_budgets_are_a_warning_of_check(content, tmp_path, 
     assert f"{collection.split('/')[1]} 15,616" in line and "batchtopk 15,360" in line
 
 
-@pytest.mark.parametrize("longest, complaints", [(120, 0), (180, 1)])
+@pytest.mark.parametrize(("longest", "complaints"), [(120, 0), (180, 1)])
 def test_members_are_compared_at_each_number_of_tokens(content, tmp_path, longest, complaints):
     """Crosscoders that differ in their steps alone are one member; all members need the same numbers of tokens."""
     for member, steps in (("l1", 120), ("batchtopk", longest)):

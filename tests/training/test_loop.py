@@ -266,6 +266,16 @@ def test_biases_are_set_so_that_all_latents_fire_equally_often(member, activatio
     torch.testing.assert_close(rates, torch.full_like(rates, 0.1), rtol=0.02, atol=0.0)
 
 
+@pytest.mark.parametrize(("initial_seed", "alike"), [(None, False), (3, True)])
+def test_seeds_may_begin_with_the_same_weights(member, initial_seed, alike):
+    """With `initial_seed` two seeds differ in the order of the tokens alone."""
+    sample = Sample(concepts(256, 0)[0], ["base", "chat"], [32, 32], np.zeros(256, int), np.zeros((256, 0), bool))
+    options = member(steps=1, learning_rate=1e-9, initial_seed=initial_seed)
+    trained = [loop.fit(CrosscoderRecipe(options), sample, sample, seed).crosscoder for seed in (0, 1)]
+    assert torch.allclose(trained[0].decoder, trained[1].decoder, atol=1e-6) == alike
+    assert torch.allclose(trained[0].encoder, trained[1].encoder, atol=1e-6) == alike
+
+
 def test_divergence_is_an_error_not_a_result(member):
     options = member()
     state = start(

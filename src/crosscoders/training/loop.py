@@ -176,7 +176,7 @@ def fit(
     data, held_out : Activations or alike
         Have `sources`, `widths`, a length, `rows` and `batches`; for a GPU `data` has `stored` and `normalise`.
     seed : int
-        Of the weights at the start and of the shuffle of tokens.
+        Of the shuffle of tokens, and of the weights at the start unless `training.initial_seed` gives another.
     device : {"cpu", "cuda"}
     checkpoint, report : optional
         Where the state is saved and restored from, and what is called after every step.
@@ -206,7 +206,8 @@ def _begin(
     recipe: Recipe, data: Rows, seed: int, device: str, order: Order, mesh: Alone
 ) -> tuple[Crosscoder | Aligned, State]:
     """The crosscoder before training, and the state before the first step; of several processes each has its latents."""
-    coder = recipe.create(data.sources, data.widths, seed, mesh.own).to(device)
+    given = recipe.settings.training.initial_seed
+    coder = recipe.create(data.sources, data.widths, seed if given is None else given, mesh.own).to(device)
     trainee = recipe.begin(coder, lambda: data.rows(order.take(0, RATE_TOKENS)).to(device))
     backends.say_what_lacks(device)
     return coder, start(trainee, recipe, over_mesh(backends.choose(device), mesh))

@@ -16,6 +16,7 @@ from crosscoders.study.settings.base import (
     Revision,
     Rule,
     Section,
+    Seed,
     Share,
     Text,
     distinct,
@@ -117,6 +118,9 @@ class Training(Section):
     """Norm of every decoder vector at the start."""
     initial_l0: Positive | None = None
     """Latents per token at the start, reached by equal firing rates; where absent, encoder biases start at 0."""
+    initial_seed: Seed | None = Field(None, exclude_if=_is_absent)
+    """Seed of the weights at the start; the training's own where absent. Where given, the seeds of a study differ in the order
+    of the tokens alone, so that their latents begin alike."""
     auxiliary_coefficient: Coefficient = 0.03125
     dead_tokens: Count
     """A latent silent for this many tokens counts as dead."""
