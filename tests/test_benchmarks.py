@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from benchmarks import gpu, sides, step, table, worker
+from benchmarks import averaged_seeds, gpu, sides, step, table, worker
 
 from crosscoders import storage
+from crosscoders.crosscoder import crosscoder
 from crosscoders.kernels import backends
+from crosscoders.planted.concepts import Sample
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "relu"])
@@ -127,3 +130,18 @@ def test_every_machine_keeps_its_table(tmp_path):
 def test_a_side_that_cannot_start_says_why():
     with pytest.raises(RuntimeError, match=r"ours: (.|\n)*latents"):
         sides.Side("ours", step.PAIR | {"latents": 0})
+
+
+def test_an_average_of_seeds_lies_between_them(member):
+    """Latent by latent; every latent of a training is its own partner, and none of its negative is."""
+    torch.set_grad_enabled(False)
+    one, other = (crosscoder.create(member(k=4), ["base", "chat"], [16, 16], seed) for seed in (0, 1))
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    held_out = Sample(x, ["base", "chat"], [16, 16], np.zeros(64, int), np.zeros((64, 0), bool))
+    mean = averaged_seeds.average([one, other], held_out)
+    torch.testing.assert_close(mean.decoder, (one.decoder + other.decoder) / 2)
+    kept = (mean.preactivations(x).relu() * mean.decoder_norms().sum(1) > mean.threshold).sum()
+    assert kept == 4 * 64, "the threshold is that of the average"
+    fires = np.ones(one.latents, bool)
+    assert averaged_seeds.come_back(one, one, fires, fires) == pytest.approx((1, 1))
+    assert averaged_seeds.come_back(one, mean, fires, fires)[1] > averaged_seeds.come_back(one, other, fires, fires)[1]
