@@ -35,7 +35,8 @@ UNMODIFIED, RANDOM = "unmodified", "random"
 
 def _steered(summary: xr.Dataset, crosscoder: str) -> xr.Dataset | None:
     """What was measured with one crosscoder; None where it steered nothing."""
-    one = of(summary, crosscoder)
+    names = [name for name in summary.data_vars if name.startswith("steering_")]  # a choice from all would take long
+    one = of(summary, crosscoder)[names]
     measured = (one["steering_set"] != "").all("seed").values
     return one.isel(intervention=measured) if measured.any() else None
 
