@@ -186,7 +186,7 @@ def test_the_penalty_is_steered_to_the_wanted_l0(member):
     )
     coder, state = fit(options)
     x = concepts(4096, 99_999)[0]
-    assert float((coder.encode(x) > 0).sum() / len(x)) == pytest.approx(3.0, rel=0.2)
+    assert float((coder.encode(x) > 0).sum() / len(x)) == pytest.approx(3.0, rel=0.1)
     assert state.coefficient != options.penalty.coefficient
 
 

@@ -26,7 +26,7 @@ from crosscoders.training.recipes import Recipe
 from crosscoders.training.schedule import Schedule
 from crosscoders.training.state import HISTORY, PRECISION, State, start
 
-STEERING, STEERING_LIMIT = 0.02, 0.01
+STEERING, STEERING_LIMIT = 0.04, 0.01
 """Relative change of the penalty coefficient in one step, per unit of log(L0 expected / L0 wanted); and the largest."""
 HORIZON = 120
 """Steps over which the trend of L0 is extrapolated: L0 follows the coefficient with about this delay."""
@@ -114,15 +114,16 @@ def _keep_books(state: State, result: Result, schedule: Schedule, tokens: int) -
     state.mean_l0 = 0.9 * previous + 0.1 * l0
     state.l0_trend = 0.95 * state.l0_trend + 0.05 * math.log(state.mean_l0 / previous)
     if state.recipe.settings.penalty.target_l0 and schedule.ramp(state.step) >= 1:
-        state.coefficient *= math.exp(_steering(state, schedule))
+        state.coefficient *= math.exp(_steering(state))
 
 
-def _steering(state: State, schedule: Schedule) -> float:
-    """Change of the coefficient's logarithm, towards the wanted L0 and in proportion to the learning rate."""
-    settings = state.recipe.settings
-    expected = math.log(state.mean_l0 / settings.penalty.target_l0) + HORIZON * state.l0_trend
-    speed = schedule.learning_rate(state.step) / settings.training.learning_rate
-    return speed * min(STEERING_LIMIT, max(-STEERING_LIMIT, STEERING * expected))
+def _steering(state: State) -> float:
+    """Change of the coefficient's logarithm towards the wanted L0.
+
+    It does not slow down while the learning rate decays: L0 falls then, and follows the coefficient less and less.
+    """
+    expected = math.log(state.mean_l0 / state.recipe.settings.penalty.target_l0) + HORIZON * state.l0_trend
+    return min(STEERING_LIMIT, max(-STEERING_LIMIT, STEERING * expected))
 
 
 def run(
