@@ -12,6 +12,8 @@ from crosscoders.report.sections import NotebookSection
 
 TIMEOUT_SECONDS = 1200
 """Longest run of one cell, so that a kernel that hangs does not hold up a study."""
+QUIET = ["--IPKernelApp.log_level=ERROR"]
+"""A kernel warns that it is reached over TCP; it listens on this machine alone, and answers who knows its key."""
 
 
 def main(arguments) -> None:
@@ -38,6 +40,7 @@ def main(arguments) -> None:
             kernel_name="python3",
             progress_bar=False,
             execution_timeout=TIMEOUT_SECONDS,
+            extra_arguments=QUIET,
         )
 
     output = arguments.output
