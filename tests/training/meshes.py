@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -14,6 +15,7 @@ from crosscoders.crosscoder import aligned, crosscoder, encode
 from crosscoders.kernels import backends
 from crosscoders.kernels.mesh import ALONE, Mesh
 from crosscoders.kernels.sharded import over_mesh
+from crosscoders.planted.concepts import Sample
 from crosscoders.study.settings.crosscoders import AlignedSettings, CrosscoderSettings
 from crosscoders.training import exchange, loop
 from crosscoders.training.recipes import AlignedRecipe, CrosscoderRecipe
@@ -160,6 +162,36 @@ def resumed(mesh, saved: list[dict]) -> list[dict]:
     """The states after the other half."""
     pairs = zip(RESUMED, copy.deepcopy(saved), strict=True)
     return [trained(name, STEPS, mesh, saved=one).to_dict() for name, one in pairs]
+
+
+class Kept:
+    """The state after a segment, as a checkpoint offers it."""
+
+    path = Path("kept")
+
+    def __init__(self, state: State):
+        self.content, self.mesh = state.to_dict(), state.backend.mesh
+
+    def restore(self, state: State) -> bool:
+        """Take the state over; the first process has it."""
+        state.restore(self.content if self.mesh.first else None)
+        return True
+
+
+def on_a_window(mesh, names: list[str], segments: int = 2) -> dict[str, dict]:
+    """Of every member the state after a training on a window of shards, a segment for each."""
+    found = {}
+    for name in names:
+        widths, kept = MEMBERS[name][3], None
+        for segment in range(segments):
+            rows = torch.cat([batch(name, 10 * segment + i, ALONE) for i in range(STEPS)]).float()
+            nothing = np.zeros((len(rows), 0), bool)
+            shard = Sample(rows, [*widths], [*widths.values()], np.zeros(len(rows), int), nothing)
+            part = loop.Part.of(segment, segments, STEPS, 0)
+            state = loop.fit_part(recipe(name, STEPS), shard, part, 0, previous=kept, mesh=mesh)
+            kept = Kept(state)
+        found[name] = kept.content
+    return found
 
 
 def thresholds(mesh, name: str) -> torch.Tensor:
