@@ -13,6 +13,8 @@ export HOME ?= /nonexistent
 UV ?= $(shell command -v uv 2>/dev/null)
 PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
 INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(BIN)/python",$(PIP_INSTALL))
+# What an installer warns of, as of old forms of other people's packages, is of interest only where it fails.
+OR_SAY_WHY = 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 
 .PHONY: study test faults lint docs lock bench clean
 
@@ -56,27 +58,27 @@ $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/m
 	@echo "installing the pinned packages into $(VENV); this takes some minutes, once"
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(PIP_INSTALL) --no-index --no-deps -r envs/torch-cpu.txt 2>/dev/null || true
-	@$(INSTALL) --no-deps -r envs/requirements.txt
+	@$(INSTALL) --no-deps -r envs/requirements.txt $(OR_SAY_WHY)
 	@"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
-	  $(INSTALL) --no-deps -r envs/cuda.txt
-	@LC_ALL=C.UTF-8 $(INSTALL) --no-deps --no-build-isolation -e .
+	  { $(INSTALL) --no-deps -r envs/cuda.txt $(OR_SAY_WHY); }
+	@LC_ALL=C.UTF-8 $(INSTALL) --no-deps --no-build-isolation -e . $(OR_SAY_WHY)
 	@for file in $(VENV)/lib/python*/site-packages/__editable__.crosscoders-*.pth; do echo ../../../../src >"$$file"; done
 	@touch $@
 
 # Triton comes with torch's CUDA builds; beside the CPU build the tests of the kernels need it apart.
 $(VENV)/kernels: $(VENV)/installed envs/kernels.txt
-	"$(BIN)/python" -c "import triton" 2>/dev/null || $(INSTALL) --no-deps -r envs/kernels.txt
-	touch $@
+	@"$(BIN)/python" -c "import triton" 2>/dev/null || { $(INSTALL) --no-deps -r envs/kernels.txt $(OR_SAY_WHY); }
+	@touch $@
 
 $(VENV)/docs: $(VENV)/installed envs/docs.txt
-	$(INSTALL) --no-deps -r envs/docs.txt
-	touch $@
+	@$(INSTALL) --no-deps -r envs/docs.txt $(OR_SAY_WHY)
+	@touch $@
 
 # axe-core judges pages in the tests that drive a browser. Where npm or its registry is missing, those tests skip and say so.
 $(VENV)/axe: $(VENV)/installed envs/axe/package.json envs/axe/package-lock.json
-	rm -rf $@
-	cp -R envs/axe $@
-	npm ci --prefix $@ --ignore-scripts --no-audit --no-fund --silent || echo "no axe-core: tests of accessibility skip"
+	@rm -rf $@
+	@cp -R envs/axe $@
+	@npm ci --prefix $@ --ignore-scripts --no-audit --no-fund --silent || echo "no axe-core: tests of accessibility skip"
 
 # The lock is made for Linux and macOS and every Python from 3.11 on. uv keeps the versions and hashes that stand in the files;
 # `make lock UPGRADE="--upgrade-package NAME"` takes the newest version of a package.
