@@ -14,6 +14,7 @@ from crosscoders.report.figures import (
     CLASSES,
     PAGE_WIDTH,
     PALETTE,
+    SMALLEST_TEXT,
     NothingToDraw,
     alive,
     crosscoders,
@@ -163,47 +164,53 @@ def _lifts(axis: plt.Axes, lifts: dict[str, tuple[float, ...] | None]) -> None:
 
 
 def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None) -> plt.Figure:
-    """ours-stability: latents of two seeds and their classes, and the spaces that latents span, beside nulls."""
+    """ours-stability: latents of two seeds and their classes, and the spaces that latents span, beside nulls.
+
+    A row for each crosscoder.
+    """
     summary = repeated(summary)
-    names, seeds = crosscoders(summary), summary["seed"].values
-    spanned = "subspace_overlap" in summary
-    figure, rows = plt.subplots(1 + spanned, 3, figsize=(PAGE_WIDTH, 2.5 + 3.1 * spanned), squeeze=False)
-    axes = rows[0]
+    names, spanned = crosscoders(summary), "subspace_overlap" in summary
+    size = (PAGE_WIDTH, 0.9 + (1 + spanned) * (0.75 + 0.36 * len(names)))
+    figure, rows = plt.subplots(1 + spanned, 3, figsize=size, squeeze=False, sharey=True)
+    for row, name in enumerate(names):
+        cosines, agreement = _matched(summary, name)
+        _cosines(rows[0, 0], row, cosines)
+        _agreement(rows[0, 1], row, agreement)
+        _class_counts(rows[0, 2], row, summary.sel(crosscoder=name))
+    rows[0, 0].axvline(MATCHED_ABOVE, color="black", lw=0.8, ls="--")
+    rows[0, 0].set(xlabel="largest decoder cosine with a latent\nof another seed: 5, 25, 50, 75 and 95%", xlim=(0, 1.01))
+    rows[0, 1].set(
+        xlabel=f"same class in the other seed\n(cosine > {MATCHED_ABOVE:g}; bars: 95% Wilson)", xlim=(-0.03, 1.03)
+    )
+    rows[0, 2].set_xlabel("alive latents by class of relative norm,\na bar per seed")
     if spanned:
         _draw_spans(rows[1], summary, controls or {})
-    for c, name in enumerate(names):
-        cosines, agreement = _matched(summary, name)
-        place = np.linspace(0, 1, len(cosines))
-        axes[0].plot(np.sort(cosines)[::-1], place, color=PALETTE[c], label=name)
-        groups = [values for values in agreement.values() if len(values)]
-        labels = [label for label, values in agreement.items() if len(values)]
-        intervals = [interval([(int(values.sum()), len(values))]) for values in groups]
-        at = np.array([CLASSES.index(label) for label in labels]) + 0.16 * (c - (len(names) - 1) / 2)
-        rate = np.array([item[0] for item in intervals])
-        bars = np.abs([[item[0] - item[1] for item in intervals], [item[2] - item[0] for item in intervals]])
-        axes[1].errorbar(at, rate, yerr=bars, fmt="o", color=PALETTE[c], capsize=3, label=name)
-        for s, seed in enumerate(seeds):
-            one = summary.sel(crosscoder=name, seed=seed)
-            _class_counts(axes[2], one, c * (len(seeds) + 1) + s, labelled=c == s == 0)
-    axes[0].axvline(MATCHED_ABOVE, color="black", lw=0.8, ls="--")
-    axes[0].set(
-        xlabel="largest decoder cosine\nwith a latent of another seed",
-        ylabel="share of alive latents\nat or above",
-        xlim=(0, 1.01),
-    )
-    axes[0].legend()
-    axes[1].set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right")
-    axes[1].set(
-        ylabel=f"same class in the other seed\n(cosine > {MATCHED_ABOVE:g};\nbars: 95% Wilson)", ylim=(-0.03, 1.03)
-    )
-    axes[1].legend()
-    places = [c * (len(seeds) + 1) + s for c in range(len(names)) for s in range(len(seeds))]
-    axes[2].set_xticks(places, [f"{name}, seed {seed}" for name in names for seed in seeds], rotation=40, ha="right")
-    axes[2].set(ylabel="alive latents by class\nof relative norm")
-    axes[2].set_ylim(0, 1.4 * axes[2].get_ylim()[1])  # room for the legend above the bars
-    axes[2].legend(loc="upper center", ncols=2, columnspacing=0.8)
+    rows[0, 0].set_yticks(range(len(names)), names)
+    rows[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=CLASS_COLOURS[label], label=label) for label in CLASSES]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(CLASSES), frameon=False)
     sns.despine(figure)
     return figure
+
+
+def _cosines(axis: plt.Axes, row: int, cosines: np.ndarray) -> None:
+    """Five quantiles of the cosines of one crosscoder, and the share above the limit."""
+    lowest, low, middle, high, highest = np.quantile(cosines, [0.05, 0.25, 0.5, 0.75, 0.95])
+    axis.plot([lowest, highest], [row, row], color="0.3", lw=0.8)
+    axis.plot([low, high], [row, row], color="0.3", lw=3, solid_capstyle="butt")
+    axis.plot(middle, row, "o", color="black", ms=4)
+    share = f"{np.mean(cosines > MATCHED_ABOVE):.0%} above {MATCHED_ABOVE:g}"
+    axis.text(0.01, row - 0.17, share, fontsize=SMALLEST_TEXT, va="bottom")
+
+
+def _agreement(axis: plt.Axes, row: int, agreement: dict[str, np.ndarray]) -> None:
+    """For every class the share of matched latents that have it in the other seed too."""
+    for i, (label, kept) in enumerate(agreement.items()):
+        if len(kept):
+            rate, low, high = interval([(int(kept.sum()), len(kept))])
+            at = row + 0.17 * (i - (len(agreement) - 1) / 2)
+            bars = [[max(rate - low, 0)], [max(high - rate, 0)]]
+            axis.errorbar(rate, at, xerr=bars, fmt="o", ms=4, capsize=2, color=CLASS_COLOURS[label])
 
 
 def repeated(summary: xr.Dataset) -> xr.Dataset:
@@ -254,21 +261,19 @@ def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Da
                 for pair, (value, low, high) in enumerate(found["overlap"]):
                     at, drawn = c + place + 0.05 * pair, True
                     bars = [[value - low], [high - value]]
-                    axis.errorbar(at, value, yerr=bars, fmt="o", ms=5, capsize=2, color=colours[leaning])
+                    axis.errorbar(value, at, xerr=bars, fmt="o", ms=4, capsize=2, color=colours[leaning])
                     for kind, colour in (("random_latents", "0.6"), ("random_directions", "black")):
                         _, lowest, highest = found[kind][pair]
-                        axis.fill_between([at - 0.05, at + 0.05], lowest, highest, color=colour, alpha=0.5, lw=0)
+                        axis.fill_betweenx([at - 0.09, at + 0.09], lowest, highest, color=colour, alpha=0.5, lw=0)
                 for other in (
                     one for one in controls.values() if name in crosscoders(one) and "subspace_overlap" in one
                 ):
                     values = spans(other, name, leaning, size)["overlap"][:, 0]
-                    axis.scatter([c + place] * len(values), values, marker="x", s=24, color=colours[leaning])
-        axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        axis.set(title=f"{size} latents", ylim=(-0.03, 1.03), xlim=(-0.5, len(names) - 0.5))
+                    axis.scatter(values, [c + place] * len(values), marker="x", s=24, color=colours[leaning])
+        axis.set(xlabel=f"overlap of what {size} latents span\nin two seeds (bars: 95% jackknife)", xlim=(-0.03, 1.03))
         if not drawn:
             reason = "too few latents are alive in two seeds,\nor they would fill half of the source"
             axis.text(0.5, 0.5, reason, ha="center", va="center", transform=axis.transAxes)
-    axes[0].set_ylabel("overlap of what two seeds' latents span\n(bars: 95% jackknife)")
     for leaning, label in {"base": "lowest Δ, in base", "shared": "Δ nearest ½", "chat": "highest Δ"}.items():
         axes[0].scatter([], [], color=colours[leaning], label=label)
     axes[0].scatter([], [], marker="s", color="0.6", label="random latents (95%)")
@@ -279,12 +284,16 @@ def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Da
     axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
-def _class_counts(axis: plt.Axes, one: xr.Dataset, place: float, labelled: bool) -> None:
-    """A bar of alive latents of one training, stacked by class."""
-    counts, bottom = np.bincount(one["norm_class"].values[alive(one)], minlength=len(CLASSES)), 0
-    for label, count in zip(CLASSES, counts, strict=True):
-        axis.bar(place, count, bottom=bottom, color=CLASS_COLOURS[label], label=label if labelled else None)
-        bottom += count
+def _class_counts(axis: plt.Axes, row: int, one: xr.Dataset) -> None:
+    """A bar of alive latents for every seed of a crosscoder, stacked by class."""
+    count = one.sizes["seed"]
+    for i in range(count):
+        of_seed, left = one.isel(seed=i), 0
+        counts = np.bincount(of_seed["norm_class"].values[alive(of_seed)], minlength=len(CLASSES))
+        at = row + 0.7 * ((i + 0.5) / count - 0.5)
+        for label, latents in zip(CLASSES, counts, strict=True):
+            axis.barh(at, latents, 0.6 / count, left=left, color=CLASS_COLOURS[label])
+            left += latents
 
 
 def _matched(summary: xr.Dataset, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
