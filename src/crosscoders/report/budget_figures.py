@@ -12,7 +12,7 @@ import seaborn as sns
 import xarray as xr
 
 from crosscoders.report import comparison
-from crosscoders.report.figures import PALETTE, SEED_MARKS, NothingToDraw, grid
+from crosscoders.report.figures import SEED_MARKS, NothingToDraw, colours, grid
 
 COMPARED = {"fve": "FVE", "dead": "dead share", "lift": "lift", "specific": "chat-specific share"}
 """Measures of which the sentences speak."""
@@ -37,18 +37,19 @@ def several(summary: xr.Dataset) -> dict[str, list[str]]:
 def budgets(summary: xr.Dataset) -> plt.Figure:
     """ours-budgets: every measure against the tokens seen in training, a line per member, a mark per seed."""
     found, values = several(summary), comparison.table(summary)
+    drawn_in = colours(len(found))
     figure, axes = grid(len(comparison.COLUMNS), 3, 2.5)
     for axis, (key, label) in zip(axes, comparison.COLUMNS.items(), strict=True):
         for m, (member, names) in enumerate(found.items()):
             tokens = np.array([comparison.tokens_seen(summary, name) for name in names])
             rows = [values[name][key] for name in names]
-            axis.plot(tokens, [row[:, 0].mean() for row in rows], color=PALETTE[m], lw=1.2, label=member)
+            axis.plot(tokens, [row[:, 0].mean() for row in rows], color=drawn_in[m], lw=1.2, label=member)
             shift = 1 + 0.02 * (m - (len(found) - 1) / 2)  # members that agree do not hide each other
             for at, row in zip(tokens * shift, rows, strict=True):
                 for seed, (value, low, high) in enumerate(row):
                     bars = np.nan_to_num([[value - low], [high - value]]).clip(min=0)
                     mark = SEED_MARKS[seed % len(SEED_MARKS)]
-                    axis.errorbar(at, value, yerr=bars, fmt=mark, ms=3.5, capsize=1.5, lw=0.7, color=PALETTE[m])
+                    axis.errorbar(at, value, yerr=bars, fmt=mark, ms=3.5, capsize=1.5, lw=0.7, color=drawn_in[m])
         seen = sorted({comparison.tokens_seen(summary, name) for names in found.values() for name in names})
         axis.set(xscale="log", xlabel="tokens seen in training", ylabel=label)
         axis.set_xticks(seen, [f"{count / 1e6:.2g}M" for count in seen])

@@ -18,6 +18,7 @@ from crosscoders.report.figures import (
     SEED_MARKS,
     NothingToDraw,
     alive,
+    colours,
     crosscoders,
     grid,
     label_rows,
@@ -189,7 +190,8 @@ def nu_threshold_counts(summary: xr.Dataset) -> plt.Figure:
     """m25-nu-threshold-counts: among equally many chat-leaning latents, how many have both ν below a threshold π."""
     figure, axis = plt.subplots(figsize=(ONE_PANEL, 3.2))
     steps = np.linspace(0, 1.2, 61)
-    for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
+    names = crosscoders(summary)
+    for colour, name in zip(colours(len(names)), names, strict=True):
         counts = []
         for seed in seeds(summary, name):
             one = summary.sel(crosscoder=name, seed=seed)
@@ -375,7 +377,13 @@ def _lift_bars(axis: plt.Axes, one: xr.Dataset) -> None:
         here = one.sel(seed=seed)
         value = np.fmax(here["enrichment_lift"].values, LOWEST_LIFT)
         bars = np.abs([value - here["enrichment_lift_low"], here["enrichment_lift_high"] - value])
-        style = {"fmt": SEED_MARKS[s % 4], "ms": 4, "capsize": 2, "color": PALETTE[3 + s], "label": f"seed {seed}"}
+        style = {
+            "fmt": SEED_MARKS[s % 4],
+            "ms": 4,
+            "capsize": 2,
+            "color": PALETTE[(3 + s) % len(PALETTE)],
+            "label": f"seed {seed}",
+        }
         axis.errorbar(np.arange(len(value)) + 0.15 * s, value, yerr=bars, **style)
 
 

@@ -190,6 +190,11 @@ def shared(one: xr.Dataset) -> np.ndarray:
     return indices[one["norm_class"].values[indices] == artifacts.flag(one["norm_class"], "shared")]
 
 
+def colours(count: int) -> list[tuple[float, float, float]]:
+    """As many colours as are asked for, of a palette that the colour-blind can read where it has so many."""
+    return list(PALETTE[:count] if count <= len(PALETTE) else sns.husl_palette(count))
+
+
 def sample(indices: np.ndarray, count: int) -> np.ndarray:
     """A fixed random sample."""
     return np.sort(np.random.default_rng(0).permutation(indices)[:count])
@@ -242,7 +247,8 @@ def label_rows(axes: dict[str, plt.Axes], label: str) -> None:
 def training_curves(summary: xr.Dataset) -> plt.Figure:
     """Normalised error per source, L0 and dead share over training, every seed."""
     figure, axes = grid(3, 3, 2.6)
-    for colour, name in zip(PALETTE, crosscoders(summary), strict=False):
+    names = crosscoders(summary)
+    for colour, name in zip(colours(len(names)), names, strict=True):
         for i, seed in enumerate(summary["seed"].values):
             one = summary.sel(crosscoder=name, seed=seed)
             if not np.isfinite(one["training_l0"]).any():
@@ -276,6 +282,7 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
         }
     figure, axes = plt.subplots(len(panels), 1, figsize=(PAGE_WIDTH, 0.3 + 2.1 * len(panels)), squeeze=False)
     names, seeds = crosscoders(summary), summary["seed"].values
+    drawn_in, step = colours(len(names)), min(0.12, 0.9 / (len(names) * len(seeds)))
     for axis, (label, (dataset, variable)) in zip(axes[:, 0], panels.items(), strict=True):
         dataset = dataset.sel(source=np.isfinite(dataset[variable]).any(["crosscoder", "seed"]))
         sources = [str(name) for name in dataset["source"].values]
@@ -283,11 +290,11 @@ def evaluation(summary: xr.Dataset) -> plt.Figure:
             for s, seed in enumerate(seeds):
                 one = dataset.sel(crosscoder=name, seed=seed)
                 value = one[variable].values
-                place = np.arange(len(sources)) + 0.12 * (c * len(seeds) + s - (len(names) * len(seeds) - 1) / 2)
+                place = np.arange(len(sources)) + step * (c * len(seeds) + s - (len(names) * len(seeds) - 1) / 2)
                 bars = np.abs([value - one[f"{variable}_low"], one[f"{variable}_high"] - value])
                 title = f"{name}, L0 {float(one['l0']):.0f}" if s == 0 and axis is axes[0, 0] else None
                 axis.errorbar(
-                    place, value, yerr=bars, fmt=SEED_MARKS[s % 4], ms=5, color=PALETTE[c], capsize=2, label=title
+                    place, value, yerr=bars, fmt=SEED_MARKS[s % 4], ms=4, color=drawn_in[c], capsize=2, label=title
                 )
         axis.set(
             xticks=range(len(sources)),

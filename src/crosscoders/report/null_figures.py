@@ -17,6 +17,7 @@ from crosscoders.report.figures import (
     SMALLEST_TEXT,
     NothingToDraw,
     alive,
+    colours,
     crosscoders,
     heatmap,
     of,
@@ -178,7 +179,9 @@ def stability(summary: xr.Dataset, controls: dict[str, xr.Dataset] | None = None
         _agreement(rows[0, 1], row, agreement)
         _class_counts(rows[0, 2], row, summary.sel(crosscoder=name))
     rows[0, 0].axvline(MATCHED_ABOVE, color="black", lw=0.8, ls="--")
-    rows[0, 0].set(xlabel="largest decoder cosine with a latent\nof another seed: 5, 25, 50, 75 and 95%", xlim=(0, 1.01))
+    rows[0, 0].set(
+        xlabel="largest decoder cosine with a latent\nof another seed: 5, 25, 50, 75 and 95%", xlim=(0, 1.01)
+    )
     rows[0, 1].set(
         xlabel=f"same class in the other seed\n(cosine > {MATCHED_ABOVE:g}; bars: 95% Wilson)", xlim=(-0.03, 1.03)
     )
@@ -377,7 +380,7 @@ def transfer(summary: xr.Dataset, elsewhere: dict[str, xr.Dataset]) -> plt.Figur
             place + 0.18 * (c - (len(columns) - 1) / 2),
             xerr=[value - low, high - value],
             fmt="osD^v"[c % 5],
-            color=PALETTE[c],
+            color=colours(len(columns))[c],
             capsize=3,
             label=label,
         )
