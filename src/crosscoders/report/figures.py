@@ -264,7 +264,8 @@ def training_curves(summary: xr.Dataset) -> plt.Figure:
     axes[0].set(xlabel="step", ylabel="squared error / squared norm", yscale="log", title="error on training batches")
     axes[1].set(xlabel="step", ylabel="L0 (latents per token)", yscale="log", title="sparsity")
     axes[2].set(xlabel="step", ylabel="share of latents", title="dead latents", ylim=(-0.02, None))
-    axes[0].legend(title="line style: seed")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="line style: seed", loc="outside lower center", ncols=5, frameon=False)
     sns.despine(figure)
     return figure
 

@@ -23,6 +23,8 @@ from crosscoders.workflow.costs.terms import (
     weight_bytes,
 )
 
+INTERVENED = 2
+"""A forward pass with an intervention in it takes so many times as long, with its hooks and its small batches."""
 STEERED_SETS = 5
 """Sets of latents that steering chooses: by Δ, by ν, and one for each of three behaviours."""
 
@@ -60,7 +62,7 @@ def steer(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     tokens = answers * (options.new_tokens + 20)
     each = sum(sizes.model_size(study, name).flops() for name in models) / len(models)
     # Base reads along while chat answers, and both models measure the losses of all answers.
-    work = tokens * each * (GENERATION + 2)
+    work = INTERVENED * tokens * each * (GENERATION + 2)
     held = sum(weight_bytes(study, name) for name in models) + 4 * coder.stored
     held += largest_model(study, setting, lambda study, name: logit_bytes(study, name, max(options.batch_answers, 256)))
     held += largest_model(study, setting, lambda study, name: hidden_bytes(study, name, options.batch_answers * 64))
@@ -79,7 +81,8 @@ def compare_effects(study: Study, setting: str, crosscoder: str, seed: str) -> C
     tokens = windows * min(0.6 * options.ablated_before, chosen.context)
     # Both models run once to the site and from there twice; chat a third time, with another latent ablated.
     work = (
-        FLOAT32
+        INTERVENED
+        * FLOAT32
         * tokens
         * 3.5
         * largest_model(study, setting, lambda study, name: sizes.model_size(study, name).flops())

@@ -86,7 +86,7 @@ def detect_planted(study: Study, setting: str, seed: str) -> Cost:
 def match_seeds(study: Study, setting: str, crosscoder: str, seed: str) -> Cost:
     """A job of the rule `match_seeds`."""
     coder, seeds = applied_size(study, setting, crosscoder), len(seeds_of(study, crosscoder))
-    work = (2.0 * coder.latents**2 + SPANNED + 80.0 * SPAN * coder.latents) * coder.width * (seeds - 1)
+    work = (2.0 * coder.latents**2 + SPANNED + 300.0 * SPAN * coder.latents) * coder.width * (seeds - 1)
     memory = TORCH + 4 * coder.stored + 2 * seeds * coder.stored + 8 * coder.latents * min(coder.latents, 4096)
     return Cost(memory, START[TORCH], products=work, disk=MB)
 
