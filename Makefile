@@ -6,12 +6,16 @@ CONFIG ?= config.yaml
 CORES ?= all
 export PATH := $(BIN):$(PATH)
 export PYTHONUTF8 := 1
+# Tests wait for clusters, kills and each other a third of their time, so that two cores have work for three processes.
+WORKERS ?= 3
 # Snakemake needs the name of a home. Where none can be written, its files and those of others go to a temporary folder.
 export HOME ?= /nonexistent
 
 # uv installs where it is found, pip elsewhere; both check the hashes of the lock. `make UV= ...` asks for pip.
 UV ?= $(shell command -v uv 2>/dev/null)
-PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile
+# pip would compile with one process; uv compiles with all cores by itself.
+COMPILE_ALL = $(if $(UV),true,"$(BIN)/python" -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true)
 INSTALL = $(if $(UV),"$(UV)" pip install --quiet --compile-bytecode --python "$(BIN)/python",$(PIP_INSTALL))
 # What an installer warns of, as of old forms of other people's packages, is of interest only where it fails.
 OR_SAY_WHY = 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
@@ -26,7 +30,7 @@ study: $(VENV)/installed
 	printf 'start here: results/%s/index.html\n' "$$study"
 
 test: $(VENV)/installed $(VENV)/kernels $(VENV)/docs $(VENV)/axe
-	"$(BIN)/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	"$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 # The long version of the tests that damage, interrupt and mutate; `make test` runs a short one.
 faults: $(VENV)/installed
@@ -62,6 +66,7 @@ $(VENV)/installed: envs/requirements.txt envs/torch-cpu.txt envs/cuda.txt envs/m
 	@"$(BIN)/python" -c "import importlib.metadata, sys; sys.exit('nvidia' in str(importlib.metadata.requires('torch')))" || \
 	  { $(INSTALL) --no-deps -r envs/cuda.txt $(OR_SAY_WHY); }
 	@LC_ALL=C.UTF-8 $(INSTALL) --no-deps --no-build-isolation -e . $(OR_SAY_WHY)
+	@$(COMPILE_ALL)
 	@for file in $(VENV)/lib/python*/site-packages/__editable__.crosscoders-*.pth; do echo ../../../../src >"$$file"; done
 	@touch $@
 
