@@ -6,8 +6,8 @@ CONFIG ?= config.yaml
 CORES ?= all
 export PATH := $(BIN):$(PATH)
 export PYTHONUTF8 := 1
-# Tests wait for clusters, kills and each other a third of their time, so that two cores have work for three processes.
-WORKERS ?= 3
+# Processes that run tests; each may start others.
+WORKERS ?= 2
 # Snakemake needs the name of a home. Where none can be written, its files and those of others go to a temporary folder.
 export HOME ?= /nonexistent
 

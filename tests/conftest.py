@@ -19,13 +19,14 @@ from crosscoders.study.settings.crosscoders import CrosscoderSettings
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that run the workflow or wait for it: one that began last would keep one processor idle."""
+    """Begin with the files that take longest: one that began last would keep one processor idle.
 
-    def takes_long(item) -> bool:
-        return item.get_closest_marker("slow") is not None or "finished_project" in item.fixturenames
-
-    slow_tests = collections.Counter(item.path for item in items if takes_long(item))
-    items.sort(key=lambda item: -slow_tests[item.path])
+    One of those that need the finished study comes first and makes it; the others come when it is there.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    waiting = collections.Counter(item.path for item in items if "finished_project" in item.fixturenames)
+    first = waiting.most_common(1)[0][0] if waiting else None
+    items.sort(key=lambda item: (item.path != first, item.path not in slow - {*waiting}, item.path not in waiting))
 
 
 @pytest.fixture(autouse=True)
