@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +32,8 @@ BATCH_TOKENS = 2048
 
 def average(coders: list[Crosscoder], held_out: Activations) -> Crosscoder:
     """The crosscoder whose weights are the means of those of others, with a threshold of its own."""
-    floats = {
-        one.name: torch.stack([getattr(coder, one.name) for coder in coders]).mean(0)
-        for one in fields(Crosscoder)
-        if one.name in ("encoder", "encoder_bias", "decoder", "decoder_bias")
-    }
-    mean = replace(coders[0], **floats)
+    names = ("encoder", "encoder_bias", "decoder", "decoder_bias")
+    mean = replace(coders[0], **{name: torch.stack([getattr(one, name) for one in coders]).mean(0) for name in names})
     if mean.selection.ranked_over == "batch":
         mean = replace(mean, threshold=fit_threshold(mean, (x for _, x in held_out.batches(BATCH_TOKENS)), mean.k))
     return mean
@@ -58,9 +54,11 @@ def come_back(one: Crosscoder, other: Crosscoder, fired: np.ndarray, other_fired
 
 def row(label: str, pairs: list[tuple[Crosscoder, Crosscoder]], test: Activations) -> str:
     """Pairs of trainings as a row of the table: means over the pairs and their range."""
+    coders = {id(coder): coder for pair in pairs for coder in pair}  # a training is in several pairs
+    figures = {key: measured(coder, test) for key, coder in coders.items()}
     found = []
     for one, other in pairs:
-        (fve, l0, fired), (_, _, other_fired) = measured(one, test), measured(other, test)
+        (fve, l0, fired), (_, _, other_fired) = figures[id(one)], figures[id(other)]
         found.append([fve, l0, 1 - fired.mean(), *come_back(one, other, fired, other_fired)])
     means, low, high = np.mean(found, 0), np.min(found, 0), np.max(found, 0)
     forms = ("{:.3f}", "{:.1f}", "{:.3f}", "{:.1%}", "{:.2f}")

@@ -243,7 +243,7 @@ def test_processor_time_is_what_the_embedded_study_took(embedded):
 
 
 def test_rates_of_this_machine_are_measured():
-    rates = plan.measured(cores=2)
+    rates = plan.measured()
     assert min(rates.forward, rates.products) > 1e8
     assert rates.memory > 1e8
     assert rates.start > 0.1

@@ -252,7 +252,7 @@ def spans(summary: xr.Dataset, crosscoder: str, leaning: str, size: int) -> dict
 def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> None:
     """A panel for every size of the span: overlaps by crosscoder and leaning, a mark per pair of seeds."""
     names, places = crosscoders(summary), {"base": -0.22, "shared": 0.0, "chat": 0.22}
-    colours = {
+    of_leaning = {
         leaning: CLASS_COLOURS[label]
         for leaning, label in zip(places, ("base-only", "shared", "chat-only"), strict=True)
     }
@@ -264,7 +264,7 @@ def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Da
                 for pair, (value, low, high) in enumerate(found["overlap"]):
                     at, drawn = c + place + 0.05 * pair, True
                     bars = [[value - low], [high - value]]
-                    axis.errorbar(value, at, xerr=bars, fmt="o", ms=4, capsize=2, color=colours[leaning])
+                    axis.errorbar(value, at, xerr=bars, fmt="o", ms=4, capsize=2, color=of_leaning[leaning])
                     for kind, colour in (("random_latents", "0.6"), ("random_directions", "black")):
                         _, lowest, highest = found[kind][pair]
                         axis.fill_betweenx([at - 0.09, at + 0.09], lowest, highest, color=colour, alpha=0.5, lw=0)
@@ -272,13 +272,13 @@ def _draw_spans(axes: np.ndarray, summary: xr.Dataset, controls: dict[str, xr.Da
                     one for one in controls.values() if name in crosscoders(one) and "subspace_overlap" in one
                 ):
                     values = spans(other, name, leaning, size)["overlap"][:, 0]
-                    axis.scatter(values, [c + place] * len(values), marker="x", s=24, color=colours[leaning])
+                    axis.scatter(values, [c + place] * len(values), marker="x", s=24, color=of_leaning[leaning])
         axis.set(xlabel=f"overlap of what {size} latents span\nin two seeds (bars: 95% jackknife)", xlim=(-0.03, 1.03))
         if not drawn:
             reason = "too few latents are alive in two seeds,\nor they would fill half of the source"
             axis.text(0.5, 0.5, reason, ha="center", va="center", transform=axis.transAxes)
     for leaning, label in {"base": "lowest Δ, in base", "shared": "Δ nearest ½", "chat": "highest Δ"}.items():
-        axes[0].scatter([], [], color=colours[leaning], label=label)
+        axes[0].scatter([], [], color=of_leaning[leaning], label=label)
     axes[0].scatter([], [], marker="s", color="0.6", label="random latents (95%)")
     axes[0].scatter([], [], marker="s", color="black", label="random directions (95%)")
     if controls:

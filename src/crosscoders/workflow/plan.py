@@ -222,13 +222,8 @@ def _report(study: Study, reached: list[str]) -> Iterator[Job]:
 # -- rates of this machine ---------------------------------------------------------------------------------------------
 
 
-def measured(cores: int) -> Rates:
+def measured() -> Rates:
     """Rates of one core of this machine, from products, copies and imports that another process measures in some seconds.
-
-    Parameters
-    ----------
-    cores : int
-        How many work at the same time in the study that is planned.
 
     Returns
     -------
@@ -239,8 +234,7 @@ def measured(cores: int) -> Rates:
     UserError
         The other process failed.
     """
-    command = [sys.executable, "-m", "crosscoders.kernels.rates", str(min(cores, os.cpu_count() or 1))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "crosscoders.kernels.rates"], capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"plan: the rates of this machine cannot be measured ({reason})")
@@ -264,9 +258,9 @@ class Where:
     def here(cls, device: str, cores: int | None = None) -> Where:
         """The machine of this process, with a GPU where one is named."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        cores = cores or os.cpu_count() or 1
-        free = shutil.disk_usage(_existing(Path("results"))).free
-        return cls(device, cores, memory, free, measured(cores))
+        return cls(
+            device, cores or os.cpu_count() or 1, memory, shutil.disk_usage(_existing(Path("results"))).free, measured()
+        )
 
     def seconds(self, job: Job, cost: Cost) -> tuple[float, float]:
         """Seconds of a job on the processors, one core, and on the GPU."""
