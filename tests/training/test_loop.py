@@ -190,6 +190,16 @@ def test_the_penalty_is_steered_to_the_wanted_l0(member):
     assert state.coefficient != options.penalty.coefficient
 
 
+def test_the_penalty_is_steered_as_fast_while_the_learning_rate_decays(member):
+    """L0 cannot reach what is wanted here, so the coefficient rises by the same factor at every step, to the last."""
+    options = member(
+        "relu", penalty="l1_of_norms", coefficient=1e-6, target=0.01, steps=40, learning_rate=1e-6, decay_share=0.9
+    )
+    _, state = fit(options)
+    coefficient = np.array(state.history["penalty_coefficient"])
+    np.testing.assert_allclose(coefficient[1:] / coefficient[:-1], math.exp(loop.STEERING_LIMIT), rtol=1e-6)
+
+
 @pytest.mark.parametrize("moments", ["float32", "bfloat16"])
 def test_resuming_gives_the_same_bytes_as_never_stopping(member, moments):
     options = member(penalty="l1_of_norms", coefficient=0.01, target=4.0, steps=40, adam_moments=moments)
