@@ -88,10 +88,15 @@ def processes(folder: Path = ROOT) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def linked(folder: Path) -> Iterator[Path]:
-    """A folder to work in that has all of a project without copying it; files must be replaced there, never edited."""
+    """A folder to work in that has all of a project without copying it; files must be replaced there, never edited.
+
+    Logs are left out: a job writes its log in place, which would change what the project's own study says of its run.
+    """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="linked-") as name:
         here = Path(name)
         subprocess.run(["cp", "-al", str(folder / "results"), str(here / "results")], check=True)
+        for logs in here.glob("results/*/logs"):
+            shutil.rmtree(logs)
         for other in ("notebooks", "report", "src", "studies", "rules", "profiles", "envs", "Snakefile"):
             (here / other).symlink_to(folder / other)
         yield here
