@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests import preloaded
+
 from crosscoders.study import loading
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +51,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def snakemake(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     """Run Snakemake in a copy of the project."""
-    command = ["snakemake", "--cores", "2", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+    done = preloaded.snakemake(folder, ["--cores", "2", *arguments], environment(folder))
     assert not check or done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done
 

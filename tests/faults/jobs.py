@@ -20,7 +20,13 @@ from pathlib import Path
 from tests.project import ROOT
 
 LONG = os.environ.get("FAULTS") == "long"
-LOADED = ["netCDF4", "transformers", "crosscoders.stage", "crosscoders.training.job", "crosscoders.report.figures"]
+LOADED = [
+    "netCDF4",
+    "transformers.models.llama.modeling_llama",
+    "crosscoders.stage",
+    "crosscoders.training.job",
+    "crosscoders.report.figures",
+]
 DOCUMENTS = (".ipynb", "report.html", "manifest.json")
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from tests import preloaded
 from tests.project import ENVIRONMENT, ROOT, SMOKE, small_study
 from tests.slurm.profiles import commands, profile
 
@@ -53,8 +54,7 @@ def made_up(tmp_path, monkeypatch, bare):
 
 @pytest.mark.slow
 def test_a_dry_run_of_the_slurm_profile_needs_no_slurm(bare):
-    command = ["snakemake", "-n", "--quiet", "rules", "--workflow-profile", "slurm", *SMOKE]
-    done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True)
+    done = preloaded.snakemake(ROOT, ["-n", "--quiet", "rules", "--workflow-profile", "slurm", *SMOKE], bare)
     assert done.returncode == 0 and "This was a dry-run" in done.stdout + done.stderr, done.stderr
     said = profile("slurm", bare)
     assert "slurm-status-command" not in said and "train_crosscoder=8" in said["set-threads"]
@@ -63,9 +63,8 @@ def test_a_dry_run_of_the_slurm_profile_needs_no_slurm(bare):
 @pytest.mark.slow
 def test_a_run_where_there_is_no_slurm_is_a_line(bare, tmp_path):
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_study("small"), sort_keys=False))
-    command = ["snakemake", "-s", ROOT / "Snakefile", "-d", tmp_path, "--workflow-profile", "slurm"]
-    command += ["--configfile", tmp_path / "small.yaml"]
-    done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True)
+    arguments = ["-s", f"{ROOT}/Snakefile", "-d", str(tmp_path), "--workflow-profile", "slurm"]
+    done = preloaded.snakemake(ROOT, [*arguments, "--configfile", f"{tmp_path}/small.yaml"], bare)
     said = done.stdout + done.stderr
     assert done.returncode != 0 and "Traceback" not in said
     assert "error: Slurm: there is no command scontrol here; expected a login node of a cluster" in said

@@ -3,8 +3,8 @@
 import copy
 
 import pytest
+from tests import project
 
-import project
 from crosscoders.activations.sections import NullChange
 from crosscoders.errors import UserError
 from crosscoders.study import loading

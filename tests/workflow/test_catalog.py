@@ -1,10 +1,10 @@
 """What the project tells catalogs and container builders of itself: it parses, and what it names is there."""
 
 import re
-import subprocess
 
 import pytest
 import yaml
+from tests import preloaded
 from tests.project import ENVIRONMENT, ROOT, SMOKE
 
 CATALOG = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
@@ -53,19 +53,18 @@ def test_images_are_made_of_the_lock(recipe):
 def test_an_image_that_is_not_built_is_a_line_where_it_is_asked_for(image, said):
     if image is None and (ROOT / "envs/crosscoders.sif").exists():
         pytest.skip("the image is built here")
-    command = ["snakemake", "-n", *SMOKE, "--software-deployment-method", "apptainer"]
+    arguments = ["-n", *SMOKE, "--software-deployment-method", "apptainer"]
     variables = ENVIRONMENT | ({"CROSSCODERS_IMAGE": image} if image else {})
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = preloaded.snakemake(ROOT, arguments, variables)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0 and len(lines) == 1 and lines[0].startswith(f"error: {said}"), done.stderr
 
 
 def test_a_run_without_apptainer_leaves_the_container_aside(finished_project):
     """The shared study was made without an image, and nothing of it is made again where one is named."""
-    command = ["snakemake", "-n", *SMOKE]
     variables = ENVIRONMENT | {
         "CROSSCODERS_IMAGE": "docker://another/image",
         "PYTHONPATH": str(finished_project / "src"),
     }
-    done = subprocess.run(command, cwd=finished_project, env=variables, capture_output=True, text=True)
+    done = preloaded.snakemake(finished_project, ["-n", *SMOKE], variables)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr, done.stderr

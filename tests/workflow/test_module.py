@@ -1,11 +1,11 @@
 """The workflow as a module of another Snakefile, in another folder."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import xarray as xr
 import yaml
+from tests import preloaded
 from tests.project import ENVIRONMENT, ROOT, small_study
 
 SNAKEFILE = """
@@ -52,8 +52,8 @@ def mine(tmp_path):
 
 def snakemake(folder: Path, *arguments: str) -> tuple[int, str]:
     """Run the workflow of a folder: status and output."""
-    command = ["snakemake", "--cores", "2", "--workflow-profile", ROOT / "profiles/default", *arguments]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    profile = ["--cores", "2", "--workflow-profile", f"{ROOT}/profiles/default"]
+    done = preloaded.snakemake(folder, [*profile, *arguments], ENVIRONMENT)
     return done.returncode, done.stdout + done.stderr
 
 

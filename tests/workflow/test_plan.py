@@ -4,13 +4,12 @@ import collections
 import copy
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from tests import preloaded, project
 
-import project
 from crosscoders import cli
 from crosscoders.errors import UserError
 from crosscoders.language_models import fetch_model
@@ -85,8 +84,8 @@ def test_an_endpoints_address_and_key_are_passed_to_jobs_and_said_nowhere(tmp_pa
     given = {"CROSSCODERS_ENDPOINT": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "secret-of-the-test"}
     others = ("CROSSCODERS_ENDPOINT_KEY", "OPENAI_BASE_URL")
     environment = {name: value for name, value in project.environment(folder).items() if name not in others} | given
-    command = ["snakemake", "--cores", "1", "-n", "--configfile", "extras.yaml", "--", "results/smoke/text/wiki.nc"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    arguments = ["--cores", "1", "-n", "--configfile", "extras.yaml", "--", "results/smoke/text/wiki.nc"]
+    done = preloaded.snakemake(folder, arguments, environment)
     assert done.returncode == 0, done.stderr
     assert "passed: CROSSCODERS_ENDPOINT OPENAI_API_KEY\n" in done.stdout, "those that are set"
     assert "secret-of-the-test" not in done.stdout + done.stderr

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.faults.kills import kill, start
-from tests.project import ROOT, copy, planned, snakemake
+from tests.project import ROOT, copy, copy_finished, planned, snakemake
 
 from crosscoders import artifacts
 from crosscoders.data import tokenize
 from crosscoders.errors import UserError
 from crosscoders.study import loading
 
-WINDOW, SHARDS = 2, 4
+WINDOW, SHARDS = 2, 3
 STUDY = "studies/window.yaml"
 
 
@@ -36,12 +36,12 @@ def windowed() -> dict:
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory):
-    """Two copies of the project with the study."""
+    """Two copies of the project with the study and its tokens."""
     folder = tmp_path_factory.mktemp("window")
-    made = [copy(folder / name) for name in ("whole", "killed")]
-    for project in made:
-        (project / STUDY).write_text(yaml.safe_dump(windowed()))
-    return made
+    whole = copy(folder / "whole")
+    (whole / STUDY).write_text(yaml.safe_dump(windowed()))
+    snakemake(whole, "results/window/tokens/cross-layer/train.nc", "--configfile", STUDY)
+    return whole, copy_finished(whole, folder / "killed")
 
 
 TARGETS = [f"results/window/crosscoders/cross-layer/{name}/seed-0.nc" for name in ("l1", "batchtopk")]
