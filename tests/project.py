@@ -35,11 +35,11 @@ SMOKE = ("--configfile", "studies/smoke.yaml")
 
 
 def copy(folder: Path) -> Path:
-    """A copy of the project that a test may edit; its own sources are the ones that run."""
+    """A copy of the project that a test may edit; its own sources are the ones that run, compiled as they are here."""
     folder.mkdir()
     for name in COPIED:
         source = ROOT / name
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        ignore = shutil.ignore_patterns("*.egg-info", "*.pyc.*")  # the latter are being written
         shutil.copytree(source, folder / name, ignore=ignore) if source.is_dir() else shutil.copy(source, folder / name)
     return folder
 

@@ -136,6 +136,21 @@ def test_any_damaged_file_of_a_finished_study_is_named(pool, finished_project):
     counted("verified", [(name, future.result()) for name, future in waiting], {"named"})
 
 
+def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of every file of a study."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_what_a_job_does_in_a_linked_folder_leaves_the_shared_study_alone(pool, finished_project):
+    """Other tests read that study; its logs were once written through links."""
+    before = stamps(finished_project / "results")
+    job = next(job for job in jobs(finished_project) if job.rule == "collate_trials")
+    victim = next(name for name in job.inputs if "/planted/" in name)
+    assert pool.submit(read_damaged, finished_project, job, victim, 0).result() == "refused"
+    assert stamps(finished_project / "results") == before
+
+
 @pytest.mark.slow
 def test_a_training_does_not_go_on_from_a_damaged_checkpoint(pool, finished_project, killed_trainings):
     chosen = [killed_trainings[i % len(killed_trainings)] for i in range(RESUMED)]

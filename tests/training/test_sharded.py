@@ -97,8 +97,8 @@ def test_every_member_takes_the_steps_of_one_process(alone, ranks, replicas):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_long_training_is_that_of_one_process(ranks):
     names = ["batchtopk"]
-    found = meshes.on_mesh(ranks, 1, meshes.states, names, 300)
-    for name, one in meshes.states(ALONE, names, 300).items():
+    found = meshes.on_mesh(ranks, 1, meshes.states, names, 150)
+    for name, one in meshes.states(ALONE, names, 150).items():
         assert_close(found[name]["state"], one["state"], name)
 
 
