@@ -80,3 +80,21 @@ def test_figures_are_as_wide_as_a_page_and_no_text_is_smaller_than_seven_points(
             text.get_text(): text.get_fontsize() for text in texts if text.get_fontsize() < figures.SMALLEST_TEXT
         } == {}, name
         plt.close(figure)
+
+
+def test_a_note_of_many_crosscoders_is_read_whole_and_covers_nothing(tmp_path):
+    """In lines that end within the page, below all that the figure draws."""
+    figures.style()
+    names = [f"{member}-{factor}x" for member in ("l1", "batchtopk", "dedicated", "WWWWWWWW") for factor in (1, 2, 4)]
+    note = f"Tokens seen in training: {', '.join(f'{name} 1,474,560' for name in names)}."
+    drawn, axis = plt.subplots(figsize=(figures.PAGE_WIDTH, 2))
+    axis.set_xlabel("tokens")
+    drawn.legend(handles=axis.plot([0, 1], label="one"), loc="outside lower center")
+    figures.save(drawn, tmp_path, "figure", note)
+    (shown,) = (text for text in drawn.texts if text.get_text().startswith("Tokens seen"))
+    assert shown.get_text().split() == note.split()
+    box, page = shown.get_window_extent(), drawn.bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0
+    others = [axis.get_tightbbox(), *(legend.get_window_extent() for legend in drawn.legends)]
+    assert all(box.y1 <= other.y0 for other in others)
+    plt.close(drawn)

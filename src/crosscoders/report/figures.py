@@ -50,8 +50,10 @@ class NothingToDraw(Exception):
     """A figure, or sentences, that do not apply to these results; the message is the sentence that a reader finds."""
 
 
-NOTE_INCHES = 0.22
-"""Height of the note below a figure."""
+NOTE_INCHES, LINE_INCHES = 0.22, 0.14
+"""Height of the note of one line below a figure, and of each further line."""
+LETTERS_PER_INCH = 16
+"""The most letters of a note in an inch of a line."""
 
 
 def style() -> None:
@@ -71,17 +73,19 @@ def style() -> None:
 def save(figure: plt.Figure, folder: Path | str, name: str, note: str = "") -> None:
     """Write `{name}.png` and `{name}.svg`, with a note below; the layout is solved once for both."""
     if note:
-        height = figure.get_figheight() + NOTE_INCHES
+        lines = textwrap.wrap(note, int(LETTERS_PER_INCH * figure.get_figwidth()), break_on_hyphens=False)
+        below = NOTE_INCHES + LINE_INCHES * (len(lines) - 1)
+        height = figure.get_figheight() + below
         figure.set_figheight(height)
-        above = (0, NOTE_INCHES / height, 1, 1 - NOTE_INCHES / height)
+        above = (0, below / height, 1, 1 - below / height)
         figure.get_layout_engine().set(rect=above)
-        figure.text(0.01, 0.06 / height, note, fontsize=SMALLEST_TEXT, color="0.35", va="bottom")
+        figure.text(0.01, 0.06 / height, "\n".join(lines), fontsize=SMALLEST_TEXT, color="0.35", va="bottom")
     for _ in range(2):  # labels of ticks that the first pass moves are known to the second
         figure.get_layout_engine().execute(figure)
     if note:  # a layout knows nothing of the note: the label at the foot and legends at the edge make room
         for text in figure.texts:
             if text.get_text() == figure.get_supxlabel():
-                text.set_y(text.get_position()[1] + NOTE_INCHES / height)
+                text.set_y(text.get_position()[1] + below / height)
         for legend in figure.legends:
             legend.set_bbox_to_anchor(above, figure.transFigure)
     figure.set_layout_engine("none")
