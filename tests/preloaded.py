@@ -13,7 +13,6 @@ import tempfile
 import threading
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 _one_at_a_time = threading.Lock()
 
 
@@ -48,7 +47,7 @@ def snakemake(folder: Path, arguments: list[str], variables: dict[str, str]) -> 
 def _server() -> subprocess.Popen:
     """The process that forks, which ends with this one."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, **pipes)
+    server = subprocess.Popen([sys.executable, __file__], **pipes)
     atexit.register(server.stdin.close)
     return server
 

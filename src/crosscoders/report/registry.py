@@ -507,7 +507,7 @@ FIGURES = (
         ),
         studies=("budgets",),
         finding="The order of the members stays over four times the tokens, and the gap between L1 and the others grows; "
-        "the lift of the highest Δ falls for all of them.",
+        "the lift of the highest Δ is lower for each at the end.",
         leads=2,
     ),
     Figure(
