@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -105,7 +106,13 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
 
 
 def _start(arguments: argparse.Namespace) -> None:
-    """Open the log, limit the threads, silence warnings that no user can act on; collect garbage from here on."""
+    """Open the log, limit the threads, silence warnings that no user can act on; collect garbage from here on.
+
+    An interruption, which ends the process while it imports, raises from here on, so that what was begun is cleaned up.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     gc.freeze()
     gc.enable()
     ensure_home()

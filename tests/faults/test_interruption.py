@@ -48,6 +48,25 @@ def test_a_stage_that_still_imports_ends_with_one_line(number, seconds):
         assert not started or printed.strip() == "language_models.fetch_model: interrupted; the same command continues"
 
 
+CALLED_FROM_C = """
+import ctypes, os, sys
+from crosscoders import __main__
+call = ctypes.CFUNCTYPE(None)(lambda: (os.kill(os.getpid(), {number}), sum(range(1000))))
+__main__.runpy.run_module = lambda *_, **__: call()
+sys.argv = ["crosscoders", "language_models.fetch_model"]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_within_what_a_library_calls_from_c_is_one_line(number):
+    """An exception that is raised there is lost, or aborts the process with lines of C++."""
+    process = group([sys.executable, "-c", CALLED_FROM_C.format(number=int(number))], cwd=ROOT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert printed.strip() == "language_models.fetch_model: interrupted; the same command continues"
+
+
 @pytest.mark.parametrize(("cause", "code"), [(KeyboardInterrupt(), 130), (ValueError(), None)])
 def test_an_interruption_while_a_class_is_made_is_one_too(monkeypatch, capsys, cause, code):
     """Python 3.11 turns it into a RuntimeError; other errors stay what they are."""
@@ -57,12 +76,13 @@ def test_an_interruption_while_a_class_is_made_is_one_too(monkeypatch, capsys, c
 
     monkeypatch.setattr(sys, "argv", ["crosscoders", "language_models.fetch_model"])
     monkeypatch.setattr(__main__.runpy, "run_module", run)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(SystemExit if code else RuntimeError) as ended:
             __main__.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if code:
         assert ended.value.code == code
         assert capsys.readouterr().err.strip() == "language_models.fetch_model: interrupted; the same command continues"
