@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
 
 from crosscoders.report.figures import PAGE_WIDTH, PALETTE, NothingToDraw
-from crosscoders.report.null_figures import LOWEST_RATE, RATES, compared, rates
+from crosscoders.report.null_figures import LOWEST_RATE, RATES, compared, enrichment, rates
 
+Measure = Callable[[xr.Dataset], np.ndarray]
+"""A value of a summary with the ends of its interval, (3,)."""
 FINE_TUNE = "fine-tune"
 ABSENT = "This study has no null whose weights are rounded; `studies/nulls-weights.yaml` has."
 
@@ -44,38 +48,41 @@ def others(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> dict[str, xr
 
 
 def rounding(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
-    """ours-rounding: calls, change of weights and change of predictions against bits, beside the fine-tune and nulls."""
+    """ours-rounding: calls, lift, change of weights and of predictions against bits, beside the fine-tune and nulls."""
     columns, beside = rounded(controls), others(summary, controls)
-    names = compared(summary, columns)
+    names, lifts = compared(summary, columns), enrichment(summary, compared(summary, columns)[0]) is not None
     bits = np.array([float(one["weight_bits"]) for one in columns.values()])
     colours = {label: PALETTE[(3, 0, 2, 1, 4, 5, 6)[i % 7]] for i, label in enumerate(beside)}
-    figure, axes = plt.subplots(2, len(names) + 1, figsize=(PAGE_WIDTH, 4.8), sharex=True)
-    for row, call in zip(axes, ("chat-only", "chat-specific"), strict=True):
-        for axis, name in zip(row, names, strict=False):
-            having = {label: one for label, one in beside.items() if name in one["crosscoder"].values}
-            called = {
-                label: np.maximum(rates(one, name)[call][:3], LOWEST_RATE) for label, one in (columns | having).items()
-            }
-            _against_bits(axis, bits, [called.pop(label) for label in columns], called, colours)
+    rows = 2 + lifts
+    figure, axes = plt.subplots(rows, len(names) + 1, figsize=(PAGE_WIDTH, 0.8 + 1.9 * rows), sharex=True)
+
+    def draw(axis: plt.Axes, measure: Measure, among: dict[str, xr.Dataset]) -> None:
+        found = {label: measure(one) for label, one in among.items()}
+        _against_bits(axis, bits, [measure(one) for one in columns.values()], found, colours)
+
+    for c, name in enumerate(names):
+        having = {label: one for label, one in beside.items() if name in one["crosscoder"].values}
+        for axis, call in zip(axes[:, c], ("chat-only", "chat-specific"), strict=False):
+            draw(axis, lambda one, n=name, k=call: np.maximum(rates(one, n)[k][:3], LOWEST_RATE), having)
             axis.set(ylabel=f"share {RATES[call]}", yscale="log", ylim=(LOWEST_RATE / 1.5, 1.2))
-            axis.set_title(name if call == "chat-only" else "")
-    for axis, measure, label in (
-        (axes[0, -1], _change, "relative norm of the weights' change"),
-        (axes[1, -1], _divergence, "KL divergence of predictions (nats)"),
-    ):
-        measured = {label: measure(one) for label, one in beside.items() if "weight_change" in one}
-        _against_bits(axis, bits, [measure(one) for one in columns.values()], measured, colours)
-        axis.set(ylabel=label, yscale="log")
-    for axis in axes[1]:
+        if lifts:
+            draw(axes[2, c], lambda one, n=name: np.array(enrichment(one, n)[:3]), having)
+            axes[2, c].set_ylabel("lift, highest Δ")
+        axes[0, c].set_title(name)
+    changed = {label: one for label, one in beside.items() if "weight_change" in one}
+    for axis, measure, title in ((axes[0, -1], _change, "change of weights"), (axes[1, -1], _divergence, "KL, nats")):
+        draw(axis, measure, changed)
+        axis.set(ylabel=title, yscale="log")
+    axes[0, -1].set_title("the models")
+    for axis in [*axes[-1, :-1], axes[1, -1]]:
         axis.set(xlabel="bits per weight", xticks=bits, xlim=(bits.max() + 0.5, bits.min() - 0.5))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=4,
-        title=f"bars and bands: 95%; rates at {LOWEST_RATE:g}: none",
-    )
+        axis.tick_params(labelbottom=True)
+    legend = {"title": f"bars and bands: 95%\nshares at {LOWEST_RATE:g}: none"}
+    if lifts:
+        axes[2, -1].axis("off")
+        axes[2, -1].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", **legend)
+    else:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, **legend)
     sns.despine(figure)
     return figure
 
