@@ -279,6 +279,15 @@ def test_one_bad_value_is_one_line(content, path, value, expected):
     assert all(line.startswith("config: ") for line in found)
 
 
+def test_no_source_has_the_name_of_latents_without_any(content):
+    setting = content["settings"]["cross-layer"]
+    setting["sources"]["none"] = setting["sources"].pop("layer-01")
+    setting["contrast"] = ["layer-00", "none", "layer-02"]
+    assert any("contrast: a source called 'none'" in line for line in problems(content))
+    setting["contrast"] = ["layer-00", "none"]
+    assert not any("called 'none'" in line for line in problems(content)), "a pair has no subsets"
+
+
 @pytest.mark.parametrize("collection", ["settings", "crosscoders", "models"])
 @pytest.mark.parametrize("change", [str.upper, lambda name: name.replace("-", "_") if "-" in name else name.title()])
 def test_names_that_would_share_a_file_or_a_rule_are_one_line(content, collection, change):

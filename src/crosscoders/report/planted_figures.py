@@ -10,6 +10,8 @@ import xarray as xr
 
 from crosscoders.report.figures import PAGE_WIDTH, PALETTE, SMALLEST_TEXT, NothingToDraw, grid
 
+FEWEST_SEEDS = 3
+"""Seeds from which sentences give an interval."""
 RECALL_WANTED = 0.95
 MARKERS = "osD^vP*X<>"
 
@@ -152,20 +154,19 @@ def onset(summary: xr.Dataset) -> plt.Figure:
         "ended in the right source, of these": summary["ending_accuracy"],
     }
     for i, (label, values) in enumerate(bars.items()):
-        mean, half = over_seeds(values.sel(crosscoder=names), confidence)
-        axis.bar(
-            np.arange(len(names)) + 0.27 * (i - 1),
-            mean,
-            0.25,
-            yerr=half,
-            capsize=3,
-            color=PALETTE[[7, 0, 3][i]],
-            label=label,
-        )
+        values, place = values.sel(crosscoder=names), np.arange(len(names)) + 0.27 * (i - 1)
+        mean, half = over_seeds(values, confidence)
+        bars = np.minimum([half, half], [mean, 1 - mean])  # shares lie between 0 and 1
+        axis.bar(place, mean, 0.25, yerr=bars, capsize=3, color=PALETTE[[7, 0, 3][i]], label=label)
+        for s in range(values.sizes["seed"]):
+            at = place + 0.06 * (s - (values.sizes["seed"] - 1) / 2) / values.sizes["seed"] * 2
+            axis.scatter(at, values.isel(seed=s), s=10, color="white", edgecolor="black", linewidth=0.7, zorder=3)
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axis.set(ylabel="share of planted concepts", ylim=(0, 1.08))
     figure.legend(
-        title=f"bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds", loc="outside lower center", ncols=3
+        title=f"dots: seeds; bars: {100 * confidence:.0f}% over {summary.sizes['seed']} seeds",
+        loc="outside lower center",
+        ncols=3,
     )
     sns.despine(figure)
     return figure
@@ -175,6 +176,11 @@ def onset(summary: xr.Dataset) -> plt.Figure:
 
 
 def _interval(values: xr.DataArray, confidence: float) -> str:
+    """Mean and interval over seeds; the values' range where there are too few for an interval that says something."""
+    known = values.values[np.isfinite(values.values)]
+    if 0 < len(known) < FEWEST_SEEDS:
+        low, high = f"{known.min():.2f}", f"{known.max():.2f}"
+        return low if low == high else f"{low} to {high}"
     mean, half = over_seeds(values, confidence)
     return "none" if np.isnan(mean) else f"{float(mean):.2f} ± {float(half):.2f}"
 

@@ -137,8 +137,9 @@ def _shares(axis: plt.Axes, one: xr.Dataset, subsets: list[str], nulls: dict[str
                 f"{label}, seed {seed}",
             )
     for n, (label, null) in enumerate(nulls.items()):
-        at = place + 0.12 + 0.28 * (n + 0.5) / len(nulls)
-        for s in range(null.sizes["seed"]):
+        seeds = null.sizes["seed"]
+        for s in range(seeds):
+            at = place + 0.12 + 0.28 * (n + (s + 0.5) / seeds) / len(nulls)
             ends = [part[chosen] for part in share(null.isel(seed=s), "subset_count")]
             named = f"null: {label.removeprefix('null-').replace('-', ' ')}" if s == 0 else None
             _marks(axis, at, ends, "xd+v"[n % 4], ("0.35", "0.6")[n % 2], named)

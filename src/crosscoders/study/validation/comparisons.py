@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from crosscoders.study.blocks import crosscoder_sources, differences, stored_sources
+from crosscoders.study.contrasts import NONE
 from crosscoders.study.queries.lineage import training_step
 from crosscoders.study.queries.measurements import follows
 from crosscoders.study.series import cells
@@ -56,6 +57,10 @@ def source_problems(study: Study, setting: Setting | PlantedSetting) -> list[str
             for name in setting.contrast
             if name in differences(setting)
         ]
+        if NONE in setting.contrast:
+            problems.append(
+                f"contrast: a source called {NONE!r}; expected another name, which latents of no source have"
+            )
     tokens = setting.tokens.get("train", 0)
     available = sum(tokens.values()) if isinstance(tokens, dict) else tokens
     for name in setting.crosscoders:
