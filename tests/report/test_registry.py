@@ -98,3 +98,25 @@ def test_a_note_of_many_crosscoders_is_read_whole_and_covers_nothing(tmp_path):
     others = [axis.get_tightbbox(), *(legend.get_window_extent() for legend in drawn.legends)]
     assert all(box.y1 <= other.y0 for other in others)
     plt.close(drawn)
+
+
+def test_last_bits_of_the_layout_do_not_change_a_picture(tmp_path, monkeypatch):
+    """The solver's sums depend on addresses in memory; a run that was killed and continued must end with the same bytes."""
+    figures.style()
+    solve, offset = matplotlib.layout_engine.ConstrainedLayoutEngine.execute, 0.0
+
+    def execute(engine, figure):
+        solve(engine, figure)
+        for axis in figure.axes:
+            axis._set_position([part + offset for part in axis.get_position(original=True).bounds])
+
+    monkeypatch.setattr(matplotlib.layout_engine.ConstrainedLayoutEngine, "execute", execute)
+    for name, offset in (("solved", 0.0), ("solved-otherwise", 4e-16)):
+        drawn, axes = plt.subplots(1, 2, figsize=(4, 2))
+        axes[0].plot([0, 1])
+        drawn.colorbar(axes[1].imshow([[0, 1]]))
+        figures.save(drawn, tmp_path, name)
+        plt.close(drawn)
+    for suffix in ("svg", "png"):
+        first, second = (tmp_path / f"{name}.{suffix}" for name in ("solved", "solved-otherwise"))
+        assert first.read_bytes() == second.read_bytes()

@@ -25,6 +25,7 @@ STUDIES = (
     "studies/transfer.yaml",
     "studies/three-models.yaml",
     "studies/layers.yaml",
+    "studies/labels.yaml",
     "studies/through-training.yaml",
 )
 

@@ -56,6 +56,11 @@ LETTERS_PER_INCH = 16
 """The most letters of a note in an inch of a line."""
 
 
+POSITION_DIGITS = 9
+"""Digits kept of where axes stand. The solver of the layout orders its sums by addresses in memory, so that their last bits
+differ between runs, and SVG names clip paths by positions in full precision."""
+
+
 def style() -> None:
     """The look of all figures; SVG ids come from a fixed salt, so that equal data give equal bytes."""
     sns.set_theme(style="ticks", context="paper", palette="colorblind", rc=TEXT)
@@ -89,6 +94,8 @@ def save(figure: plt.Figure, folder: Path | str, name: str, note: str = "") -> N
         for legend in figure.legends:
             legend.set_bbox_to_anchor(above, figure.transFigure)
     figure.set_layout_engine("none")
+    for axis in figure.axes:
+        axis.set_position([round(part, POSITION_DIGITS) for part in axis.get_position(original=True).bounds])
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         drawn = io.BytesIO()
         figure.savefig(drawn, format=suffix, metadata=metadata)

@@ -329,9 +329,9 @@ FIGURES = (
         (*BOTH, *LAYERS),
         words="label_figures.label_sentences",
         needs=("labels_score",),
-        absent="This setting labels no latents: it does not ask for it.",
+        absent="This setting labels no latents: it does not ask for it; `studies/labels.yaml` does.",
         expected=lambda study, setting: setting in explained(study),
-        finding="The studies here label no latents; a setting with `explain` does.",
+        studies=("labels",),
         leads=4,
     ),
     Figure(
