@@ -103,7 +103,7 @@ def test_a_note_of_many_crosscoders_is_read_whole_and_covers_nothing(tmp_path):
 def test_last_bits_of_the_layout_do_not_change_a_picture(tmp_path, monkeypatch):
     """The solver's sums depend on addresses in memory; a run that was killed and continued must end with the same bytes."""
     figures.style()
-    solve, offset = matplotlib.layout_engine.ConstrainedLayoutEngine.execute, 0.0
+    solve = matplotlib.layout_engine.ConstrainedLayoutEngine.execute
 
     def execute(engine, figure):
         solve(engine, figure)
@@ -111,7 +111,8 @@ def test_last_bits_of_the_layout_do_not_change_a_picture(tmp_path, monkeypatch):
             axis._set_position([part + offset for part in axis.get_position(original=True).bounds])
 
     monkeypatch.setattr(matplotlib.layout_engine.ConstrainedLayoutEngine, "execute", execute)
-    for name, offset in (("solved", 0.0), ("solved-otherwise", 4e-16)):
+    for name in ("solved", "solved-otherwise"):
+        offset = 0.0 if name == "solved" else 4e-16
         drawn, axes = plt.subplots(1, 2, figsize=(4, 2))
         axes[0].plot([0, 1])
         drawn.colorbar(axes[1].imshow([[0, 1]]))

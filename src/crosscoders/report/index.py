@@ -17,6 +17,7 @@ from crosscoders.report import figures
 from crosscoders.report.registry import BY_ID
 from crosscoders.report.results import Results
 from crosscoders.report.sections import IndexedSetting, IndexSection
+from crosscoders.report.verification import verify_documents
 
 
 @dataclass
@@ -164,6 +165,7 @@ def main(arguments) -> None:
     """Write the front page, and its findings alone for the report of the workflow."""
     section: IndexSection = arguments.settings
     folder = arguments.output.parent
+    verify_documents(folder)  # the page names them and tells how large they are
     files = {path.stem: path for path in arguments.summaries}
     chapters = [chapter(section, setting, files) for setting in section.settings]
     page = render(
