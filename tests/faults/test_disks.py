@@ -50,7 +50,9 @@ def lines(folder: Path, job: Job) -> str:
     printed = done.stdout + done.stderr
     assert done.returncode != 0, f"{job.rule} was made: {printed[-3000:]}"
     assert "Traceback" not in printed, f"{job.rule}: {printed[-6000:]}"
-    return "\n".join(line for line in printed.splitlines() if line.startswith("error: "))
+    said = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert said, f"{job.rule} says nothing of why it failed: {printed[-6000:]}"
+    return "\n".join(said)
 
 
 def made(folder: Path, reference: Path, job: Job) -> None:

@@ -17,15 +17,14 @@ TRAININGS, OTHERS = (40, 56) if LONG else (2, 3)
 WHOLE = 12
 
 
-def killed_job(project: Path, reference: Path, job: Job, draw: random.Random, forget: bool) -> str:
-    """Kill a run while it makes the outputs of a job, run it again, and say what is wrong, or an empty text."""
+def killed_job(project: Path, reference: Path, job: Job, seconds: float, forget: bool) -> str:
+    """Kill a run so many seconds into a job, run it again, and say what is wrong, or an empty text."""
     training = job.rule in ("train_crosscoder", "train_aligned")
     remove(project, job.outputs)
     checkpoint, log = project / checkpoint_of(job) if training else None, project / job.command[-1]
     log.unlink(missing_ok=True)
     process = start(project, snakemake_command(*job.outputs))
-    wait = 0.0 if training else draw.uniform(0, 3)
-    ran = kill(process, until=checkpoint.exists if training else log.exists, after=wait)
+    ran = kill(process, until=checkpoint.exists if training else log.exists, after=0.0 if training else seconds)
     if training and not checkpoint.exists():
         return "again"  # the training ended before the kill
     if not training and not ran:
@@ -49,8 +48,8 @@ def outcomes(reference: Path, folder: Path, chosen: list[Job]) -> list[tuple[str
         job, project = chosen[number], copies.pop()
         draw = random.Random(f"kill {number}")
         try:
-            for _ in range(6):
-                outcome = killed_job(project, reference, job, draw, forget=number % 2 == 1)
+            for attempt in range(6):  # a job that ends sooner than the kill comes is killed earlier
+                outcome = killed_job(project, reference, job, draw.uniform(0, 3 / 2**attempt), forget=number % 2 == 1)
                 if outcome != "again":
                     break
             return f"{job.rule} {job.outputs[0]}", outcome

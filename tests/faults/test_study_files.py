@@ -53,6 +53,7 @@ def accepted(monkeypatch, tmp_path):
 
 
 def test_a_mutated_study_is_refused_in_short_lines_or_can_be_planned(accepted):
+    print(f"{FILES:,} mutated files, of which {len(accepted):,} are accepted")
     assert 0 < len(accepted) < FILES / 2, "some changes are harmless, most are not"
     for path in accepted[:PLANNED]:
         command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "all", "--configfile", str(path)]
