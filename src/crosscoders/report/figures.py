@@ -54,8 +54,6 @@ NOTE_INCHES, LINE_INCHES = 0.22, 0.14
 """Height of the note of one line below a figure, and of each further line."""
 LETTERS_PER_INCH = 16
 """The most letters of a note in an inch of a line."""
-
-
 POSITION_DIGITS = 9
 """Digits kept of where axes stand. The solver of the layout orders its sums by addresses in memory, so that their last bits
 differ between runs, and SVG names clip paths by positions in full precision."""

@@ -50,7 +50,8 @@ def others(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> dict[str, xr
 def rounding(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure:
     """ours-rounding: calls, lift, change of weights and of predictions against bits, beside the fine-tune and nulls."""
     columns, beside = rounded(controls), others(summary, controls)
-    names, lifts = compared(summary, columns), enrichment(summary, compared(summary, columns)[0]) is not None
+    names = compared(summary, columns)
+    lifts = all(enrichment(one, name) for one in columns.values() for name in names)
     bits = np.array([float(one["weight_bits"]) for one in columns.values()])
     colours = {label: PALETTE[(3, 0, 2, 1, 4, 5, 6)[i % 7]] for i, label in enumerate(beside)}
     rows = 2 + lifts
@@ -66,6 +67,7 @@ def rounding(summary: xr.Dataset, controls: dict[str, xr.Dataset]) -> plt.Figure
             draw(axis, lambda one, n=name, k=call: np.maximum(rates(one, n)[k][:3], LOWEST_RATE), having)
             axis.set(ylabel=f"share {RATES[call]}", yscale="log", ylim=(LOWEST_RATE / 1.5, 1.2))
         if lifts:
+            having = {label: one for label, one in having.items() if enrichment(one, name)}
             draw(axes[2, c], lambda one, n=name: np.array(enrichment(one, n)[:3]), having)
             axes[2, c].set_ylabel("lift, highest Δ")
         axes[0, c].set_title(name)

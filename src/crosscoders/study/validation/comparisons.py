@@ -59,7 +59,7 @@ def source_problems(study: Study, setting: Setting | PlantedSetting) -> list[str
         ]
         if NONE in setting.contrast:
             problems.append(
-                f"contrast: a source called {NONE!r}; expected another name, which latents of no source have"
+                f"contrast: a source called {NONE!r}; expected another name, since latents that write no source are called so"
             )
     tokens = setting.tokens.get("train", 0)
     available = sum(tokens.values()) if isinstance(tokens, dict) else tokens
