@@ -169,8 +169,9 @@ def test_nulls_of_any_number_show_calls_and_enrichment(changed):
 def test_rounding_is_shown_from_many_bits_to_few_beside_the_fine_tune_and_the_other_nulls(changed):
     summary, controls = changed
     figure = weight_figures.rounding(summary, controls)
-    calls, weights, _, divergence = figure.axes
+    calls, weights, _, divergence, lifts, _ = figure.axes
     assert {line.get_label() for line in calls.lines} >= {"fine-tune", "same-model", "noised"}
+    assert "fine-tune" in {line.get_label() for line in lifts.lines} and lifts.get_ylabel().startswith("lift")
     (rounded,) = [one for one in divergence.containers if one.get_label() == "rounded"]
     np.testing.assert_allclose(rounded.lines[0].get_xydata(), [[8, 4.0**-8], [4, 4.0**-4]])
     assert "same-model" not in {line.get_label() for line in weights.lines}, "its weights are those of the first model"
