@@ -156,10 +156,11 @@ def onset(summary: xr.Dataset) -> plt.Figure:
     for i, (label, values) in enumerate(bars.items()):
         values, place = values.sel(crosscoder=names), np.arange(len(names)) + 0.27 * (i - 1)
         mean, half = over_seeds(values, confidence)
-        bars = np.minimum([half, half], [mean, 1 - mean])  # shares lie between 0 and 1
-        axis.bar(place, mean, 0.25, yerr=bars, capsize=3, color=PALETTE[[7, 0, 3][i]], label=label)
-        for s in range(values.sizes["seed"]):
-            at = place + 0.06 * (s - (values.sizes["seed"] - 1) / 2) / values.sizes["seed"] * 2
+        ends = np.minimum([half, half], [mean, 1 - mean])  # shares lie between 0 and 1
+        axis.bar(place, mean, 0.25, yerr=ends, capsize=3, color=PALETTE[[7, 0, 3][i]], label=label)
+        seeds = values.sizes["seed"]
+        for s in range(seeds):
+            at = place + 0.12 * (s - (seeds - 1) / 2) / seeds
             axis.scatter(at, values.isel(seed=s), s=10, color="white", edgecolor="black", linewidth=0.7, zorder=3)
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axis.set(ylabel="share of planted concepts", ylim=(0, 1.08))
