@@ -17,7 +17,7 @@ import xarray as xr
 
 from benchmarks.sides import save, take_turns
 from crosscoders import artifacts
-from crosscoders.activations import extract_activations
+from crosscoders.activations import extraction
 from crosscoders.activations.dataset import Activations
 from crosscoders.activations.shuffle import Order
 from crosscoders.stage import reuse_memory
@@ -42,7 +42,7 @@ def shard(path: Path) -> xr.Dataset:
     place = np.arange(TOKENS)
     places = {"document": place // 100, "position": 1 + place % 100, "token_index": place}
     tokens = xr.Dataset(metadata | {name: ("token", values) for name, values in places.items()})
-    dataset = extract_activations.to_dataset(bits, norms, tokens, SOURCES)
+    dataset = extraction.to_dataset(bits, norms, tokens, SOURCES)
     artifacts.write(dataset, path, contiguous=SOURCES)
     statistics = xr.Dataset({"scale": ("source", [1.0, 1.0]), "sink_norm": ("source", [1e9, 1e9])})
     for name in SOURCES:

@@ -55,12 +55,12 @@ rule extract_activations:
 
 
 rule extract_window:
-    # The stage is extract_activations. A shard is extracted when there is room in the window, and deleted once all have read it.
+    # A shard is extracted when there is room in the window, and deleted once all have read it.
     input:
         tokens="results/{study}/tokens/{setting}/train.nc",
         models=snapshots,
         room=room,
-        code=code("activations.extract_activations"),
+        code=code("activations.extract_window"),
     output:
         temp("results/{study}/activations/{setting}/window/{segment}.nc"),
     log:
@@ -77,9 +77,9 @@ rule extract_window:
         **asks("extract_window"),
         gpu=GPU,
     params:
-        settings=settings_of("extract_activations"),
+        settings=settings_of("extract_window"),
     shell:
-        "python -m crosscoders activations.extract_activations --settings {params.settings:q} --tokens {input.tokens:q}"
+        "python -m crosscoders activations.extract_window --settings {params.settings:q} --tokens {input.tokens:q}"
         " --models {input.models:q} --threads {threads} --output {output:q} --log {log:q}"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crosscoders import artifacts
 from crosscoders.activations import dataset as dataset_module
-from crosscoders.activations import extract_activations, fit_normalisation, shuffle, stored
+from crosscoders.activations import extraction, fit_normalisation, shuffle, stored
 from crosscoders.activations.dataset import Activations
 from crosscoders.activations.sections import NullChange
 from crosscoders.kernels import rows as rows_module
@@ -50,7 +50,7 @@ def written(folder, *widths):
                 "token_index": ("token", first + np.arange(count)),
             }
         )
-        dataset = extract_activations.to_dataset(bits, norms, tokens, SOURCES)
+        dataset = extraction.to_dataset(bits, norms, tokens, SOURCES)
         paths.append(folder / f"{number}.nc")
         artifacts.write(dataset, paths[-1], contiguous=SOURCES)
         first += count

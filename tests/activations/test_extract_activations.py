@@ -8,7 +8,7 @@ from tests import architectures
 from tests.architectures import CONFIGS
 
 from crosscoders import artifacts
-from crosscoders.activations import extract_activations
+from crosscoders.activations import extraction
 from crosscoders.errors import UserError
 from crosscoders.language_models import hooks as sites_module
 from crosscoders.language_models import windows
@@ -63,8 +63,8 @@ def test_batching_and_padding_change_nothing_but_rounding(model):
     ids = generator.integers(1, 64, sum(lengths)).astype(np.int32)
     tokens = architectures.reading(ids, np.concatenate([1 + np.arange(n) for n in lengths]))
     sites = [(1, "resid_post"), (3, "resid_post")]
-    quiet = extract_activations.stage.Progress("", 1)
-    together, norms = extract_activations.extract(model, sites, tokens, 64, quiet)
+    quiet = extraction.stage.Progress("", 1)
+    together, norms = extraction.extract(model, sites, tokens, 64, quiet)
     for span in windows.windows(tokens.position):
         ids = torch.tensor([[0, *tokens.ids[span].tolist()]])
         alone = sites_module.forward(model, sites, ids)
@@ -86,7 +86,7 @@ def test_every_window_is_in_one_batch_under_the_budget():
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
 def test_shards_are_whole_documents_and_cover_everything(shards):
     document = np.repeat(np.arange(40), np.random.default_rng(0).integers(1, 60, 40))
-    parts = [extract_activations.shard_tokens(document, i, shards) for i in range(shards)]
+    parts = [extraction.shard_tokens(document, i, shards) for i in range(shards)]
     assert parts[0].start == 0
     assert parts[-1].stop == len(document)
     for a, b in zip(parts, parts[1:], strict=False):
@@ -96,7 +96,7 @@ def test_shards_are_whole_documents_and_cover_everything(shards):
 
 def test_infinite_activations_name_shard_source_and_token():
     with pytest.raises(UserError, match=r"train/000\.nc: source 'chat': activation of token 7 is not finite"):
-        extract_activations.check_finite({"base": np.ones(9), "chat": np.r_[np.ones(7), np.inf, 1]}, "train/000.nc")
+        extraction.check_finite({"base": np.ones(9), "chat": np.r_[np.ones(7), np.inf, 1]}, "train/000.nc")
 
 
 def test_an_unknown_architecture_is_one_line():

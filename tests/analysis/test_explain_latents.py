@@ -15,7 +15,7 @@ import xarray as xr
 from tests.project import ROOT
 
 from crosscoders import artifacts, stage
-from crosscoders.activations import extract_activations
+from crosscoders.activations import extraction
 from crosscoders.analysis import excerpts, explain_latents
 from crosscoders.analysis.latent_page import shown_labels
 from crosscoders.analysis.sections import ExplainLatentsSection
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     bits = torch.from_numpy(x).bfloat16().view(torch.uint16).numpy()
     sources = {"base": Source(model="a", layer=0), "chat": Source(model="b", layer=0)}
     both, norms = dict.fromkeys(sources, bits), dict.fromkeys(sources, np.linalg.norm(x, axis=1))
-    artifacts.write(extract_activations.to_dataset(both, norms, plain, sources), folder / "test.nc", contiguous=sources)
+    artifacts.write(extraction.to_dataset(both, norms, plain, sources), folder / "test.nc", contiguous=sources)
     normalisation = xr.Dataset({"scale": ("source", np.ones(2)), "sink_norm": ("source", np.full(2, np.inf))})
     for name in sources:
         normalisation[f"mean_{name}"] = (f"width_{name}", np.zeros(width))

@@ -10,7 +10,7 @@ from tests import architectures
 from tests.architectures import ARCHITECTURES, SHIFTED, save
 
 from crosscoders import stage
-from crosscoders.activations import extract_activations
+from crosscoders.activations import extraction
 from crosscoders.errors import UserError
 from crosscoders.interventions import patching
 from crosscoders.language_models import anatomy, fetch_model, hooks, snapshots, splicing
@@ -60,7 +60,7 @@ def test_extraction_reads_every_token_in_its_place(loaded):
     _, model, _ = loaded
     position = np.r_[np.arange(1, 10), np.arange(1, 16)]
     tokens = architectures.reading(ids(1, TOKENS)[0].numpy(), position)
-    bits, _ = extract_activations.extract(model, [(1, "resid_post")], tokens, 64, stage.Progress("", TOKENS))
+    bits, _ = extraction.extract(model, [(1, "resid_post")], tokens, 64, stage.Progress("", TOKENS))
     rows = torch.cat([torch.zeros(1, 1, dtype=torch.long), ids(1, TOKENS)[:, :9]], dim=1)
     expected = hooks.forward(model, [(1, "resid_post")], rows)[1, "resid_post"][0, 1:]
     found = torch.from_numpy(bits[1, "resid_post"][:9]).view(torch.bfloat16).float()

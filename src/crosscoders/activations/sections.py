@@ -76,27 +76,48 @@ class NullChange(Part):
         return cls(kind=chosen.change, base=base, chat=chat, others=others)
 
 
-class ExtractActivationsSection(StageSection):
-    """One shard of the activations of one split."""
+class ShardSection(StageSection):
+    """What is extracted: one shard of one split of a setting, from the models of its sources."""
 
-    stage: ClassVar[str] = "extract_activations"
     setting_name: Name
     split: str
     shard: Seed
     shards: Count
     reading: ModelReading
 
+
+class ExtractActivationsSection(ShardSection):
+    """One shard of the activations of one split."""
+
+    stage: ClassVar[str] = "extract_activations"
+
     @classmethod
-    def of(
-        cls, study: Study, setting: str, split: str = "train", shard: str = "0", segment: str | None = None
-    ) -> ExtractActivationsSection:
-        """The section of one job; a window's segments read the training shards in order, pass after pass."""
-        shards = study.settings[setting].shards[split]
+    def of(cls, study: Study, setting: str, split: str, shard: str) -> ExtractActivationsSection:
+        """The section of one job."""
         return cls(
             study=study.study,
             setting_name=setting,
             split=split,
-            shard=int(shard) if segment is None else int(segment) % shards,
+            shard=int(shard),
+            shards=study.settings[setting].shards[split],
+            reading=ModelReading.of(study, setting, share=1),
+        )
+
+
+class ExtractWindowSection(ShardSection):
+    """One segment of a window: a shard of the training split, of which each pass reads all in order."""
+
+    stage: ClassVar[str] = "extract_window"
+
+    @classmethod
+    def of(cls, study: Study, setting: str, segment: str) -> ExtractWindowSection:
+        """The section of one job."""
+        shards = study.settings[setting].shards["train"]
+        return cls(
+            study=study.study,
+            setting_name=setting,
+            split="train",
+            shard=int(segment) % shards,
             shards=shards,
             reading=ModelReading.of(study, setting, share=1),
         )

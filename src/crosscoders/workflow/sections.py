@@ -26,6 +26,7 @@ SECTIONS: dict[str, type[StageSection]] = {
         language_models.MeasureBehavioursSection,
         data.TokenizeSection,
         activations.ExtractActivationsSection,
+        activations.ExtractWindowSection,
         activations.FitNormalisationSection,
         activations.MeasureSimilaritySection,
         activations.MeasureAblationsSection,
