@@ -84,10 +84,10 @@ def test_a_full_disk_is_a_line_and_costs_nothing(project, finished_project):
 def test_a_read_only_disk_is_a_line_and_costs_nothing(project, finished_project):
     for job in one_of_each(finished_project):
         remove(project, job.outputs)
-        mount("-o", "remount,ro", str(project / "results"))
+        assert mount("-o", "remount,ro", str(project / "results")), job.rule
         try:
             said = lines(project, job)
             assert "results/smoke/" in said and "read-only" in said, (job.rule, said)
         finally:
-            mount("-o", "remount,rw", str(project / "results"))
+            assert mount("-o", "remount,rw", str(project / "results")), job.rule
         made(project, finished_project, job)
