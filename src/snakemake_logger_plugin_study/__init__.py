@@ -40,6 +40,9 @@ FAILED_STAGE = re.compile(r"Command '.*python -m crosscoders (\S+) .*returned no
 REFUSED = re.compile(r"SLURM sbatch failed. The error message was '(?:sbatch: error: )?(.*?)'\.\n", re.DOTALL)
 """What the Slurm executor prints of a job that Slurm does not take: all of its command, after the reason."""
 
+PROTECTED = re.compile(r"^ProtectedOutputException.*affected files:\s*(.+)", re.DOTALL)
+"""What Snakemake prints of files that a job would make again and that it may not write."""
+
 GUESSED = re.compile(r"No SLURM account given|No account was given, not able|Unable to guess SLURM account")
 """What the Slurm executor warns of where a cluster has no accounts; profiles/slurm names one where there are some."""
 
@@ -91,15 +94,25 @@ class LogHandler(LogHandlerBase):
         if event is LogEvent.PROGRESS and self.run:
             record = copy.copy(record)
             record.event, record.msg = None, self.run.line(record.done, record.total)
-        failed = FAILED_STAGE.search(str(record.msg))
+        failed, protected = FAILED_STAGE.search(str(record.msg)), PROTECTED.search(str(record.msg))
         if str(record.msg).startswith("Terminating processes on user request"):
             record.msg = "Interrupted: jobs are ended now. The same command continues where this run stopped."
         elif failed:
             record.msg, record.args = f"{failed[1]} failed; the reason stands above.", ()
+        elif protected:
+            record.msg, record.args = may_not_be_written(protected[1].split("\n")), ()
         elif event is LogEvent.JOB_ERROR and record.rule_msg:
             record = copy.copy(record)  # Snakemake's log file gets all of it
             record.event, record.msg = None, "\n".join(failed_elsewhere(record.rule_name, record.rule_msg, record.log))
         self.terminal.emit(record)
+
+
+def may_not_be_written(files: Sequence[str]) -> str:
+    """The line about files that a job would make again, and that lie on a read-only disk or belong to somebody else."""
+    first, *others = [file.strip() for file in files if file.strip()]
+    more = f", and {len(others)} more" if others else ""
+    why = "read-only or no permission; what it is made from has changed"
+    return shortened(f"error: {first}{more}: cannot be made again ({why})")
 
 
 def failed_elsewhere(rule: str, message: str, logs: Sequence[str]) -> list[str]:

@@ -44,9 +44,9 @@ def one_of_each(folder: Path) -> list[Job]:
     return [job for rule, job in sorted(rules.items()) if LONG or rule in SHORT]
 
 
-def lines(folder: Path, job: Job) -> str:
+def lines(folder: Path, job: Job, *arguments: str) -> str:
     """What a run that makes the outputs of a job prints where it fails."""
-    done = snakemake(folder, *job.outputs, *SMOKE, check=False)
+    done = snakemake(folder, *job.outputs, *arguments, *SMOKE, check=False)
     printed = done.stdout + done.stderr
     assert done.returncode != 0, f"{job.rule} was made: {printed[-3000:]}"
     assert "Traceback" not in printed, f"{job.rule}: {printed[-6000:]}"
@@ -91,3 +91,16 @@ def test_a_read_only_disk_is_a_line_and_costs_nothing(project, finished_project)
         finally:
             assert mount("-o", "remount,rw", str(project / "results")), job.rule
         made(project, finished_project, job)
+
+
+def test_results_on_a_read_only_disk_are_not_made_again(project, finished_project):
+    (job,) = (job for job in one_of_each(finished_project) if job.rule == "train_crosscoder")
+    before = [(project / name).read_bytes() for name in job.outputs]
+    assert mount("-o", "remount,ro", str(project / "results"))
+    try:
+        said = lines(project, job, "--forcerun", "train_crosscoder")
+    finally:
+        assert mount("-o", "remount,rw", str(project / "results"))
+    assert said.startswith("error: results/smoke/") and any(name in said for name in job.outputs), said
+    assert "read-only" in said and "\n" not in said
+    assert [(project / name).read_bytes() for name in job.outputs] == before
