@@ -54,11 +54,18 @@ def labels(summary: xr.Dataset) -> plt.Figure:
         axis.set(xlim=(-0.03, 1.45), xticks=[0, 0.5, 1], ylim=(len(names) - 0.4, -0.6), xlabel="balanced accuracy")
         axis.set_yticks(range(len(names)), [GROUPS[one] for one in names])
     label_rows(axes, "latents chosen by")
-    handles, said = next(iter(axes.values())).get_legend_handles_labels()
+    named = next(iter(axes.values())).get_legend_handles_labels()
+    handles, said = zip(*sorted(zip(*named, strict=True), key=lambda entry: _place(entry[1])), strict=True)
     title = "bars: 95% over latents; at the right: labels shown of labels tried"
     figure.legend(handles, said, loc="outside lower center", ncols=3, title=title, frameon=False)
     sns.despine(figure)
     return figure
+
+
+def _place(label: str) -> int:
+    """Where the legend names something: labels, then those of other latents, then chance; each fills a column."""
+    begins = [label.startswith(side) for side, *_ in SIDES.values()]
+    return begins.index(True) if any(begins) else len(begins)
 
 
 def _scores(axis: plt.Axes, one: xr.Dataset, shift: float, mark: int) -> None:
