@@ -66,6 +66,7 @@ def test_findings_are_the_sentences_of_the_notebooks_with_their_numbers(finished
     sentence = re.sub(r"<.*?>", "", findings[0][1]).strip().splitlines()[0]
     assert sentence[:60] in re.sub(r"<.*?>", "", notebook)
     assert index.members(summary)[0]["tokens seen"] in page
+    assert {"chat-only", "layer-02-only"} <= set(re.findall(r'<th scope="col">(.*?)</th>', page))
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ def test_what_a_name_holds_is_shown_and_not_run():
     template = (Path(index.__file__).parents[3] / "report" / "index.html").read_text()
     hostile = "<script>document.title='owned'</script>"
     one = index.Chapter(hostile, notebook="n.html", members=[{"crosscoder": hostile}])
-    made = index.render(template, study=hostile, chapters=[one], datasets=[(hostile, "1", "1 B")], heads=["L0"])
+    made = index.render(template, study=hostile, chapters=[one], datasets=[(hostile, "1", "1 B")])
     assert "<script" not in made
 
 

@@ -71,7 +71,10 @@ def shortened(line: str) -> str:
 
 
 def members(summary: xr.Dataset) -> list[dict[str, str]]:
-    """A row for each crosscoder: how much it explains, how sparse it is, and what it calls exclusive; mean over seeds."""
+    """A row for each crosscoder: how much it explains, how sparse it is, and what it calls exclusive; mean over seeds.
+
+    Latents that are exclusive to the contrast's last source are called by its name, as `chat-only`.
+    """
     rows = []
     for name in figures.crosscoders(summary) if "crosscoder" in summary.dims else ():
         one = summary.sel(crosscoder=name)
@@ -81,7 +84,8 @@ def members(summary: xr.Dataset) -> list[dict[str, str]]:
                 row[label] = _shown(one[variable].values, form)
         for call in ("chat-only", "chat-specific"):
             if "called" in one and call in one["call"].values:
-                row[call] = _shown(one["called"].sel(call=call).values, "{:,.0f}")
+                head = call.replace("chat", summary.attrs["chat"])
+                row[head] = _shown(one["called"].sel(call=call).values, "{:,.0f}")
         rows.append(row)
     return rows
 
@@ -173,7 +177,6 @@ def main(arguments) -> None:
         study=section.study,
         chapters=chapters,
         datasets=datasets(folder),
-        heads=[*(head for head, _, _ in COLUMNS), "chat-only", "chat-specific"],
     )
     storage.write_sealed(page, arguments.output)
     findings = render(arguments.findings_template.read_text(encoding="utf-8"), chapters=chapters)
