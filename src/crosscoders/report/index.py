@@ -84,7 +84,7 @@ def members(summary: xr.Dataset) -> list[dict[str, str]]:
                 row[label] = _shown(one[variable].values, form)
         for call in ("chat-only", "chat-specific"):
             if "called" in one and call in one["call"].values:
-                head = call.replace("chat", summary.attrs["chat"])
+                head = call.replace("chat", summary.attrs.get("chat", "chat"))
                 row[head] = _shown(one["called"].sel(call=call).values, "{:,.0f}")
         rows.append(row)
     return rows
