@@ -15,8 +15,9 @@ from crosscoders.formats.portable import Portable
 FORMATS: dict[str, ModuleType] = {
     module.NAME: module for module in (crosscoder_learning, ckkissane, sae_lens, sparsify, netcdf)
 }
-"""Every format by its name: a module with `FILES`, `read` and, but for those that are only read, `write`."""
-WRITTEN = [name for name, module in FORMATS.items() if hasattr(module, "write")]
+"""Every format by its name: a module with `FILES` and `read`."""
+WRITTEN = [name for name in FORMATS if name != ckkissane.NAME]
+"""Formats whose modules have `write` besides."""
 
 
 def format_of(path: Path) -> str:
