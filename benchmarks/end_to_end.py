@@ -28,7 +28,7 @@ import crosscoders
 from benchmarks.sides import OUT, PEERS, ROOT, save
 from crosscoders import artifacts
 
-LAYER, LATENTS, K, CONTEXT, ROWS = 15, 4096, 48, 128, 6
+LAYER, LATENTS, K, CONTEXT, ROWS = 7, 4096, 48, 128, 6
 """The site, the size of the dictionary, active latents per token, tokens per row, rows per batch."""
 STORED = 80_000
 """Training tokens whose activations our side extracts; it passes over them as often as the budget asks."""

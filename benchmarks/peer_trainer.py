@@ -16,6 +16,8 @@ from transformers import AutoTokenizer
 
 WARMUP, DECAY = 30, 0.5
 """Steps in which the learning rate rises, and the share of steps in which it falls, as of our side."""
+DEAD_STEPS = 16
+"""Steps without a firing after which `sae-lens` revives a latent; by default more steps than these runs have."""
 SINK = "<|endoftext|>"
 """The first token of every row, which no side trains on: its activations are a hundred times as long as others."""
 
@@ -67,6 +69,7 @@ def sae_lens(task: dict) -> None:
         lr=task["rate"],
         lr_warm_up_steps=WARMUP,
         lr_decay_steps=round(DECAY * steps),
+        dead_feature_window=DEAD_STEPS,
         seed=0,
         logger=LoggingConfig(log_to_wandb=False),
         checkpoint_path=None,
@@ -84,6 +87,7 @@ def sparsify(task: dict) -> None:
     dataset, sink = rows(task)
     model = AutoModel.from_pretrained(task["model"], dtype=torch.float32)
     model.layers = model.layers[: task["layer"] + 1]  # its trainer runs all layers that there are
+    model.config.num_hidden_layers = len(model.layers)
     output = Path(task["output"])
     config = TrainConfig(
         SparseCoderConfig(num_latents=task["latents"], k=task["k"]),

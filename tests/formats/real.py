@@ -73,6 +73,23 @@ def saved_by_sparsify(folder, x):
     return sparsify(folder, x)
 
 
+def trained_by_sparsify(folder, x):
+    """A coder that the trainer of `sparsify` leaves after a few steps, with decoder norms that its last step changed."""
+    from datasets import Dataset
+    from sparsify import SparseCoderConfig, TrainConfig, Trainer
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    size = {"hidden_size": x.shape[1], "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    rows = torch.randint(64, (12, 16)).tolist()
+    options = {"batch_size": 4, "layers": [0], "log_to_wandb": False, "save_dir": folder, "run_name": "run"}
+    config = TrainConfig(SparseCoderConfig(num_latents=24, k=3), **options)
+    with torch.enable_grad():
+        model = LlamaModel(LlamaConfig(vocab_size=64, **size))
+        Trainer(config, Dataset.from_dict({"input_ids": rows}).with_format("torch"), model).fit()
+    return sparsify(f"{folder}/run/layers.0", x)
+
+
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     name, given, result, *places = sys.argv[1:]

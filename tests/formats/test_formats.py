@@ -17,6 +17,7 @@ from tests import project
 from tests.formats import plain
 
 from crosscoders.crosscoder import crosscoder as model
+from crosscoders.crosscoder.encode import encode_sparse
 from crosscoders.errors import UserError
 from crosscoders.formats import crosscoder_learning, recognise, sae_lens, sparsify
 from crosscoders.formats.portable import Portable
@@ -324,8 +325,6 @@ def test_what_we_cannot_express_of_others_is_one_line(member, tmp_path):
         change_config(tmp_path / "sparsify/cfg.json", **changes)
         assert line in one_line(tmp_path / "sparsify")
         (tmp_path / "sparsify/cfg.json").write_text(whole)
-    change_tensors(tmp_path / "sparsify", W_dec=torch.randn(LATENTS, 2 * WIDTH))
-    assert "topk over latents of unequal decoder norms" in one_line(tmp_path / "sparsify")
     recognise.write(portable(member, "batchtopk"), tmp_path / "fork", "crosscoder_learning")
     change_config(tmp_path / "fork/config.json", code_normalization="SAE")
     assert "code_normalization is SAE, but model.safetensors says CROSSCODER" in one_line(tmp_path / "fork")
@@ -378,6 +377,31 @@ def test_names_scales_and_places_that_do_not_fit_are_one_line(member, tmp_path):
     assert "24 columns; expected a multiple of the 5 sources" in one_line(tmp_path / "sae", sources=list("abcde"))
 
 
+@pytest.mark.parametrize("format_name", ["sparsify", "sae-lens"])
+def test_latents_of_unequal_norm_are_ranked_by_their_activations(member, tmp_path, format_name):
+    """As in every checkpoint of a trainer, whose last update comes after the decoder was normalised."""
+    generator = torch.Generator().manual_seed(2)
+    found = portable(member, "topk")
+    recognise.write(found, tmp_path / "peer", format_name)
+    change_tensors(tmp_path / "peer", W_dec=torch.randn(LATENTS, 2 * WIDTH, generator=generator))
+    read, activations = recognise.read(tmp_path / "peer", ["base", "chat"]), raw(found)
+    theirs, rebuilt = FORWARD[format_name](tmp_path / "peer", as_peers_see(format_name, activations).astype(np.float64))
+    by_score = (
+        read.encode(activations),
+        dataclasses.replace(read.crosscoder, rank_weight=None).encode(read.normalise(activations)),
+    )
+    assert ((by_score[0] != 0) != (by_score[1] != 0)).any(), "else the order of scores would do"
+    close(by_score[0], theirs)
+    close(as_peers_see(format_name, read.decode(by_score[0])), rebuilt)
+    sparse = encode_sparse(read.crosscoder, read.normalise(activations))
+    close(sparse.dense(), theirs)
+    for name in ("netcdf", format_name):
+        recognise.write(read, tmp_path / name, name)
+        again = recognise.read(tmp_path / name)
+        for one, value in again.decode(again.encode(activations)).items():
+            close(value, read.decode(by_score[0])[one])
+
+
 # -- peers' own packages -----------------------------------------------------------------------------------------------
 
 
@@ -427,7 +451,14 @@ def test_saes_that_peers_save_are_read(tmp_path):
         close(code, theirs["code"][0][i])
         close(found.decode(code)["only"], theirs["rebuilt"][0][i])
     theirs = in_peers_environment(tmp_path, "saved_by_sparsify", x, tmp_path / "sparsify")
-    found = recognise.read(tmp_path / "sparsify", ["only"])
+    _reads_as(theirs, tmp_path / "sparsify", x)
+    theirs = in_peers_environment(tmp_path, "trained_by_sparsify", x, tmp_path / "trained")
+    _reads_as(theirs, tmp_path / "trained/run/layers.0", x)
+
+
+def _reads_as(theirs: dict, folder: Path, x: np.ndarray) -> None:
+    """An SAE in a folder computes here what its own package computed."""
+    found = recognise.read(folder, ["only"])
     assert found.origin == sparsify.NAME
     code = found.encode({"only": torch.from_numpy(x)})
     close(code, theirs["code"][0])

@@ -49,6 +49,9 @@ class Crosscoder:
         Number of the block of every latent, ascending; known while training.
     nested : bool
         Whether every prefix of the list of blocks reconstructs on its own while training.
+    rank_weight : (m,), optional
+        What activations are multiplied by where latents are ranked, in place of N_j = Σ_s n_{j,s}; of crosscoders trained
+        elsewhere that rank otherwise.
     """
 
     encoder: torch.Tensor
@@ -67,6 +70,7 @@ class Crosscoder:
     log_threshold: torch.Tensor | None = None
     block: torch.Tensor | None = None
     nested: bool = False
+    rank_weight: torch.Tensor | None = None
 
     @property
     def selection(self) -> Selection:
@@ -112,7 +116,18 @@ class Crosscoder:
 
     def over_latents(self, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Crosscoder:
         """A copy with other latents: `change` gets every tensor of latents and the axis along which they lie."""
-        names = ("encoder", "encoder_bias", "decoder", "reads", "writes", "tied", "penalty", "log_threshold", "block")
+        names = (
+            "encoder",
+            "encoder_bias",
+            "decoder",
+            "reads",
+            "writes",
+            "tied",
+            "penalty",
+            "log_threshold",
+            "block",
+            "rank_weight",
+        )
         rows = {name: getattr(self, name) for name in names} | {"threshold": self.threshold}
         changed = {name: change(rows, 0) for name, rows in rows.items() if isinstance(rows, torch.Tensor)}
         return replace(self, **changed, decoder_bias=self.decoder_bias.cpu())
@@ -123,14 +138,18 @@ class Crosscoder:
             return torch.linalg.vector_norm(self.decoder.reshape(self.latents, len(self.widths), -1), dim=2)
         return torch.stack([self.decoder[:, c].norm(dim=1) for c in self.columns], dim=1)
 
+    def score_weights(self) -> torch.Tensor:
+        """What activations are multiplied by for their scores, (m,): N_j = Σ_s n_{j,s}, unless latents are ranked otherwise."""
+        return self.decoder_norms().sum(1) if self.rank_weight is None else self.rank_weight
+
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
         """P = Σ_s W_enc^s x_s + b_enc, (T, m), of normalised activations (T, D)."""
         return matmul.linear(x, self.encoder, self.encoder_bias)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Code at inference, (T, m), not negative; a latent's score is f_j Σ_s n_{j,s}."""
+        """Code at inference, (T, m), not negative; a latent's score is its activation times its `score_weights`."""
         f = self.preactivations(x).relu()
-        score = f * self.decoder_norms().sum(1)
+        score = f * self.score_weights()
         if self.selection.ranked_over == "token":
             return keep_largest(f, score, self.k)
         return f * (score > self.on_above)

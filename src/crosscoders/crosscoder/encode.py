@@ -217,7 +217,7 @@ def encode_sparse(crosscoder: Crosscoder, x: torch.Tensor, backend: Backend | No
     backend = backend or backends.choose(x.device)
     if crosscoder.selection.ranked_over == "token" and backend.rows_at_once is None:
         return of_dense(crosscoder.encode(x))
-    norms, limit = crosscoder.decoder_norms().sum(1), crosscoder.on_above
+    norms, limit = crosscoder.score_weights(), crosscoder.on_above
     if crosscoder.selection.ranked_over == "token":
         weights = crosscoder.encoder, crosscoder.encoder_bias
         return from_flat(*backend.largest_of_tokens(x, *weights, norms, crosscoder.k), (len(x), crosscoder.latents))

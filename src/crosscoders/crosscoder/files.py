@@ -49,6 +49,9 @@ def to_dataset(crosscoder: Crosscoder, normalisation: xr.Dataset) -> xr.Dataset:
     tied = crosscoder.tied.numpy().astype(np.int8)
     dataset["tied"] = _variable("latent", tied, "one decoder direction for all sources")
     dataset["penalty"] = _variable("latent", crosscoder.penalty.numpy(), "factor on the sparsity penalty")
+    if crosscoder.rank_weight is not None:
+        label = "what activations are multiplied by where latents are ranked"
+        dataset["rank_weight"] = _variable("latent", crosscoder.rank_weight.numpy(), label)
     return dataset.assign_attrs(activation=crosscoder.activation, k=crosscoder.k or 0)
 
 
@@ -80,6 +83,7 @@ def from_dataset(dataset: xr.Dataset) -> Crosscoder:
         activation=dataset.attrs["activation"],
         k=int(dataset.attrs["k"]) or None,
         threshold=_tensor(threshold) if threshold.ndim else float(threshold),
+        rank_weight=_tensor(dataset["rank_weight"]) if "rank_weight" in dataset else None,
     )
     if crosscoder.selection.learns_threshold:
         crosscoder.log_threshold, crosscoder.threshold = crosscoder.threshold.log(), 0.0

@@ -29,6 +29,8 @@ SHARED: dict[str, tuple[str, ...]] = {
     "penalty": ("latent",),
 }
 """Dimensions of the variables of all sources; a threshold may be one number for all latents."""
+OPTIONAL: dict[str, tuple[str, ...]] = {"rank_weight": ("latent",)}
+"""Variables that only some crosscoders have."""
 MAY_BE_INFINITE = ("sink_norm",)
 
 
@@ -88,7 +90,7 @@ def _checked(dataset: xr.Dataset, path: Path) -> list[str]:
     if not names or lacking or not known:
         lacks = lacking[0] if lacking else "its sources, activation or k"
         raise UserError(f"{path}: holds no crosscoder (it lacks {lacks}); expected crosscoders/SETTING/NAME/seed-N.nc")
-    for name, dims in expected.items():
+    for name, dims in (expected | {name: OPTIONAL[name] for name in OPTIONAL if name in dataset}).items():
         allowed = ((), dims) if name == "threshold" else (dims,)
         if dataset[name].dims not in allowed or dataset[name].dtype.kind not in "iuf":
             raise UserError(f"{path}: {name} has the dimensions {dataset[name].dims}; expected numbers over {dims}")

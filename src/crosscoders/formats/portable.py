@@ -288,11 +288,13 @@ def silenced(crosscoder: Crosscoder, off: torch.Tensor) -> Crosscoder:
 
 def rescaled(crosscoder: Crosscoder, factor: torch.Tensor) -> Crosscoder:
     """The crosscoder whose codes are multiplied by a factor, (m,), and its decoder divided; scores stay as they are."""
+    ranked = crosscoder.rank_weight
     return replace(
         crosscoder,
         encoder=crosscoder.encoder * factor[:, None],
         encoder_bias=crosscoder.encoder_bias * factor,
         decoder=crosscoder.decoder / factor[:, None],
+        rank_weight=None if ranked is None else ranked / factor,
     )
 
 

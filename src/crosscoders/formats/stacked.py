@@ -23,9 +23,9 @@ def metadata(portable: Portable) -> dict:
 
 
 def ranked_by_activation(crosscoder: Crosscoder) -> Crosscoder:
-    """The same crosscoder with N_j = 1, so that its largest activations are those of its largest scores."""
-    norms = crosscoder.decoder_norms().sum(1)
-    return form.rescaled(form.silenced(crosscoder, norms == 0), torch.where(norms > 0, norms, 1.0))
+    """The same crosscoder with latents rescaled, so that its largest activations are those of its largest scores."""
+    weights = crosscoder.score_weights()
+    return form.rescaled(form.silenced(crosscoder, weights == 0), torch.where(weights > 0, weights, 1.0))
 
 
 def activation_threshold(crosscoder: Crosscoder) -> torch.Tensor:
@@ -74,7 +74,7 @@ def unfolded(
     Raises
     ------
     UserError
-        The columns cannot be divided among the sources, or latents are ranked otherwise than by their scores.
+        The columns cannot be divided among the sources.
     """
     names = form.source_names(sources, tensors.metadata.get("sources"), None, tensors.path)
     columns = weights.encoder.shape[1]
@@ -83,9 +83,9 @@ def unfolded(
     scale = _scales(tensors, len(names))
     per_column = form.spread(scale, [columns // len(names)] * len(names))
     decoder = weights.decoder.double() / per_column
-    norms = decoder.reshape(len(decoder), len(names), -1).norm(dim=2).sum(1)
+    norms, ranked = decoder.reshape(len(decoder), len(names), -1).norm(dim=2).sum(1), None
     if k is not None and norms.max() > (1 + form.EQUAL) * norms.where(norms > 0, norms.max()).min():
-        raise UserError(f"{tensors.path}: topk over latents of unequal decoder norms; expected norms that are equal")
+        ranked = torch.ones(len(norms))
     crosscoder = form.make(
         weights.encoder * per_column,
         weights.encoder_bias,
@@ -96,6 +96,7 @@ def unfolded(
         k,
         0.0 if threshold is None else threshold * norms,
     )
+    crosscoder.rank_weight = ranked
     found = form.without_units(crosscoder, origin, scale)
     if centred:  # as the mean, which is subtracted first, a large bias costs no digits
         found.mean = list(weights.decoder_bias.double().split(crosscoder.widths))
