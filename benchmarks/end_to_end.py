@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,7 @@ import crosscoders
 from benchmarks.sides import OUT, PEERS, ROOT, save
 from crosscoders import artifacts
 
-LAYER, LATENTS, K, CONTEXT, ROWS = 7, 4096, 48, 128, 6
+LAYER, LATENTS, K, CONTEXT, ROWS = 15, 4096, 48, 128, 6
 """The site, the size of the dictionary, active latents per token, tokens per row, rows per batch."""
 STORED = 80_000
 """Training tokens whose activations our side extracts; it passes over them as often as the budget asks."""
@@ -36,8 +38,8 @@ SINK_THRESHOLD = 6.0
 HELD_OUT = 20_000
 """Tokens on which dictionaries are judged."""
 WANTED, AIM = 0.80, 4.0
-BUDGETS = (92_160, 184_320, 368_640, 737_280)
-RATES = {"ours": 3e-3, "sae-lens": 3e-3, "eai-sparsify": 5e-3}
+BUDGETS = (46_080, 69_120, 92_160, 138_240, 184_320, 276_480, 368_640, 552_960)
+RATES = {"ours": 3e-3, "sae-lens": 4e-3, "eai-sparsify": 2.5e-3}
 """Learning rates; `--rate` tries another."""
 
 
@@ -146,21 +148,22 @@ def measured(command: list[str], folder: Path) -> dict[str, float]:
     }
 
 
-def held_out(model: Path, text: Path, folder: Path) -> torch.Tensor:
-    """Activations (tokens, width) on documents that no side trains on, without sinks."""
+def held_out(model: Path, text: Path, folder: Path) -> Path:
+    """Activations on documents that no side trains on."""
     made = folder / "results/end-to-end/activations/one/train/000.nc"
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         ours(Task(model, text, BUDGETS[0], RATES["ours"], folder, HELD_OUT))
         measured(snakemake(folder, str(made.relative_to(folder))), folder)
-    dataset = artifacts.read(made)
+    return made
+
+
+def judged(path: Path, held: Path) -> dict[str, float]:
+    """The variance of held-out activations, without sinks, that a saved dictionary explains; its active latents per token."""
+    dataset = artifacts.read(held)
     norm = dataset["norm"].sel(source="one").values
     kept = torch.from_numpy(norm < SINK_THRESHOLD * np.median(norm))
-    return torch.from_numpy(dataset["one"].values).view(torch.bfloat16)[kept].float()
-
-
-def judged(path: Path, activations: torch.Tensor) -> dict[str, float]:
-    """The variance of held-out activations that a saved dictionary explains, and its active latents per token."""
+    activations = torch.from_numpy(dataset["one"].values).view(torch.bfloat16)[kept].float()
     coder = crosscoders.load(path, sources=None if path.suffix == ".nc" else ["one"])
     code = coder.encode({"one": activations})
     error = (activations - coder.decode(code)["one"]).square().sum()
@@ -170,6 +173,12 @@ def judged(path: Path, activations: torch.Tensor) -> dict[str, float]:
         "l0": round(float(active.sum(1).float().mean()), 1),
         "dead": round(float((~active.any(0)).float().mean()), 3),
     }
+
+
+def apart(function: Callable, *arguments: Path) -> dict[str, float]:
+    """What a function returns, run in a process of its own: a command that is started later inherits this one's largest memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def embedded_text(folder: Path) -> tuple[Path, Path]:
@@ -212,7 +221,7 @@ def main() -> None:
     given = arguments.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     train, held = embedded_text(given.folder)
-    activations = held_out(given.model, held, given.folder / "held-out")
+    judge = held_out(given.model, held, given.folder / "held-out")
     rows, waiting = [], list(given.sides)
     for tokens in given.budgets:
         for side in list(waiting):
@@ -222,7 +231,7 @@ def main() -> None:
             folder.mkdir()
             command, made = SIDES[side](Task(given.model, train, tokens, rate, folder))
             row = {"side": side, "tokens": tokens, "rate": rate} | measured(command, folder)
-            row |= judged(made, activations)
+            row |= apart(judged, made, judge)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             rows.append(row)
             if row["fve"] >= WANTED:

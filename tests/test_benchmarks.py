@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmarks import averaged_seeds, gpu, sides, step, table, worker
+from benchmarks import averaged_seeds, end_to_end, gpu, sides, step, table, worker
 
 from crosscoders import storage
 from crosscoders.crosscoder import crosscoder
 from crosscoders.kernels import backends
 from crosscoders.planted.concepts import Sample
+from crosscoders.study import loading
+from crosscoders.study.blocks import crosscoder_sources
 
 
 @pytest.mark.parametrize("activation", ["batchtopk", "relu"])
@@ -145,3 +147,18 @@ def test_an_average_of_seeds_lies_between_them(member):
     fires = np.ones(one.latents, bool)
     assert averaged_seeds.come_back(one, one, fires, fires) == pytest.approx((1, 1))
     assert averaged_seeds.come_back(one, mean, fires, fires)[1] > averaged_seeds.come_back(one, other, fires, fires)[1]
+
+
+def test_the_study_of_the_benchmark_from_end_to_end_can_be_planned(tmp_path):
+    model, text = tmp_path / "model", tmp_path / "text.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 30}))
+    for name in ("model.safetensors", "tokenizer.json"):  # the loader looks whether they are there
+        (model / name).touch()
+    text.write_text('{"text": "x"}\n')
+    task = end_to_end.Task(model, text, end_to_end.BUDGETS[0], 3e-3, tmp_path)
+    command, made = end_to_end.ours(task)
+    study = loading.load(tmp_path / "study.yaml")
+    assert str(made.relative_to(tmp_path)) in command
+    assert study.crosscoders["sae"].training.steps * study.crosscoders["sae"].training.batch_tokens == task.tokens
+    assert crosscoder_sources(study.settings["one"], study.crosscoders["sae"]) == ["one"]
