@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import averaged_seeds, end_to_end, gpu, sides, step, table, worker
+from tests import architectures
 
 from crosscoders import storage
 from crosscoders.crosscoder import crosscoder
@@ -150,11 +151,8 @@ def test_an_average_of_seeds_lies_between_them(member):
 
 
 def test_the_study_of_the_benchmark_from_end_to_end_can_be_planned(tmp_path):
-    model, text = tmp_path / "model", tmp_path / "text.jsonl"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 30}))
-    for name in ("model.safetensors", "tokenizer.json"):  # the loader looks whether they are there
-        (model / name).touch()
+    sizes = {"num_hidden_layers": end_to_end.LAYER + 1, "max_position_embeddings": end_to_end.CONTEXT}
+    model, text = architectures.save(tmp_path / "model", "llama", **sizes), tmp_path / "text.jsonl"
     text.write_text('{"text": "x"}\n')
     task = end_to_end.Task(model, text, end_to_end.BUDGETS[0], 3e-3, tmp_path)
     command, made = end_to_end.ours(task)
