@@ -1,8 +1,8 @@
-"""From a model folder and text to a dictionary, end to end: beside the trainers of peers.
+"""From a model folder and text to a dictionary, end to end, beside the trainers of peers.
 
 Every side gets the same folder and the same file of JSON lines, and makes a dictionary of the same size at the same L0 from
 one source. Ours is a study: Snakemake fetches, tokenizes, extracts and trains. The others are `sae-lens` and
-`eai-sparsify` with their own trainers, which run the model beside the training. Budgets of training tokens double until a
+`eai-sparsify` with their own trainers, which run the model beside the training. Budgets of training tokens grow until a
 side explains WANTED of the variance of the same held-out activations. Sides take turns within a budget, on all cores. Wall
 time, CPU time and the largest memory of a process are those of all that the command starts.
 """
@@ -27,7 +27,7 @@ import torch
 import yaml
 
 import crosscoders
-from benchmarks.sides import OUT, PEERS, ROOT, save
+from benchmarks.sides import OUT, PEERS, ROOT, available, save
 from crosscoders import artifacts
 
 LAYER, LATENTS, K, CONTEXT, ROWS = 15, 4096, 48, 128, 6
@@ -40,7 +40,7 @@ HELD_OUT = 20_000
 WANTED, AIM = 0.80, 4.0
 BUDGETS = (46_080, 69_120, 92_160, 138_240, 184_320, 276_480, 368_640, 552_960)
 RATES = {"ours": 3e-3, "sae-lens": 4e-3, "eai-sparsify": 2.5e-3}
-"""Learning rates; `--rate` tries another."""
+"""Learning rates, which `--rate` replaces."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def embedded_text(folder: Path) -> tuple[Path, Path]:
 
 
 def report(rows: list[dict]) -> None:
-    """Save the first budget at which each side explains what is wanted, with how many times faster ours is."""
+    """Save all rows; at the first budget that suffices for a peer, with how many times faster ours was at its own."""
     reached = {}
     for row in rows:
         if row["fve"] >= WANTED:
@@ -211,7 +211,7 @@ def report(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    """Raise the budget until every side explains what is wanted, and save the rows."""
+    """Raise the budget until every side explains what is wanted or budgets end, and save the rows."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--model", type=Path, default=ROOT / "results/embedded/models/base")
     arguments.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
@@ -219,17 +219,18 @@ def main() -> None:
     arguments.add_argument("--rate", type=float, help="in place of the learning rate of each side")
     arguments.add_argument("--folder", type=Path, default=OUT / "end-to-end", help="where everything is written")
     given = arguments.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    train, held = embedded_text(given.folder)
-    judge = held_out(given.model, held, given.folder / "held-out")
-    rows, waiting = [], list(given.sides)
+    place, model = given.folder.resolve(), given.model.resolve()  # sides run in folders of their own
+    place.mkdir(parents=True, exist_ok=True)
+    train, held = embedded_text(place)
+    judge = held_out(model, held, place / "held-out")
+    rows, waiting = [], available(given.sides)
     for tokens in given.budgets:
         for side in list(waiting):
             rate = given.rate or RATES[side]
-            folder = given.folder / f"{side}-{tokens}-{rate:g}"
+            folder = place / f"{side}-{tokens}-{rate:g}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            command, made = SIDES[side](Task(given.model, train, tokens, rate, folder))
+            command, made = SIDES[side](Task(model, train, tokens, rate, folder))
             row = {"side": side, "tokens": tokens, "rate": rate} | measured(command, folder)
             row |= apart(judged, made, judge)
             print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)

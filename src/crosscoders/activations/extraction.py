@@ -115,9 +115,9 @@ def extract_shard(section: ShardSection, tokens_file: Path, models: list[Path], 
     UserError
         A model has no such layer, or an activation is not finite.
     """
-    reading, sources = section.reading, section.reading.sources
-    device = chosen_device(reading.device)
-    dtype = chosen_dtype(reading.dtype, device)
+    sources = section.reading.sources
+    device = chosen_device(section.reading.device)
+    dtype = chosen_dtype(section.reading.dtype, device)
     tokens = artifacts.read(tokens_file)
     document = tokens["document"].values
     chosen = shard_tokens(document, section.shard, section.shards)
@@ -125,24 +125,18 @@ def extract_shard(section: ShardSection, tokens_file: Path, models: list[Path], 
     tokens["token_index"] = artifacts.variable("token", index, "number of the token within its split")
     shard = tokens.isel(token=chosen)
     stored = np.flatnonzero(shard["in_all_models"].values)
-    by_model: dict[str, dict[str, Source]] = {}
-    for name, source in sources.items():
-        by_model.setdefault(source.model, {})[name] = source
-    folders = dict(zip(reading.models, models, strict=True))
-    read = {name: ModelTokens.of(tokens, name).within(chosen, document) for name in by_model}
+    read = {source.model: ModelTokens.of(tokens, source.model).within(chosen, document) for source in sources.values()}
     where = f"{section.stage} {section.setting_name}/{section.split}/{section.shard:03d}"
     progress = stage.Progress(where, sum(len(own.ids) for own in read.values()))
     bits: dict[str, np.ndarray] = {}
     norms: dict[str, np.ndarray] = {}
-    for model_name, compared in by_model.items():
-        model = snapshots.load_model(folders[model_name].parent, device, dtype)
-        check_layers(model, compared)
-        sites = list(dict.fromkeys((source.layer, source.hook) for source in compared.values()))
-        own = read[model_name]
-        site_bits, site_norms = extract(model, sites, own, reading.batch_tokens, progress)
-        for name, source in compared.items():
-            site, rows = (source.layer, source.hook), own.place[stored]
-            bits[name], norms[name] = (_rows(values[site], rows) for values in (site_bits, site_norms))
+    folders = dict(zip(section.reading.models, models, strict=True))
+    for name, own in read.items():
+        model = snapshots.load_model(folders[name].parent, device, dtype)
+        compared = {source: one for source, one in sources.items() if one.model == name}
+        of_model = _of_sources(model, compared, own, own.place[stored], section.reading.batch_tokens, progress)
+        bits |= of_model[0]
+        norms |= of_model[1]
     check_finite(norms, str(output))
     dataset = to_dataset(bits, norms, shard.isel(token=stored), sources)
     dataset.attrs = section.provenance()
@@ -152,6 +146,24 @@ def extract_shard(section: ShardSection, tokens_file: Path, models: list[Path], 
     }
     artifacts.write(dataset, output, contiguous=sources)
     stage.say(f"{where}: {len(stored):,} tokens")
+
+
+def _of_sources(
+    model: transformers.PreTrainedModel,
+    sources: dict[str, Source],
+    tokens: ModelTokens,
+    rows: np.ndarray,
+    batch_tokens: int,
+    progress: stage.Progress,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Bits and norms of every source of one model, at the given rows of the model's tokens."""
+    check_layers(model, sources)
+    sites = list(dict.fromkeys((source.layer, source.hook) for source in sources.values()))
+    read = extract(model, sites, tokens, batch_tokens, progress)
+    bits, norms = (
+        {name: _rows(values[source.layer, source.hook], rows) for name, source in sources.items()} for values in read
+    )
+    return bits, norms
 
 
 def _rows(values: np.ndarray, index: np.ndarray) -> np.ndarray:
