@@ -332,7 +332,7 @@ FIGURES = (
         absent="This setting labels no latents: it does not ask for it; `studies/labels.yaml` does.",
         expected=lambda study, setting: setting in explained(study),
         studies=("labels",),
-        finding="A model of 135 million parameters does not label: one label of 173 is better than another latent's.",
+        finding="A model of 135 million parameters does not label: one label of 173 passes.",
         leads=4,
     ),
     Figure(
